@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Shunt's node agent, in one direction: `source -> model -> compile -> diff -> write`.
+//!
+//! `source` brings Kubernetes objects, `model` keeps the desired state, `compile` says what the maps should hold, `diff`
+//! compares with what they hold, and `dataplane` writes the difference. See ARCHITECTURE.md for the rooms.
+
+pub mod compile;
+pub mod problem;
+pub mod source;

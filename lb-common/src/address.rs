@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! IP addresses as the maps hold them, and [`Family`], over which the whole packet path is generic.
+//!
+//! Addresses are 32-bit words *in network byte order in memory*: what a native load from the packet yields. They are
+//! compared and copied, never added or shifted, so that no byte swap is needed on the packet path.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::flow::FlowKey;
+
+/// An address of either family in 16 bytes; IPv4 is v4-mapped (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
+///
+/// The slow path and the agent use this one shape, so that frontends and backends need one map and not two.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Address {
+    words: [u32; 4],
+}
+
+/// The third word of a v4-mapped address, in network byte order in memory.
+const V4_MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+impl Address {
+    /// `::`, which stands for "no address".
+    pub const UNSPECIFIED: Self = Self { words: [0; 4] };
+
+    /// From four words in network byte order in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words_be(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// From an IPv4 address as it stands in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v4_be(word: u32) -> Self {
+        Self { words: [0, 0, V4_MAPPED, word] }
+    }
+
+    /// The four words in network byte order in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words_be(&self) -> &[u32; 4] {
+        &self.words
+    }
+
+    /// Whether this is the v4-mapped form of an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_MAPPED
+    }
+
+    /// Whether there is no address here: `::`, the value of an empty map field.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unspecified(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 0
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Address {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self::from_v4_be(u32::from_ne_bytes(ip.octets()))
+    }
+}
+
+impl From<Ipv6Addr> for Address {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self { words: bytemuck::cast(ip.octets()) }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        if address.is_v4() {
+            Self::V4(Ipv4Addr::from(address.words[3].to_ne_bytes()))
+        } else {
+            Self::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(address.words)))
+        }
+    }
+}
+
+impl core::fmt::Display for Address {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        IpAddr::from(*self).fmt(f)
+    }
+}
+
+/// An IP version. The packet path is written once over it and monomorphised.
+pub trait Family: Copy + 'static {
+    /// An address as it stands in the packet, network byte order in memory.
+    type Addr: Copy + Eq + Pod + core::fmt::Debug;
+
+    /// Ethertype, network byte order in memory.
+    const ETHERTYPE_BE: u16;
+    /// `AF_INET` or `AF_INET6` of Linux.
+    const AF: u8;
+    /// Length of the fixed IP header in bytes.
+    const HEADER_LEN: usize;
+    /// Whether the IP header has a checksum of its own, and UDP may go without one (RFC 768; RFC 8200 section 8.1).
+    const HEADER_CHECKSUM: bool;
+
+    /// The 16-byte form.
+    fn widen(addr: &Self::Addr) -> Address;
+    /// From the 16-byte form; the family is the caller's business.
+    fn narrow(address: &Address) -> Self::Addr;
+    /// The 32-bit words of an address, for checksums: `word(addr, i)` for `i` below [`Family::WORDS`].
+    fn word(addr: &Self::Addr, index: usize) -> u32;
+    /// Number of 32-bit words in an address.
+    const WORDS: usize;
+    /// The keyed hash of a flow, from which Maglev takes its slot. See [`crate::hash`].
+    fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64;
+}
+
+/// IPv4 (RFC 791).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V4;
+
+/// IPv6 (RFC 8200).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V6;
+
+impl Family for V4 {
+    type Addr = u32;
+
+    const ETHERTYPE_BE: u16 = 0x0800_u16.to_be();
+    const AF: u8 = 2;
+    const HEADER_LEN: usize = 20;
+    const HEADER_CHECKSUM: bool = true;
+    const WORDS: usize = 1;
+
+    #[inline(always)]
+    fn widen(addr: &u32) -> Address {
+        Address::from_v4_be(*addr)
+    }
+
+    #[inline(always)]
+    fn narrow(address: &Address) -> u32 {
+        address.words[3]
+    }
+
+    #[inline(always)]
+    fn word(addr: &u32, _index: usize) -> u32 {
+        *addr
+    }
+
+    #[inline(always)]
+    fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64 {
+        crate::hash::siphash13(seed, &[join(key.src, key.dst), key.ports_and_protocol()])
+    }
+}
+
+impl Family for V6 {
+    type Addr = [u32; 4];
+
+    const ETHERTYPE_BE: u16 = 0x86dd_u16.to_be();
+    const AF: u8 = 10;
+    const HEADER_LEN: usize = 40;
+    const HEADER_CHECKSUM: bool = false;
+    const WORDS: usize = 4;
+
+    #[inline(always)]
+    fn widen(addr: &[u32; 4]) -> Address {
+        Address { words: *addr }
+    }
+
+    #[inline(always)]
+    fn narrow(address: &Address) -> [u32; 4] {
+        address.words
+    }
+
+    #[inline(always)]
+    fn word(addr: &[u32; 4], index: usize) -> u32 {
+        addr[index & 3]
+    }
+
+    #[inline(always)]
+    fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64 {
+        let (src, dst) = (&key.src, &key.dst);
+        crate::hash::siphash13(
+            seed,
+            &[
+                join(src[0], src[1]),
+                join(src[2], src[3]),
+                join(dst[0], dst[1]),
+                join(dst[2], dst[3]),
+                key.ports_and_protocol(),
+            ],
+        )
+    }
+}
+
+#[inline(always)]
+fn join(low: u32, high: u32) -> u64 {
+    u64::from(low) | (u64::from(high) << 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_survive_the_round_trip() {
+        for text in ["10.0.0.1", "255.255.255.255", "fd00::1", "::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(ip)), ip);
+            assert_eq!(Address::from(ip).is_v4(), ip.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn a_narrowed_address_is_what_the_packet_holds() {
+        let address = Address::from(Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(V4::narrow(&address).to_ne_bytes(), [192, 0, 2, 1]);
+        assert_eq!(V4::widen(&V4::narrow(&address)), address);
+    }
+}

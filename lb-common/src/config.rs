@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! What the programs must know of this node and of the agent's flags, in a memory-mapped array of one element.
+//!
+//! **Time** on the packet path is counted in ticks of 2^30 nanoseconds (1.074 s) of `CLOCK_MONOTONIC`: a shift, where
+//! seconds would cost a division.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{address::Address, flow::FlowState};
+
+/// Nanoseconds to ticks: `ns >> TICK_SHIFT`.
+pub const TICK_SHIFT: u32 = 30;
+
+/// Seconds in ticks, rounded up.
+#[must_use]
+pub const fn ticks(seconds: u32) -> u32 {
+    (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32
+}
+
+/// Index of a family in arrays of two.
+#[inline(always)]
+#[must_use]
+pub const fn family_index(is_v4: bool) -> usize {
+    if is_v4 { 0 } else { 1 }
+}
+
+/// The element of the configuration map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    /// Key of the flow hash; the same on all nodes of a cluster.
+    pub seed: [u64; 2],
+    /// Counts changes of routes, neighbours and links: a cached next hop of another generation is looked up again.
+    /// Never 0, which marks a flow without a next hop.
+    pub next_hop_generation: u32,
+    /// First port of the range reserved for source translation, host byte order.
+    pub source_port_first: u16,
+    /// Last port of that range.
+    pub source_port_last: u16,
+    /// The node's primary addresses, IPv4 and IPv6: source of ICMP errors, and of translated packets that leave by a
+    /// device without an address.
+    pub node_addresses: [Address; 2],
+    /// Idle time in ticks after which a flow of each [`FlowState`] counts as gone.
+    pub timeouts: [u32; FlowState::COUNT],
+    /// ICMP errors that each CPU may send in a tick.
+    pub rejects_per_tick: u32,
+}
+
+/// Bits of [`Interface::role`].
+pub mod role {
+    /// Leads to one or more pods of this node: its senders are internal clients.
+    pub const POD: u16 = 1;
+    /// Leads outside.
+    pub const UPLINK: u16 = 2;
+    /// Runs our XDP program natively, so that frames can be redirected to it.
+    pub const XDP: u16 = 4;
+}
+
+/// A network device, by its index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Interface {
+    /// First address of each family, IPv4 and IPv6; unspecified where it has none.
+    pub addresses: [Address; 2],
+    /// Ethernet address.
+    pub mac: [u8; 6],
+    /// [`role`].
+    pub role: u16,
+}
+
+const _: () = assert!(size_of::<Config>() == 88);
+const _: () = assert!(size_of::<Interface>() == 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_out_is_never_shorter_than_asked() {
+        assert_eq!(ticks(0), 0);
+        assert_eq!(ticks(1), 1);
+        assert_eq!(ticks(10), 10);
+        assert_eq!(ticks(86_400), 80_467);
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Frontends and backends: what the agent writes so that the slow path can decide where a new flow goes.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::Address;
+
+/// Where a Service is reached: an address, port and protocol.
+///
+/// A NodePort stands once, under the unspecified address of its family ([`FrontendKey::node_port`]); which local
+/// addresses answer it is the map of node addresses' business, so that an address that comes or goes is one write.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct FrontendKey {
+    /// ClusterIP, external IP or load-balancer IP.
+    pub address: Address,
+    /// Port, network byte order.
+    pub port_be: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl FrontendKey {
+    /// A frontend at an address of its own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: Address, port_be: u16, protocol: u8) -> Self {
+        Self { address, port_be, protocol, pad: 0 }
+    }
+
+    /// A NodePort of a family: `0.0.0.0` (in its v4-mapped form) or `::`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn node_port(is_v4: bool, port_be: u16, protocol: u8) -> Self {
+        Self::new(Self::any_address(is_v4), port_be, protocol)
+    }
+
+    /// The address under which NodePorts of a family stand.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any_address(is_v4: bool) -> Address {
+        if is_v4 { Address::from_v4_be(0) } else { Address::UNSPECIFIED }
+    }
+}
+
+/// Where a packet for a Service comes from; chooses the [`Target`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// A pod or a process of this node.
+    Internal,
+    /// From outside, through an uplink.
+    External,
+}
+
+/// The lookup table that new flows of one scope use: a Maglev table in the array of all tables.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Target {
+    /// Index of the table's first slot; a multiple of [`crate::maps::SLOTS_PER_CHUNK`].
+    pub offset: u32,
+    /// Number of slots; 0 where no backend may be used.
+    pub slots: u32,
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend_flags {
+    /// Internal clients without a usable backend are dropped, not rejected: there are backends, but not for them.
+    pub const INTERNAL_DROP: u32 = 1;
+    /// The same for external clients.
+    pub const EXTERNAL_DROP: u32 = 2;
+    /// Established TCP flows are reset when their backend goes (`shunt.dev/on-backend-removal: reset`).
+    pub const RESET_ON_REMOVAL: u32 = 4;
+}
+
+/// What a new flow to a frontend gets. One update of this value switches a Service to its new backends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Frontend {
+    /// Index of the Service port, for its counters and name.
+    pub service: u32,
+    /// [`frontend_flags`].
+    pub flags: u32,
+    /// The tables, for internal and external clients; the two are often the same one.
+    pub targets: [Target; 2],
+}
+
+impl Frontend {
+    /// The table for clients of a scope.
+    #[inline(always)]
+    #[must_use]
+    pub const fn target(&self, scope: Scope) -> Target {
+        match scope {
+            Scope::Internal => self.targets[0],
+            Scope::External => self.targets[1],
+        }
+    }
+
+    /// Whether clients of a scope that find no backend are dropped in silence, not rejected.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_drop(&self, scope: Scope) -> bool {
+        let bit = match scope {
+            Scope::Internal => frontend_flags::INTERNAL_DROP,
+            Scope::External => frontend_flags::EXTERNAL_DROP,
+        };
+        self.flags & bit != 0
+    }
+}
+
+/// Life of a backend index.
+pub mod backend_state {
+    /// Not in use.
+    pub const FREE: u8 = 0;
+    /// New flows are sent here.
+    pub const ACTIVE: u8 = 1;
+    /// Still serving its flows; gets no new ones.
+    pub const DRAINING: u8 = 2;
+}
+
+/// Bits of [`Backend::flags`].
+pub mod backend_flags {
+    /// On this node: outside clients keep their address.
+    pub const LOCAL: u8 = 1;
+}
+
+/// One endpoint of one Service port. An endpoint of two Services is two backends, so that it can leave one of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Backend {
+    /// Address of the endpoint.
+    pub address: Address,
+    /// Port of the endpoint, network byte order.
+    pub port_be: u16,
+    /// [`backend_state`].
+    pub state: u8,
+    /// [`backend_flags`].
+    pub flags: u8,
+    /// Counts how often this index was freed: a flow that remembers another value is stale.
+    pub generation: u32,
+    /// Index of the Service port.
+    pub service: u32,
+    /// Zero: elements of a memory-mapped array are multiples of 8 bytes.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+const _: () = assert!(size_of::<Frontend>() == 24);
+const _: () = assert!(size_of::<Backend>() == 32);

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Hashes: the keyed one that chooses backends, and the quick one of the address filter.
+
+use crate::address::Address;
+
+/// SipHash-1-3 (Aumasson and Bernstein, 2012) over whole 64-bit words.
+///
+/// Keyed, so that outsiders who choose their own source ports can't aim at one backend. The result is that of the
+/// byte-wise algorithm over the words in little-endian order.
+#[inline(always)]
+#[must_use]
+pub fn siphash13<const N: usize>(key: &[u64; 2], words: &[u64; N]) -> u64 {
+    let mut v = [
+        key[0] ^ 0x736f_6d65_7073_6575,
+        key[1] ^ 0x646f_7261_6e64_6f6d,
+        key[0] ^ 0x6c79_6765_6e65_7261,
+        key[1] ^ 0x7465_6462_7974_6573,
+    ];
+    let mut index = 0;
+    while index < N {
+        let word = words[index];
+        v[3] ^= word;
+        round(&mut v);
+        v[0] ^= word;
+        index += 1;
+    }
+    // The last block holds the length in bytes modulo 256 and, as the input is whole words, nothing else.
+    let last = ((N as u64 * 8) & 0xff) << 56;
+    v[3] ^= last;
+    round(&mut v);
+    v[0] ^= last;
+    v[2] ^= 0xff;
+    round(&mut v);
+    round(&mut v);
+    round(&mut v);
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+#[inline(always)]
+fn round(v: &mut [u64; 4]) {
+    v[0] = v[0].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(13) ^ v[0];
+    v[0] = v[0].rotate_left(32);
+    v[2] = v[2].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(16) ^ v[2];
+    v[0] = v[0].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(21) ^ v[0];
+    v[2] = v[2].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(17) ^ v[2];
+    v[2] = v[2].rotate_left(32);
+}
+
+/// Maps a hash to `0..len` without a division: the high 32 bits, multiplied and shifted (Lemire, 2016).
+#[inline(always)]
+#[must_use]
+pub const fn scale(hash: u64, len: u32) -> u32 {
+    (((hash >> 32) * len as u64) >> 32) as u32
+}
+
+/// Bits in one plane of the address filter: 64 KiB.
+pub const FILTER_BITS: u32 = 1 << 19;
+
+/// The bit of an address in a plane of the address filter, below [`FILTER_BITS`].
+///
+/// Not keyed: a collision costs one flow look-up that finds nothing.
+#[inline(always)]
+#[must_use]
+pub const fn filter_bit(address: &Address) -> u32 {
+    let words = address.words_be();
+    filter_bit_of_words(words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(14), words[3])
+}
+
+/// The same for IPv4, where all but the last word are constant.
+#[inline(always)]
+#[must_use]
+pub const fn filter_bit_v4(word: u32) -> u32 {
+    filter_bit_of_words(0x0000_ffff_u32.to_be().rotate_left(14), word)
+}
+
+#[inline(always)]
+const fn filter_bit_of_words(high: u32, low: u32) -> u32 {
+    // Fibonacci hashing: the multiplier is 2^32 divided by the golden ratio; the high bits are the good ones.
+    (low ^ high.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1) >> (32 - FILTER_BITS.trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use core::{hash::Hasher, net::IpAddr};
+
+    use proptest::prelude::*;
+    use siphasher::sip::SipHasher13;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn siphash_agrees_with_the_reference_crate(key in any::<[u64; 2]>(), words in any::<[u64; 5]>()) {
+            let mut reference = SipHasher13::new_with_keys(key[0], key[1]);
+            for word in words {
+                reference.write(&word.to_le_bytes());
+            }
+            prop_assert_eq!(siphash13(&key, &words), reference.finish());
+        }
+
+        #[test]
+        fn a_scaled_hash_is_in_range(hash in any::<u64>(), len in 1..=u32::MAX) {
+            prop_assert!(scale(hash, len) < len);
+        }
+
+        #[test]
+        fn the_short_filter_is_the_long_one(ip in any::<[u8; 4]>()) {
+            let address = Address::from(IpAddr::from(ip));
+            prop_assert_eq!(filter_bit(&address), filter_bit_v4(u32::from_ne_bytes(ip)));
+            prop_assert!(filter_bit(&address) < FILTER_BITS);
+        }
+    }
+}

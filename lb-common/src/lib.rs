@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! The contract between the eBPF programs and the agent, and the arithmetic that both must do alike.
+//!
+//! Everything here is `no_std` and pure: no maps, no packets, no clock. It is compiled for the BPF target and for the
+//! host, so that unit and property tests run the very code that the kernel runs. It must not know of aya or Kubernetes.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod address;
+pub mod checksum;
+pub mod config;
+pub mod counters;
+pub mod flow;
+pub mod frontend;
+pub mod hash;
+#[cfg(not(target_arch = "bpf"))]
+pub mod maglev;
+pub mod maps;
+pub mod trace;
+pub mod verdict;

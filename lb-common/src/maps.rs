@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Names and default capacities of all maps, and the layout version that their pins carry.
+
+/// Goes into the path of every pin: re-using a pinned map checks nothing, so maps of another layout must not be found.
+/// Raise it with every change of a key, a value or their meaning.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Configuration: array of one [`crate::config::Config`], memory-mapped.
+pub const CONFIG: &str = "CONFIG";
+/// Hash: [`crate::frontend::FrontendKey`] -> [`crate::frontend::Frontend`].
+pub const FRONTENDS: &str = "FRONTENDS";
+/// Array of [`crate::frontend::Backend`], memory-mapped. Index 0 is never used.
+pub const BACKENDS: &str = "BACKENDS";
+/// Array of [`Chunk`], memory-mapped: all Maglev tables.
+pub const TABLES: &str = "TABLES";
+/// LRU hash: `FlowKey<V4>` -> `Flow<V4>`.
+pub const FLOWS_V4: &str = "FLOWS_V4";
+/// LRU hash: `FlowKey<V6>` -> `Flow<V6>`.
+pub const FLOWS_V6: &str = "FLOWS_V6";
+/// Array of two [`FilterPlane`]s, memory-mapped: which addresses concern us at all.
+pub const FILTER: &str = "FILTER";
+/// Hash: [`crate::address::Address`] -> `u32` (0): local addresses that answer NodePorts.
+pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+/// Hash: ifindex -> [`crate::config::Interface`].
+pub const INTERFACES: &str = "INTERFACES";
+/// Hash: index of a Service port -> [`ServiceName`]. For people and restarts; no program reads it.
+pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
+/// Per-CPU array, by [`crate::verdict::Reason`].
+pub const REASONS: &str = "REASONS";
+/// Per-CPU array of [`crate::counters::BackendCounters`], by backend.
+pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+/// Per-CPU array of [`crate::counters::ServiceCounters`], by Service port.
+pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+/// Per-CPU array of one [`crate::counters::RejectBudget`].
+pub const REJECT_BUDGET: &str = "REJECT_BUDGET";
+/// Array of one [`crate::trace::TraceRecord`].
+pub const TRACE: &str = "TRACE";
+
+/// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
+pub const PINNED: [&str; 15] = [
+    CONFIG,
+    FRONTENDS,
+    BACKENDS,
+    TABLES,
+    FLOWS_V4,
+    FLOWS_V6,
+    FILTER,
+    NODE_ADDRESSES,
+    INTERFACES,
+    SERVICE_NAMES,
+    REASONS,
+    BACKEND_COUNTERS,
+    SERVICE_COUNTERS,
+    REJECT_BUDGET,
+    TRACE,
+];
+
+/// Names of the programs.
+pub mod programs {
+    /// XDP door of uplinks.
+    pub const XDP: &str = "shunt_xdp";
+    /// TC door, packets that arrive.
+    pub const TC_INGRESS: &str = "shunt_tc_ingress";
+    /// TC door, packets that leave.
+    pub const TC_EGRESS: &str = "shunt_tc_egress";
+}
+
+/// Slots in one element of the table array: elements of a memory-mapped array are rounded up to 8 bytes, so a lone
+/// 4-byte slot would waste half of the memory.
+pub const SLOTS_PER_CHUNK: u32 = 16;
+
+/// Sixteen slots, each the index of a backend.
+pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
+
+/// One bit per [`crate::hash::filter_bit`].
+pub type FilterPlane = [u64; (crate::hash::FILTER_BITS / 64) as usize];
+
+/// Plane of destinations at ingress: frontends and this node's addresses.
+pub const FILTER_INGRESS: u32 = 0;
+/// Plane of sources at egress: backends.
+pub const FILTER_EGRESS: u32 = 1;
+
+/// Longest name of a Service port: namespace, name and port name are DNS labels of at most 63 bytes (RFC 1123), with two
+/// separators; rounded up.
+pub const SERVICE_NAME_LEN: usize = 192;
+
+/// `namespace/name:port`, zero-padded, for people and for an agent that starts on existing maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ServiceName {
+    /// UTF-8, zero-padded.
+    pub text: [u8; SERVICE_NAME_LEN],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub ip_version: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Default capacities; each is a flag of the agent. A full map is an error that names the flag.
+pub mod capacity {
+    /// Frontends: addresses times ports.
+    pub const FRONTENDS: u32 = 131_072;
+    /// Backends of all Service ports together.
+    pub const BACKENDS: u32 = 131_072;
+    /// Slots of all Maglev tables together: 16 MiB.
+    pub const TABLE_SLOTS: u32 = 4 * 1024 * 1024;
+    /// Flow entries per family; a flow takes two.
+    pub const FLOWS: u32 = 524_288;
+    /// Service ports, per family.
+    pub const SERVICES: u32 = 65_536;
+    /// Local addresses that answer NodePorts.
+    pub const NODE_ADDRESSES: u32 = 1_024;
+    /// Network devices.
+    pub const INTERFACES: u32 = 4_096;
+}
