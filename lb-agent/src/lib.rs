@@ -5,5 +5,7 @@
 //! compares with what they hold, and `dataplane` writes the difference. See ARCHITECTURE.md for the rooms.
 
 pub mod compile;
+pub mod dataplane;
+pub mod diff;
 pub mod problem;
 pub mod source;
