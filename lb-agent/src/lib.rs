@@ -5,5 +5,6 @@
 //! compares with what they hold, and `dataplane` writes the difference. See ARCHITECTURE.md for the rooms.
 
 pub mod compile;
+pub mod model;
 pub mod problem;
 pub mod source;
