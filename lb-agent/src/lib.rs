@@ -7,5 +7,9 @@
 pub mod compile;
 pub mod dataplane;
 pub mod diff;
+pub mod health;
+pub mod http;
+pub mod model;
+pub mod node;
 pub mod problem;
 pub mod source;

@@ -46,28 +46,6 @@ pub use self::{
 /// How long a freed index or table extent rests. A program runs for microseconds; the margin is for a preempted one.
 pub const GRACE: Duration = Duration::from_secs(2);
 
-/// Identity of a Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKey {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl ServiceKey {
-    /// The Service `namespace/name`.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-impl fmt::Display for ServiceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
 /// How much the maps can hold. Each is a flag of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacities {
