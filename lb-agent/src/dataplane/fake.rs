@@ -158,13 +158,9 @@ impl fmt::Display for Fake {
         }
         for (ifindex, interface) in &self.interfaces {
             write!(f, "interface {ifindex}")?;
-            for (bit, name) in [(role::POD, "pod"), (role::UPLINK, "uplink"), (role::XDP, "xdp")] {
-                write!(
-                    f,
-                    "{}{}",
-                    if interface.role & bit != 0 { " " } else { "" },
-                    if interface.role & bit != 0 { name } else { "" }
-                )?;
+            let roles = [(role::POD, "pod"), (role::UPLINK, "uplink"), (role::XDP, "xdp")];
+            for (_, name) in roles.into_iter().filter(|(bit, _)| interface.role & bit != 0) {
+                write!(f, " {name}")?;
             }
             for address in interface.addresses.iter().filter(|address| !address.is_unspecified()) {
                 write!(f, " {}", IpAddr::from(*address))?;
@@ -195,11 +191,8 @@ struct FrontendFlags(u32);
 
 impl fmt::Display for FrontendFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [
-            (frontend_flags::INTERNAL_DROP, "internal-drop"),
-            (frontend_flags::EXTERNAL_DROP, "external-drop"),
-            (frontend_flags::RESET_ON_REMOVAL, "reset-on-removal"),
-        ];
+        let names =
+            [(frontend_flags::INTERNAL_DROP, "internal-drop"), (frontend_flags::EXTERNAL_DROP, "external-drop")];
         names.into_iter().filter(|(bit, _)| self.0 & bit != 0).try_for_each(|(_, name)| write!(f, ", {name}"))
     }
 }
