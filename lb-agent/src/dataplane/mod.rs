@@ -18,6 +18,7 @@ mod load;
 mod logs;
 mod maps;
 mod pins;
+mod remove;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub use self::{
     dump::FlowEntry,
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
+    remove::{Item, remove_all},
 };
 pub use crate::diff::Capacities;
 use crate::diff::{Operation, WriteError, Writer};
