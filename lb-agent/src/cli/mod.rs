@@ -1,2 +1,3 @@
 //! x
 pub mod cleanup;
+pub mod get;

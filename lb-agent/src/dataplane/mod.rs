@@ -22,6 +22,7 @@ mod remove;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod write;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering};
@@ -42,6 +43,7 @@ pub use self::{
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
     remove::{Item, remove_all},
+    usage::MapUsage,
 };
 pub use crate::diff::Capacities;
 use crate::diff::{Operation, WriteError, Writer};
