@@ -3,6 +3,7 @@
 
 use std::{fmt, path::PathBuf};
 
+use ::kube::config::{InferConfigError, KubeconfigError};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -11,8 +12,12 @@ use k8s_openapi::api::{
 use crate::problem::Problem;
 
 mod dir;
+mod kube;
 
-pub use dir::run_dir;
+pub use self::{
+    dir::run_dir,
+    kube::{KubeOptions, run_kube},
+};
 
 /// What a source tells the one loop.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,4 +101,20 @@ pub enum SourceError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The file that was named can't be used.
+    #[error("can't use kubeconfig {}: {source}; name another one with --kubeconfig", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KubeconfigError,
+    },
+    /// No file was named, and there is none in the usual places.
+    #[error(
+        "found no way to reach a Kubernetes API: {0}; name a kubeconfig with --kubeconfig, or use --source dir:PATH"
+    )]
+    NoKubeconfig(#[source] InferConfigError),
+    /// The credentials are there, but no client can be made of them.
+    #[error("can't make a Kubernetes client of the credentials: {0}; check the certificates in the kubeconfig")]
+    Client(#[source] ::kube::Error),
 }

@@ -112,7 +112,7 @@ impl Tree {
         let content = text.as_ref().map(digest).map_err(Clone::clone);
         let is_same = known.is_some_and(|file| file.content == content);
         let stamp = stamp.filter(|stamp| content.is_ok() && stamp.is_settled(SystemTime::now()));
-        let file = self.files.entry(name.into()).or_insert_with(|| File::unread());
+        let file = self.files.entry(name.into()).or_insert_with(File::unread);
         file.stamp = stamp;
         if is_same {
             return;
