@@ -63,16 +63,36 @@ async fn changes_are_noticed_at_once() {
     assert!(matches!(next(&mut events).await, Event::Delete(_)));
 }
 
-#[tokio::test]
+/// How long a burst of notices, one every ten milliseconds, keeps the follower from looking.
+async fn wait_in_burst_of(notices: u32) -> Duration {
+    let mut follower = Follower::new(PathBuf::new());
+    let notifier = follower.notifier.clone();
+    tokio::spawn(async move {
+        for _ in 0..notices {
+            let _ = notifier.try_send(());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let start = Instant::now();
+    follower.change().await;
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_half_way_through_being_written_is_not_read() {
-    let directory = TempDir::new().unwrap();
-    let mut events = followed(directory.path()).await;
-    let path = directory.path().join("web.yaml");
-    for text in ["", "apiVersion: v1\n", &web(2)] {
-        fs::write(&path, text).unwrap();
-        tokio::time::sleep(QUIET / 10).await;
-    }
-    assert_eq!(applied(&mut events).await, "2");
+    let last_notice = Duration::from_millis(190);
+    assert_eq!(wait_in_burst_of(20).await.as_millis(), (last_notice + QUIET).as_millis());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_that_does_not_end_is_looked_at_all_the_same() {
+    let wait = wait_in_burst_of(1_000).await;
+    assert!((LONGEST_BURST..LONGEST_BURST + QUIET).contains(&wait), "{wait:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_notice_there_is_the_poll() {
+    assert_eq!(wait_in_burst_of(0).await.as_millis(), POLL.as_millis());
 }
 
 #[tokio::test]
