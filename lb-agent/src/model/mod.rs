@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
 };
 
@@ -16,7 +15,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    compile::{self, Unit, UnitId},
+    compile::{self, ServiceKey, Unit, UnitId},
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
 };
@@ -33,28 +32,10 @@ use endpoints::Slice;
 use node::Node;
 use service::Service;
 
-/// Identity of a Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKey {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
 impl ServiceKey {
     /// The namespace and name of an object; its source has filled in the defaults.
     fn of(metadata: &ObjectMeta) -> Self {
-        Self {
-            namespace: metadata.namespace.clone().unwrap_or_default(),
-            name: metadata.name.clone().unwrap_or_default(),
-        }
-    }
-}
-
-impl fmt::Display for ServiceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        Self::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
     }
 }
 

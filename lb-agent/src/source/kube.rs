@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures::StreamExt;
 use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
