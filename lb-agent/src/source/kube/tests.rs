@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -103,12 +104,12 @@ async fn serve(listener: TcpListener, script: Shared) {
     axum::serve(listener, Router::new().fallback(answer).with_state(script)).await.unwrap();
 }
 
-/// Follows the server at a port, as `node-1`.
-fn follow(port: u16) -> mpsc::Receiver<Event> {
+/// Follows the server at a URL, as `node-1`.
+fn follow(url: &str) -> mpsc::Receiver<Event> {
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("config");
     let text = json!({
-        "clusters": [{"name": "c", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
         "users": [{"name": "u", "user": {}}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
@@ -123,12 +124,17 @@ fn follow(port: u16) -> mpsc::Receiver<Event> {
     events
 }
 
+/// Starts a server with a script.
+async fn start(script: &Shared) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, script.clone()));
+    address
+}
+
 /// Starts a server with a script, and follows it.
 async fn follow_script(script: &Shared) -> mpsc::Receiver<Event> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(serve(listener, script.clone()));
-    follow(port)
+    follow(&format!("http://{}", start(script).await))
 }
 
 /// The next event, in short.
@@ -240,7 +246,7 @@ async fn rule_8_a_server_that_is_not_there_is_named_and_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let mut events = follow(address.port());
+    let mut events = follow(&format!("http://{address}"));
     let problem = next(&mut events).await;
     assert!(problem.contains(&format!("http://{address}/: can't list")), "{problem}");
     assert!(problem.contains("Connection refused") && problem.contains("correct kubeconfig /"), "{problem}");
@@ -256,4 +262,13 @@ async fn credentials_that_cannot_be_read_are_an_error_at_the_start() {
     let options = KubeOptions { kubeconfig: Some("/nonexistent/config".into()), node_name: "node-1".into() };
     let error = run_kube(options, mpsc::channel(1).0).await.unwrap_err();
     assert!(error.to_string().starts_with("can't use kubeconfig /nonexistent/config: "), "{error}");
+}
+
+/// rustls has no cryptography of its own: without a feature of `kube` that brings some, the first connection would panic.
+#[tokio::test]
+async fn a_server_without_tls_behind_an_https_url_is_named() {
+    let address = start(&script(vec![], vec![])).await;
+    let problem = next(&mut follow(&format!("https://{address}"))).await;
+    assert!(problem.contains(&format!("https://{address}/: can't list")), "{problem}");
+    assert!(problem.contains("received corrupt message"), "{problem}");
 }

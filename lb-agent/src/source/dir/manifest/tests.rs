@@ -2,6 +2,7 @@
 //! What people write into manifest files, and what is said when they err.
 
 use super::*;
+use crate::{model::Model, source::Event};
 
 const WEB: &str = "\
 apiVersion: v1
@@ -163,4 +164,18 @@ fn a_file_may_hold_tens_of_thousands_of_endpoints() {
     assert_eq!(manifest.faults, []);
     let Some(Object::EndpointSlice(slice)) = manifest.objects.into_values().next() else { panic!("no slice") };
     assert_eq!(slice.endpoints.len(), 40_000);
+}
+
+#[test]
+fn what_people_write_is_served() {
+    let mut model = Model::new("node-1".into());
+    let manifest = parse(&format!("{WEB}---\n{}", SLICE.replace("namespace: shop, ", "")));
+    for object in manifest.objects.into_values() {
+        model.handle(Event::Apply(object));
+    }
+    let dirty = model.take_dirty();
+    let (units, problems) = model.compile(dirty.first().unwrap());
+    assert_eq!(problems, []);
+    let unit = units.into_values().next().unwrap();
+    assert_eq!((unit.frontends.len(), unit.backends.len(), unit.cluster.len()), (1, 1, 1));
 }
