@@ -5,5 +5,9 @@
 //! compares with what they hold, and `dataplane` writes the difference. See ARCHITECTURE.md for the rooms.
 
 pub mod compile;
+pub mod health;
+pub mod http;
+pub mod model;
+pub mod node;
 pub mod problem;
 pub mod source;

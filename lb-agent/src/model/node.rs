@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the agent's own Node object says: the zone, for topology hints, and the node's addresses (rule 5).
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::value::parse_unicast;
+
+/// Well-known label of a node's zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// The node on which the agent runs. Without a Node object it has a name and nothing else, which is enough to serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its name in Kubernetes.
+    pub name: String,
+    /// Its zone, if labelled.
+    pub zone: Option<String>,
+    /// Its addresses of type InternalIP, in the object's order: the first of each family is the primary one.
+    pub internal_addresses: Vec<IpAddr>,
+}
+
+impl Node {
+    /// A node of which only the name is known.
+    #[must_use]
+    pub fn new(name: String) -> Self {
+        Self { name, ..Self::default() }
+    }
+
+    /// Reads the node's object. Addresses that can't be its own are left out: the kubelet wrote them, nobody can mend them.
+    #[must_use]
+    pub fn parse(name: String, object: &core::Node) -> Self {
+        let labels = object.metadata.labels.as_ref();
+        let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).filter(|zone| !zone.is_empty()).cloned();
+        let status = object.status.as_ref();
+        let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+        let internal = addresses.filter(|address| address.type_ == "InternalIP");
+        let internal_addresses = internal.filter_map(|address| parse_unicast(&address.address).ok()).collect();
+        Self { name, zone, internal_addresses }
+    }
+}
