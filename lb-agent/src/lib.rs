@@ -7,6 +7,7 @@
 pub mod compile;
 pub mod health;
 pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod problem;
