@@ -6,10 +6,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -123,10 +120,7 @@ pub fn router(metrics: &Metrics, requests: Requests) -> Router {
     metrics.register(&mut registry);
     registry.register_collector(Box::new(MapCounters(Arc::clone(&latest))));
     let pages = Pages { requests, latest, registry: Arc::new(registry) };
-    Router::new()
-        .route("/metrics", get(show_metrics))
-        .route("/proxyMode", get(|| async { "shunt" }))
-        .with_state(pages)
+    Router::new().route("/metrics", get(show_metrics)).route("/proxyMode", get(|| async { "shunt" })).with_state(pages)
 }
 
 async fn show_metrics(State(pages): State<Pages>) -> Response {
@@ -168,7 +162,10 @@ impl Collector for MapCounters {
     }
 }
 
-/// Labels of a Service port, in the order of their names.
+/// A metric: its name, its help, and how to get it from what is counted.
+type Series<T, V> = (&'static str, &'static str, fn(&T) -> V);
+
+/// Labels of a Service port.
 type UnitLabels = [(&'static str, String); 5];
 
 fn unit_labels(unit: &UnitId) -> UnitLabels {
@@ -187,7 +184,7 @@ fn unit_labels(unit: &UnitId) -> UnitLabels {
 }
 
 fn encode_services(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> Result<(), std::fmt::Error> {
-    let series: [(&str, &str, fn(&ServiceCounters) -> u64); 3] = [
+    let series: [Series<ServiceCounters, u64>; 3] = [
         ("shunt_service_flows", "New flows that got a backend", |counters| counters.flows),
         ("shunt_service_rejected_packets", "Packets rejected with an ICMP error", |counters| counters.rejected),
         ("shunt_service_dropped_packets", "Packets dropped", |counters| counters.dropped),
@@ -205,7 +202,7 @@ fn encode_backends(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> 
         labels.push(("backend", backend.to_string()));
         labels
     };
-    let by_direction: [(&str, &str, fn(&BackendCounters) -> [u64; 2]); 2] = [
+    let by_direction: [Series<BackendCounters, [u64; 2]>; 2] = [
         ("shunt_backend_packets", "Packets translated, by backend", |counters| counters.packets),
         ("shunt_backend_bytes", "Bytes of the packets translated, by backend", |counters| counters.bytes),
     ];
