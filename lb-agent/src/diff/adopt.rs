@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::frontend::{Backend, backend_state};
 
 use super::{
-    Capacities, Dump, ServiceKey, State,
+    Capacities, Dump, State,
     claims::Claims,
     draft::unit_of_name,
     extent::Extent,
@@ -17,7 +17,7 @@ use super::{
     pools::Pools,
     state::{Content, Record, Table, UnitRecord},
 };
-use crate::compile::{BackendKey, UnitId};
+use crate::compile::{BackendKey, ServiceKey, UnitId};
 
 impl State {
     /// Takes over what the maps hold. Capacities are those that the maps really have.

@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::frontend::FrontendKey;
 
-use super::ServiceKey;
+use crate::compile::ServiceKey;
 
 /// All frontends that are claimed.
 #[derive(Clone, Debug, Default)]

@@ -7,14 +7,14 @@ use std::{
 };
 
 use super::{
-    FrontendText, Operation, ServiceKey, State,
+    FrontendText, Operation, State,
     claims::Judgement,
     draft::{Draft, NO_FRONTENDS, Shortage},
     pools::Release,
     state::{Record, UnitRecord},
 };
 use crate::{
-    compile::{Unit, UnitId},
+    compile::{ServiceKey, Unit, UnitId},
     problem::Problem,
 };
 

@@ -14,13 +14,13 @@ use lb_common::{
 };
 
 use super::{
-    Capacities, Filter, Operation, Plan, ServiceKey, WriteError, Writer,
+    Capacities, Filter, Operation, Plan, WriteError, Writer,
     claims::Claims,
     extent::Extent,
     mirror::Mirror,
     pools::{Pools, Release},
 };
-use crate::compile::{BackendKey, UnitId};
+use crate::compile::{BackendKey, ServiceKey, UnitId};
 
 /// The mirror of the maps. Made by [`State::adopt`]; changed by planning and by carrying out.
 #[derive(Clone, Debug)]

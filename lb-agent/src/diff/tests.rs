@@ -13,8 +13,11 @@ use lb_common::{
 };
 
 use self::world::{World, address, backend, frontend, key, unit};
-use super::{Capacities, GRACE, Operation, ServiceKey, State};
-use crate::{compile::List, dataplane::fake::Fake};
+use super::{Capacities, GRACE, Operation, State};
+use crate::{
+    compile::{List, ServiceKey},
+    dataplane::fake::Fake,
+};
 
 fn small() -> Capacities {
     Capacities { frontends: 4, backends: 6, table_slots: 3 * 416, flows: 16, services: 4 }

@@ -16,9 +16,9 @@ use proptest::prelude::*;
 
 use super::world::{backend, key, spec, unit_id};
 use crate::{
-    compile::{FrontendPlan, List, Unit},
+    compile::{FrontendPlan, List, ServiceKey, Unit},
     dataplane::fake::Fake,
-    diff::{Capacities, Dump, GRACE, Operation, ServiceKey, State, WriteError, Writer},
+    diff::{Capacities, Dump, GRACE, Operation, State, WriteError, Writer},
 };
 
 /// The fake, watched: it panics when a write would hurt a packet.

@@ -10,9 +10,9 @@ use std::{
 use lb_common::{address::Address, flow::protocol, frontend::FrontendKey};
 
 use crate::{
-    compile::{BackendKey, BackendSpec, FrontendPlan, List, Unit, UnitId},
+    compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
     dataplane::fake::Fake,
-    diff::{Capacities, Plan, ServiceKey, State},
+    diff::{Capacities, Plan, State},
     problem::Problem,
 };
 
