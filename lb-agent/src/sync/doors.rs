@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use lb_common::address::Address;
 
-use crate::{diff::Writer, node::state::Link};
+use crate::{diff::Writer, metrics::Snapshot, node::state::Link, problem::Problem};
 
 /// The programs on the devices, and the part of the configuration that changes while they run.
 pub trait Doors: Writer {
@@ -26,6 +26,12 @@ pub trait Doors: Writer {
 
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
+
+    /// What the programs have counted.
+    ///
+    /// # Errors
+    /// Where the maps can't be read.
+    fn snapshot(&self) -> Result<Snapshot, Problem>;
 }
 
 /// How a device's programs are attached.

@@ -26,15 +26,8 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
-pub use self::{
-    devices::Devices,
-    services::Services,
-};
-use self::{
-    devices::Told,
-    doors::Doors,
-    report::Reporter,
-};
+pub use self::{devices::Devices, services::Services};
+use self::{devices::Told, doors::Doors, report::Reporter};
 use crate::{
     diff::State,
     health::Health,
@@ -111,7 +104,7 @@ impl<D: Doors> Loop<D> {
                     self.take_event(event, Instant::now());
                 }
                 change = inputs.changes.recv() => self.devices.take_change(change.ok_or(LoopError::NetlinkEnded)?),
-                Some(request) = inputs.requests.recv() => self.answer(request),
+                Some(request) = inputs.requests.recv() => self.answer(request, Instant::now()),
                 () = sleep_until(wake_at) => {}
             }
             self.drain(&mut inputs);
@@ -137,10 +130,9 @@ impl<D: Doors> Loop<D> {
     /// Does what there is to do. Returns when to come back although nothing happens; at once if there is more to do.
     pub fn turn(&mut self, now: Instant) -> Option<Instant> {
         let model = self.services.model();
-        self.devices.take_told(Told {
-            is_synced: model.is_synced(),
-            internal_addresses: model.node_internal_addresses(),
-        });
+        self.devices
+            .take_told(Told { is_synced: model.is_synced(), internal_addresses: model.node_internal_addresses() });
+        self.health.set_leaving(model.is_node_leaving());
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.gather(&mut self.maps.state, now);
         if self.services.has_ready() {
@@ -171,8 +163,13 @@ impl<D: Doors> Loop<D> {
         }
     }
 
-    fn answer(&self, request: oneshot::Sender<Snapshot>) {
-        let _ = request;
+    /// Answers a scrape; one that gets no answer reports that itself.
+    fn answer(&mut self, request: oneshot::Sender<Snapshot>, now: Instant) {
+        match self.maps.doors.snapshot() {
+            // The scrape may have given up meanwhile.
+            Ok(snapshot) => drop(request.send(snapshot)),
+            Err(problem) => self.reporter.note(problem, now),
+        }
     }
 }
 
