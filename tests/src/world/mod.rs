@@ -241,16 +241,22 @@ impl World {
         Ok(())
     }
 
-    /// Waits until every web server answers a client on node-a directly, both families: links, routes and servers work.
+    /// Waits until every server answers a client on node-a directly: links, routes and servers work.
     fn wait_for_servers(&self) -> Result<()> {
-        let client = self.pod("client").namespace();
-        for (name, ..) in WEB_PODS {
-            for family in Family::BOTH {
-                let address = self.pod(name).address(family);
-                server::wait_for_web(client, address, name)?;
-            }
-        }
-        Ok(())
+        WEB_PODS.iter().try_for_each(|(name, ..)| self.wait_for_web(name))?;
+        let server = self.pod("dns-1");
+        Family::BOTH
+            .iter()
+            .try_for_each(|family| server::wait_for_dns(self.pod("client").namespace(), server.address(*family)))
+    }
+
+    /// Waits until a pod's web server answers a client on node-a directly, both families.
+    ///
+    /// # Errors
+    /// When it doesn't in time.
+    pub fn wait_for_web(&self, name: &str) -> Result<()> {
+        let (client, server) = (self.pod("client").namespace(), self.pod(name));
+        Family::BOTH.iter().try_for_each(|family| server::wait_for_web(client, server.address(*family), name))
     }
 
     /// Copies `manifests/sample` to both nodes' directories.

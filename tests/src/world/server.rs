@@ -12,9 +12,13 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{Namespace, wait_until};
-use crate::load::http;
+use crate::load::{
+    dns::{self, ADDRESS_V4, ADDRESS_V6, NAME},
+    http,
+};
 
 const WEB_PORT: u16 = 8080;
+const DNS_PORT: u16 = 5353;
 const START_LIMIT: Duration = Duration::from_secs(10);
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
 /// For transfers of many packets, so that segmentation offload takes part.
@@ -106,12 +110,21 @@ pub(super) fn wait_for_web(client: &Namespace, address: IpAddr, name: &str) -> R
     })?
 }
 
-/// dnsmasq on port 5353 of both families and protocols; it knows one name, [`crate::load::dns::NAME`].
+/// Waits until a DNS server answers.
+pub(super) fn wait_for_dns(client: &Namespace, address: IpAddr) -> Result<()> {
+    let address = SocketAddr::new(address, DNS_PORT);
+    client.enter(|| {
+        wait_until(&format!("a DNS answer from {address}"), START_LIMIT, || {
+            Ok(dns::query(address, 1, PROBE_LIMIT).is_ok())
+        })
+    })?
+}
+
+/// dnsmasq on port 5353 of both families and protocols; it knows one name, [`NAME`].
 pub(super) fn dnsmasq(namespace: &Namespace, directory: &Path) -> Result<Process> {
-    use crate::load::dns::{ADDRESS_V4, ADDRESS_V6, NAME};
     let mut command = namespace.command("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]);
-    command.args(["--port=5353", "--pid-file=", "--log-facility=-", "--cache-size=0"]);
+    command.args(["--pid-file=", "--log-facility=-", "--cache-size=0"]).arg(format!("--port={DNS_PORT}"));
     command.arg(format!("--host-record={NAME},{ADDRESS_V4},{ADDRESS_V6}"));
     Process::start(command, &directory.join("dnsmasq.log"))
 }
