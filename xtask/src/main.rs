@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod build_ebpf;
+mod demo;
 mod inspect;
 mod packages;
 mod run;
 mod shell;
+mod test;
 mod toolchain;
 
 #[derive(Parser)]
@@ -25,12 +27,18 @@ enum Task {
     BuildEbpf(build_ebpf::Arguments),
     /// Build everything and run the agent on this machine.
     Run(run::Arguments),
+    /// Show Shunt at work in a small world of network namespaces.
+    Demo(demo::Arguments),
+    /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::BuildEbpf(arguments) => build_ebpf::build(&arguments).map(drop),
         Task::Run(arguments) => run::run(&arguments),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `run -- ARGS`: the agent, freshly built, on this machine.
 
-use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
+use std::{env, os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -28,5 +28,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 pub fn build_agent(log: bool) -> Result<PathBuf> {
     build_ebpf::build(&build_ebpf::Arguments { log, ..Default::default() })?;
     shell::run(shell::cargo().args(["build", "--package", "lb-agent"]))?;
-    Ok(shell::root().join("target/debug/lb-agent"))
+    built("lb-agent")
+}
+
+/// Where cargo has put a program: with us, who were built the same way.
+pub fn built(program: &str) -> Result<PathBuf> {
+    Ok(env::current_exe().context("can't find our own program")?.with_file_name(program))
 }
