@@ -20,8 +20,10 @@ mod interrupt;
 mod link;
 mod namespace;
 mod node;
+pub mod sample;
 mod server;
 mod site;
+mod traffic;
 mod wait;
 mod xdp_pass;
 

@@ -1,29 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is checked: each way to a Service, and two things that must not be noticed.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::Result;
 use shunt_tests::{
     load::{self, Load, Source, Tally, Target},
-    world::{Family, LinkKind, World},
+    world::{Family, LinkKind, World, sample},
 };
 
 use crate::{
     progress::{Progress, millis},
     report::Check,
 };
-
-/// Of the sample manifests.
-const DNS_BACKEND: &str = "dns-1";
-const WEB_BACKENDS: [&str; 3] = ["web-1", "web-2", "web-3"];
-const WEB_PORT: u16 = 80;
-const WEB_NODE_PORT: u16 = 30080;
-const DNS_PORT: u16 = 53;
-const DNS_NODE_PORT: u16 = 30053;
 
 /// Requests per client of a path.
 const REQUESTS: usize = 600;
@@ -69,7 +58,7 @@ impl Path {
         for client in clients {
             tally.merge(&load::send(client, &targets, REQUESTS, &|| progress.advance())?);
         }
-        let problems = WEB_BACKENDS.iter().filter(|backend| tally.answered_by(backend) == 0);
+        let problems = sample::WEB_BACKENDS.iter().filter(|backend| tally.answered_by(backend) == 0);
         let problems = problems.map(|backend| format!("{backend} answered no request")).collect();
         Ok(Check { name: self.name, tally, change: None, problems, note: None })
     }
@@ -77,18 +66,12 @@ impl Path {
 
 /// HTTP and DNS requests, two to one.
 fn targets(world: &World, kind: Kind, family: Family) -> Vec<Target> {
-    let http = |address: IpAddr, port| Target::Http(SocketAddr::new(address, port));
-    let dns = |address: IpAddr, port| Target::Dns(SocketAddr::new(address, port), DNS_BACKEND.to_owned());
+    let pair = |web, dns| [Target::Http(web), Target::Http(web), Target::Dns(dns, sample::DNS_BACKEND.to_owned())];
     match kind {
-        Kind::ClusterIp => {
-            let (web, name_server) =
-                (family.pick("10.96.0.80", "fd00:96::80"), family.pick("10.96.0.10", "fd00:96::a"));
-            vec![http(web, WEB_PORT), http(web, WEB_PORT), dns(name_server, DNS_PORT)]
-        }
+        Kind::ClusterIp => pair(sample::web(family), sample::dns(family)).to_vec(),
         Kind::NodePort => {
-            let of_node =
-                |address| [http(address, WEB_NODE_PORT), http(address, WEB_NODE_PORT), dns(address, DNS_NODE_PORT)];
-            world.nodes().flat_map(|node| of_node(node.address(family))).collect()
+            let addresses = world.nodes().map(|node| node.address(family));
+            addresses.flat_map(|address| pair(sample::web_at(address), sample::dns_at(address))).collect()
         }
     }
 }
