@@ -158,13 +158,9 @@ impl fmt::Display for Fake {
         }
         for (ifindex, interface) in &self.interfaces {
             write!(f, "interface {ifindex}")?;
-            for (bit, name) in [(role::POD, "pod"), (role::UPLINK, "uplink"), (role::XDP, "xdp")] {
-                write!(
-                    f,
-                    "{}{}",
-                    if interface.role & bit != 0 { " " } else { "" },
-                    if interface.role & bit != 0 { name } else { "" }
-                )?;
+            let roles = [(role::POD, "pod"), (role::UPLINK, "uplink"), (role::XDP, "xdp")];
+            for (_, name) in roles.into_iter().filter(|(bit, _)| interface.role & bit != 0) {
+                write!(f, " {name}")?;
             }
             for address in interface.addresses.iter().filter(|address| !address.is_unspecified()) {
                 write!(f, " {}", IpAddr::from(*address))?;

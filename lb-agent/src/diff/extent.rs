@@ -104,6 +104,12 @@ impl Extents {
         self.insert_hole(start, length);
     }
 
+    /// Slots that are not free, out of all of them: in use, resting, or lost to the rounding to chunks.
+    #[must_use]
+    pub fn used_slots(&self, all: u32) -> u32 {
+        all - self.holes.values().sum::<u32>() * SLOTS_PER_CHUNK
+    }
+
     /// Frees an extent that was in use until `now`.
     pub fn release(&mut self, extent: Extent, now: Instant) {
         self.resting.push_back((now + GRACE, extent));

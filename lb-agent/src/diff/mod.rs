@@ -38,6 +38,7 @@ use lb_common::{
 
 pub use self::{
     filter::Filter,
+    filter::position as filter_position,
     operation::{Operation, WriteError, Writer},
     plan::Plan,
     state::State,

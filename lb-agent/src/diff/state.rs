@@ -10,7 +10,7 @@ use lb_common::{
     address::Address,
     config::Interface,
     frontend::{FrontendKey, backend_state},
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
+    maps::{self, FILTER_EGRESS, FILTER_INGRESS},
 };
 
 use super::{
@@ -189,11 +189,32 @@ impl State {
         self.mirror.filter = filter;
     }
 
-    /// How much of the maps is in use: `(frontends, backends, service ports)`.
+    /// Name, entries and capacity of the maps that can get full.
     #[must_use]
-    pub fn usage(&self) -> (usize, usize, usize) {
-        let backends = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE).count();
-        (self.mirror.frontends.len(), backends, self.mirror.names.len())
+    pub fn usage(&self) -> [(&'static str, u64, u64); 4] {
+        let Capacities { frontends, backends, table_slots, services, .. } = self.capacities;
+        let live = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE).count();
+        let used = self.mirror.frontends.len();
+        [
+            (maps::FRONTENDS, used as u64, frontends.into()),
+            (maps::BACKENDS, live as u64, backends.into()),
+            (maps::TABLES, self.pools.extents.used_slots(table_slots).into(), table_slots.into()),
+            (maps::SERVICE_NAMES, self.mirror.names.len() as u64, services.into()),
+        ]
+    }
+
+    /// All Service ports with their indices.
+    pub fn service_ports(&self) -> impl Iterator<Item = (u32, &UnitId)> {
+        self.units().map(|(id, unit)| (unit.service, id))
+    }
+
+    /// All backends with their indices.
+    pub fn backends(&self) -> impl Iterator<Item = (u32, &UnitId, &BackendKey)> {
+        self.units().flat_map(|(id, unit)| unit.backends.iter().map(move |(key, &index)| (index, id, key)))
+    }
+
+    fn units(&self) -> impl Iterator<Item = (&UnitId, &UnitRecord)> {
+        self.records.values().flat_map(|record| &record.units)
     }
 
     fn plan_filter_bit(&self, plane: u32, address: &Address, operations: &mut Vec<Operation>) {
