@@ -15,6 +15,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
+mod apart;
 mod clock;
 mod flow;
 mod forward;
@@ -40,6 +41,7 @@ use lb_common::{
 };
 
 use crate::{
+    apart::SlowPath,
     flow::Found,
     header::{Header, ethernet},
     packet::{Exit, Packet, SkbPacket, XdpPacket},
@@ -88,13 +90,19 @@ fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
 
 // verifier: one function per family and door, not inlined, so that their stack frames don't add up.
 #[inline(never)]
-fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32 {
+fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
+where
+    XdpPacket: SlowPath<F>,
+{
     let result = ingress::<_, F>(packet);
     conclude(packet, result)
 }
 
 #[inline(never)]
-fn tc_ingress<F: Icmp>(packet: &mut SkbPacket) -> i32 {
+fn tc_ingress<F: Icmp>(packet: &mut SkbPacket) -> i32
+where
+    SkbPacket: SlowPath<F>,
+{
     let result = ingress::<_, F>(packet);
     if let Err(stop) = result
         && stop.fate == Fate::Reject
@@ -114,24 +122,20 @@ fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32 {
 }
 
 #[inline(always)]
-fn ingress<P: Packet, F: Header>(packet: &mut P) -> Stage<i32> {
+fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let parsed = parse::parse::<P, F>(packet, Hook::Ingress)?;
     let now = clock::now();
     let flow = match flow::find(&parsed, now, packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => return Err(Stop::NOT_OURS),
         Found::Valid(flow) => follow(packet, flow)?,
         Found::Undecided => {
-            decide(packet, &parsed, now).unpack()?;
-            &mut maps::scratch::<F>()?.original
+            let scratch = maps::scratch::<F>()?;
+            scratch.parsed = parsed;
+            packet.decide_apart(now).unpack()?;
+            &mut scratch.original
         }
     };
     transmit(packet, &parsed, flow)
-}
-
-// verifier: not inlined, because the slow path's stack frame and registers would burden the fast one.
-#[inline(never)]
-fn decide<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Packed {
-    Packed::pack(service::decide(packet, parsed, now))
 }
 
 #[inline(always)]
