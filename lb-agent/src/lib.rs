@@ -5,5 +5,14 @@
 //! compares with what they hold, and `dataplane` writes the difference. See ARCHITECTURE.md for the rooms.
 
 pub mod compile;
+pub mod dataplane;
+pub mod diff;
+pub mod health;
+pub mod http;
+pub mod memory;
+pub mod metrics;
+pub mod model;
+pub mod node;
 pub mod problem;
 pub mod source;
+pub mod sync;

@@ -104,14 +104,14 @@ pub trait Family: Copy + 'static {
     /// An address as it stands in the packet, network byte order in memory.
     type Addr: Copy + Eq + Pod + core::fmt::Debug;
 
+    /// Whether this is IPv4.
+    const IS_V4: bool;
     /// Ethertype, network byte order in memory.
     const ETHERTYPE_BE: u16;
     /// `AF_INET` or `AF_INET6` of Linux.
     const AF: u8;
     /// Length of the fixed IP header in bytes.
     const HEADER_LEN: usize;
-    /// Whether the IP header has a checksum of its own, and UDP may go without one (RFC 768; RFC 8200 section 8.1).
-    const HEADER_CHECKSUM: bool;
 
     /// The 16-byte form.
     fn widen(addr: &Self::Addr) -> Address;
@@ -121,6 +121,8 @@ pub trait Family: Copy + 'static {
     fn word(addr: &Self::Addr, index: usize) -> u32;
     /// Number of 32-bit words in an address.
     const WORDS: usize;
+    /// The address in the first words of sixteen bytes, the rest zero.
+    fn first_words(addr: &Self::Addr) -> [u32; 4];
     /// The keyed hash of a flow, from which Maglev takes its slot. See [`crate::hash`].
     fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64;
 }
@@ -136,10 +138,10 @@ pub struct V6;
 impl Family for V4 {
     type Addr = u32;
 
+    const IS_V4: bool = true;
     const ETHERTYPE_BE: u16 = 0x0800_u16.to_be();
     const AF: u8 = 2;
     const HEADER_LEN: usize = 20;
-    const HEADER_CHECKSUM: bool = true;
     const WORDS: usize = 1;
 
     #[inline(always)]
@@ -158,6 +160,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn first_words(addr: &u32) -> [u32; 4] {
+        [*addr, 0, 0, 0]
+    }
+
+    #[inline(always)]
     fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64 {
         crate::hash::siphash13(seed, &[join(key.src, key.dst), key.ports_and_protocol()])
     }
@@ -166,10 +173,10 @@ impl Family for V4 {
 impl Family for V6 {
     type Addr = [u32; 4];
 
+    const IS_V4: bool = false;
     const ETHERTYPE_BE: u16 = 0x86dd_u16.to_be();
     const AF: u8 = 10;
     const HEADER_LEN: usize = 40;
-    const HEADER_CHECKSUM: bool = false;
     const WORDS: usize = 4;
 
     #[inline(always)]
@@ -185,6 +192,11 @@ impl Family for V6 {
     #[inline(always)]
     fn word(addr: &[u32; 4], index: usize) -> u32 {
         addr[index & 3]
+    }
+
+    #[inline(always)]
+    fn first_words(addr: &[u32; 4]) -> [u32; 4] {
+        *addr
     }
 
     #[inline(always)]

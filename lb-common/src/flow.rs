@@ -109,6 +109,20 @@ impl FlowState {
     /// Number of states, and of time-outs in the configuration.
     pub const COUNT: usize = 7;
 
+    /// As a plain number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u8 {
+        self.0
+    }
+
+    /// From [`FlowState::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
     /// The state of a new flow.
     #[inline(always)]
     #[must_use]
@@ -185,8 +199,6 @@ pub mod flow_flags {
     /// The client's source address is translated: both directions are forwarded by route at the ingress where they
     /// arrive, and never handed to the local stack, which would drop a packet that claims to come from itself.
     pub const SNAT: u8 = 2;
-    /// Each packet checks the backend's generation: UDP, and TCP that is reset when its backend goes.
-    pub const CHECK_BACKEND: u8 = 4;
 }
 
 /// A complete rewrite instruction.
@@ -213,10 +225,8 @@ pub struct Flow<F: Family> {
     pub ifindex: u32,
     /// [`crate::config::Config::next_hop_generation`] when the next hop was found; another one makes it stale.
     pub next_hop_generation: u32,
-    /// Ethernet addresses of the cached next hop.
-    pub destination_mac: [u8; 6],
-    /// The sending device's address.
-    pub source_mac: [u8; 6],
+    /// The cached next hop's Ethernet address and the sending device's, as they stand at the start of a frame.
+    pub macs: [u32; 3],
     /// Time of the last packet, within a tick (see [`crate::config`]).
     pub last_seen: u32,
     /// State of the flow, kept alike in both entries.
@@ -300,8 +310,7 @@ impl<F: Family> Flow<F> {
         peer.generation = self.generation;
         peer.ifindex = 0;
         peer.next_hop_generation = 0;
-        peer.destination_mac = [0; 6];
-        peer.source_mac = [0; 6];
+        peer.macs = [0; 3];
         peer.last_seen = self.last_seen;
         peer.state = self.state;
         peer.flags = self.flags ^ flow_flags::REPLY;

@@ -70,8 +70,6 @@ pub mod frontend_flags {
     pub const INTERNAL_DROP: u32 = 1;
     /// The same for external clients.
     pub const EXTERNAL_DROP: u32 = 2;
-    /// Established TCP flows are reset when their backend goes (`shunt.dev/on-backend-removal: reset`).
-    pub const RESET_ON_REMOVAL: u32 = 4;
 }
 
 /// What a new flow to a frontend gets. One update of this value switches a Service to its new backends.

@@ -22,6 +22,12 @@ macro_rules! reasons {
                     $(Self::$name => $label,)+
                 }
             }
+
+            /// The reason of an index, as it stands in counters and traces.
+            #[must_use]
+            pub fn from_index(index: u32) -> Option<Self> {
+                Self::ALL.get(index as usize).copied()
+            }
         }
     };
 }
@@ -45,42 +51,133 @@ reasons! {
     NoRoute = 7, "no-route";
     /// No free source port in the reserved range among those that were tried.
     NoSourcePort = 8, "no-source-port";
-    /// A packet to the reserved port range that belongs to no flow.
-    NoReplyFlow = 9, "no-reply-flow";
-    /// A reset due to a backend that has gone.
-    BackendGone = 10, "backend-gone";
     /// The flow table refused an entry; the packet goes on without state. Counted beside the verdict.
-    FlowInsertFailed = 11, "flow-insert-failed";
+    FlowInsertFailed = 9, "flow-insert-failed";
     /// The kernel refused to change the packet.
-    RewriteFailed = 12, "rewrite-failed";
+    RewriteFailed = 10, "rewrite-failed";
     /// Impossible: a lookup table names a backend that does not exist, or lies outside the array.
-    TableCorrupt = 13, "table-corrupt";
+    TableCorrupt = 11, "table-corrupt";
     /// Impossible: a map that always holds its element did not give it.
-    MapMissing = 14, "map-missing";
+    MapMissing = 12, "map-missing";
     /// XDP left a packet of a Service to the TC door, which can do what XDP can't. Counted beside the verdict.
-    LeftToTc = 15, "left-to-tc";
+    LeftToTc = 13, "left-to-tc";
+    /// Neither the device nor the node has an address to translate the source to.
+    NoSourceAddress = 14, "no-source-address";
+    /// Header fields that contradict each other or the length of the packet; passed untranslated.
+    Malformed = 15, "malformed";
 }
 
 /// Number of reasons: size of the counter array.
 pub const REASON_COUNT: u32 = Reason::ALL.len() as u32;
 
-/// An early end of the pipeline. The entry point counts the reason and maps it to the hook's action.
+/// What becomes of a packet that leaves the pipeline early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum Fate {
     /// Not a packet of any Service: untouched, uncounted.
-    NotOurs,
-    /// Untouched, counted.
-    Pass(Reason),
-    /// Answered with ICMP port-unreachable.
-    Reject(Reason),
-    /// Dropped in silence.
-    Drop(Reason),
+    NotOurs = 0,
     /// XDP only: the TC door shall handle the packet, which is untouched.
-    LeaveToTc,
+    LeaveToTc = 1,
+    /// Untouched, counted.
+    Pass = 2,
+    /// Answered with ICMP port-unreachable.
+    Reject = 3,
+    /// Dropped in silence.
+    Drop = 4,
+}
+
+/// An early end of the pipeline. The entry point counts the reason and maps the fate to the hook's action.
+///
+/// Two plain words, so that it travels through a function that is not inlined: BPF returns no more than 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// What becomes of the packet.
+    pub fate: Fate,
+    /// Index of the [`Reason`] to count; meaningless for [`Fate::NotOurs`].
+    pub reason: u32,
+}
+
+impl Stop {
+    /// See [`Fate::NotOurs`].
+    pub const NOT_OURS: Self = Self { fate: Fate::NotOurs, reason: 0 };
+    /// See [`Fate::LeaveToTc`].
+    pub const LEAVE_TO_TC: Self = Self { fate: Fate::LeaveToTc, reason: Reason::LeftToTc as u32 };
+
+    /// See [`Fate::Pass`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn pass(reason: Reason) -> Self {
+        Self { fate: Fate::Pass, reason: reason as u32 }
+    }
+
+    /// See [`Fate::Reject`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn reject(reason: Reason) -> Self {
+        Self { fate: Fate::Reject, reason: reason as u32 }
+    }
+
+    /// See [`Fate::Drop`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn drop(reason: Reason) -> Self {
+        Self { fate: Fate::Drop, reason: reason as u32 }
+    }
 }
 
 /// Shorthand for a stage's result.
 pub type Stage<T> = Result<T, Stop>;
+
+/// The result of a stage without output, in one register. 0 is success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Packed(u64);
+
+impl Packed {
+    const STOPPED: u64 = 1 << 63;
+
+    /// As a plain number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// From [`Packed::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Packs a result.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(result: Stage<()>) -> Self {
+        match result {
+            Ok(()) => Self(0),
+            Err(stop) => Self(Self::STOPPED | (stop.fate as u64) << 32 | stop.reason as u64),
+        }
+    }
+
+    /// Unpacks it again.
+    ///
+    /// # Errors
+    /// The [`Stop`] that was packed.
+    #[inline(always)]
+    pub const fn unpack(self) -> Stage<()> {
+        if self.0 == 0 {
+            return Ok(());
+        }
+        let fate = match (self.0 >> 32) as u32 & 0xff {
+            0 => Fate::NotOurs,
+            1 => Fate::LeaveToTc,
+            2 => Fate::Pass,
+            3 => Fate::Reject,
+            _ => Fate::Drop,
+        };
+        Err(Stop { fate, reason: self.0 as u32 })
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -90,6 +187,17 @@ mod tests {
     fn reasons_are_their_indices() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_index(index as u32), Some(*reason));
         }
+    }
+
+    #[test]
+    fn a_packed_result_is_the_result() {
+        let stops =
+            Reason::ALL.iter().flat_map(|&reason| [Stop::pass(reason), Stop::reject(reason), Stop::drop(reason)]);
+        for stop in stops.chain([Stop::NOT_OURS, Stop::LEAVE_TO_TC]) {
+            assert_eq!(Packed::pack(Err(stop)).unpack(), Err(stop));
+        }
+        assert_eq!(Packed::pack(Ok(())).unpack(), Ok(()));
     }
 }

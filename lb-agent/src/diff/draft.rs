@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A plan in the making: what one Service needs, reserved piece by piece, so that all of it comes or none.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use lb_common::{
+    address::Address,
+    frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state},
+    hash::filter_bit,
+    maglev,
+    maps::{FILTER_EGRESS, FILTER_INGRESS, SERVICE_NAME_LEN, ServiceName},
+};
+
+use super::{
+    Operation,
+    claims::Judgement,
+    extent::Extent,
+    mirror::Mirror,
+    pools::{Pools, Release},
+    state::{Content, Table, UnitRecord},
+};
+use crate::compile::{BackendKey, List, Unit, UnitId};
+
+/// A map without room for a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// What there is not enough of.
+    pub what: &'static str,
+    /// The flag that gives more.
+    pub flag: &'static str,
+}
+
+const NO_SERVICES: Shortage = Shortage { what: "Service ports", flag: "--max-services" };
+const NO_BACKENDS: Shortage = Shortage { what: "backends", flag: "--max-backends" };
+const NO_SLOTS: Shortage = Shortage { what: "table slots", flag: "--max-table-slots" };
+/// No room for another frontend.
+pub const NO_FRONTENDS: Shortage = Shortage { what: "frontends", flag: "--max-frontends" };
+
+/// The operations by the step in which they are carried out.
+#[derive(Debug, Default)]
+struct Steps {
+    activate: Vec<Operation>,
+    tables: Vec<Operation>,
+    filter: Vec<Operation>,
+    names: Vec<Operation>,
+    frontends: Vec<Operation>,
+    /// Backends that get no new flows from here on, after the last table that names them has gone out of use.
+    drain: Vec<Operation>,
+}
+
+/// See the module's text.
+pub struct Draft<'a> {
+    mirror: &'a Mirror,
+    pools: &'a mut Pools,
+    now: Instant,
+    steps: Steps,
+    /// Filter bits that this plan sets.
+    bits: BTreeSet<(u32, u32)>,
+    /// What was taken from the pools, to be given back if the plan comes to nothing.
+    pub reserved: Release,
+    /// What the Service gives up.
+    pub release: Release,
+}
+
+impl<'a> Draft<'a> {
+    /// An empty one. `release` is what earlier plans gave up and could not remove.
+    pub fn new(mirror: &'a Mirror, pools: &'a mut Pools, now: Instant, release: Release) -> Self {
+        let (steps, bits, reserved) = (Steps::default(), BTreeSet::new(), Release::default());
+        Self { mirror, pools, now, steps, bits, reserved, release }
+    }
+
+    /// Plans a unit that shall be there.
+    pub fn unit(
+        &mut self,
+        id: &UnitId,
+        unit: &Unit,
+        old: Option<&UnitRecord>,
+        judgement: &Judgement,
+    ) -> Result<UnitRecord, Shortage> {
+        let service = match old {
+            Some(old) => old.service,
+            None => {
+                let index = self.pools.services.take(self.now).ok_or(NO_SERVICES)?;
+                self.reserved.services.insert(index);
+                index
+            }
+        };
+        if !self.mirror.names.contains(&service) {
+            self.steps.names.push(Operation::SetName { service, name: Box::new(service_name(id)) });
+        }
+        let backends = self.backends(service, unit, old)?;
+        let owned: BTreeMap<_, _> = unit.frontends.iter().filter(|(key, _)| judgement.has_won(key)).collect();
+        let is_used = |list| owned.values().any(|plan| plan.internal == list || plan.external == list);
+        let (cluster, local) = (shares(&unit.cluster, &backends), shares(&unit.local, &backends));
+        let used = [(List::Cluster, &cluster), (List::Local, &local)].into_iter().filter(|(list, _)| is_used(*list));
+        let tables = self.tables(used.map(|(_, shares)| shares), &backends, old)?;
+        let target = |shares| {
+            let table = tables.iter().find(|table| table.content.is_list(shares));
+            table.map_or_else(Target::default, |Table { extent, .. }| Target {
+                offset: extent.offset,
+                slots: extent.slots,
+            })
+        };
+        let (cluster, local) = (target(&cluster), target(&local));
+        for (key, plan) in owned {
+            let targets = [plan.internal, plan.external].map(|list| match list {
+                List::Cluster => cluster,
+                List::Local => local,
+            });
+            self.frontend(*key, Frontend { service, flags: plan.flags, targets });
+        }
+        Ok(UnitRecord { service, backends, tables })
+    }
+
+    /// Plans the end of a unit.
+    pub fn forget(&mut self, old: &UnitRecord) {
+        self.release.services.insert(old.service);
+        self.release.backends.extend(old.backends.values());
+        old.tables.iter().for_each(|table| self.release.add_extent(table.extent));
+    }
+
+    /// The operations, in the order in which they must be carried out. `is_own` says which Service ports are this
+    /// Service's: a frontend that another has taken over since is not ours to remove.
+    pub fn finish(mut self, is_own: impl Fn(u32) -> bool) -> (Vec<Operation>, Release) {
+        let Self { mirror, release, .. } = &mut self;
+        let removed_frontends = release
+            .frontends
+            .iter()
+            .filter(|key| mirror.frontends.get(key).is_some_and(|frontend| is_own(frontend.service)))
+            .map(|&key| Operation::RemoveFrontend { key });
+        let removed_names = release
+            .services
+            .iter()
+            .filter(|service| mirror.names.contains(service))
+            .map(|&service| Operation::RemoveName { service });
+        let freed_backends =
+            release.backends.iter().filter(|&&index| mirror.backend(index).state != backend_state::FREE).map(
+                |&index| {
+                    let generation = mirror.backend(index).generation.wrapping_add(1);
+                    let backend = Backend { generation, state: backend_state::FREE, ..Backend::default() };
+                    Operation::SetBackend { index, backend }
+                },
+            );
+        let removals: Vec<_> = removed_frontends.chain(removed_names).chain(freed_backends).collect();
+        let Steps { activate, tables, filter, names, frontends, drain } = self.steps;
+        let operations = [activate, tables, filter, names, frontends, drain, removals].into_iter().flatten().collect();
+        (operations, self.release)
+    }
+
+    /// Number of frontends that this plan adds to the map.
+    pub fn new_frontends(&self) -> usize {
+        let is_new = |operation: &&Operation| matches!(operation, Operation::UpsertFrontend { key, .. } if !self.mirror.frontends.contains_key(key));
+        self.steps.frontends.iter().filter(is_new).count()
+    }
+
+    fn backends(
+        &mut self,
+        service: u32,
+        unit: &Unit,
+        old: Option<&UnitRecord>,
+    ) -> Result<BTreeMap<BackendKey, u32>, Shortage> {
+        let mut backends = BTreeMap::new();
+        for (key, spec) in &unit.backends {
+            let index = match old.and_then(|old| old.backends.get(key)) {
+                Some(&index) => index,
+                None => {
+                    let index = self.pools.backends.take(self.now).ok_or(NO_BACKENDS)?;
+                    self.reserved.backends.insert(index);
+                    index
+                }
+            };
+            backends.insert(*key, index);
+            let wanted = Backend {
+                address: key.address,
+                port_be: key.port.to_be(),
+                state: if spec.active { backend_state::ACTIVE } else { backend_state::DRAINING },
+                flags: if spec.local { backend_flags::LOCAL } else { 0 },
+                generation: self.mirror.backend(index).generation,
+                service,
+                pad: 0,
+            };
+            if self.mirror.backend(index) != wanted {
+                let step = if spec.active { &mut self.steps.activate } else { &mut self.steps.drain };
+                step.push(Operation::SetBackend { index, backend: wanted });
+            }
+            self.filter_bit(FILTER_EGRESS, key.address);
+        }
+        if let Some(old) = old {
+            let gone = old.backends.iter().filter(|(key, _)| !backends.contains_key(key));
+            self.release.backends.extend(gone.map(|(_, index)| index));
+        }
+        Ok(backends)
+    }
+
+    /// One table for each distinct list: those of before where they hold the same, else new ones.
+    fn tables<'l>(
+        &mut self,
+        lists: impl Iterator<Item = &'l BTreeMap<BackendKey, u32>>,
+        backends: &BTreeMap<BackendKey, u32>,
+        old: Option<&UnitRecord>,
+    ) -> Result<Vec<Table>, Shortage> {
+        let mut tables: Vec<Table> = Vec::new();
+        for list in lists {
+            if tables.iter().any(|table| table.content.is_list(list)) {
+                continue;
+            }
+            let old_tables = || old.into_iter().flat_map(|old| &old.tables);
+            let same = old_tables()
+                .find(|table| table.content.is_list(list) && self.mirror.tables.contains(&table.extent.offset));
+            if let Some(table) = same {
+                tables.push(table.clone());
+                continue;
+            }
+            let slots = maglev::build(&candidates(list, backends));
+            if slots.is_empty() {
+                continue;
+            }
+            let extent = match old_tables().find(|table| table.content.is_adopted(&slots)) {
+                Some(table) => table.extent,
+                None => self.fill(slots)?,
+            };
+            tables.push(Table { extent, content: Content::List(list.clone()) });
+        }
+        for table in old.into_iter().flat_map(|old| &old.tables) {
+            if tables.iter().all(|kept| kept.extent != table.extent) {
+                self.release.add_extent(table.extent);
+            }
+        }
+        Ok(tables)
+    }
+
+    fn fill(&mut self, slots: Vec<u32>) -> Result<Extent, Shortage> {
+        let extent = self.pools.extents.take(slots.len() as u32, self.now).ok_or(NO_SLOTS)?;
+        self.reserved.add_extent(extent);
+        self.steps.tables.push(Operation::FillTable { offset: extent.offset, slots });
+        Ok(extent)
+    }
+
+    fn frontend(&mut self, key: FrontendKey, frontend: Frontend) {
+        if !key.address.is_unspecified() && key.address != FrontendKey::any_address(true) {
+            self.filter_bit(FILTER_INGRESS, key.address);
+        }
+        if self.mirror.frontends.get(&key) != Some(&frontend) {
+            self.steps.frontends.push(Operation::UpsertFrontend { key, frontend });
+        }
+    }
+
+    fn filter_bit(&mut self, plane: u32, address: Address) {
+        if !self.mirror.filter.contains(plane, &address) && self.bits.insert((plane, filter_bit(&address))) {
+            self.steps.filter.push(Operation::SetFilterBit { plane, address });
+        }
+    }
+}
+
+/// A list without what makes no difference to its table: backends without weight or unknown, and common factors.
+fn shares(list: &BTreeMap<BackendKey, u32>, backends: &BTreeMap<BackendKey, u32>) -> BTreeMap<BackendKey, u32> {
+    let counts = |(key, weight): &(&BackendKey, &u32)| **weight > 0 && backends.contains_key(key);
+    let divisor = list.iter().filter(counts).fold(0, |divisor, (_, &weight)| gcd(divisor, weight));
+    list.iter().filter(counts).map(|(key, weight)| (*key, weight / divisor)).collect()
+}
+
+const fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The list as Maglev wants it.
+fn candidates(list: &BTreeMap<BackendKey, u32>, backends: &BTreeMap<BackendKey, u32>) -> Vec<maglev::Candidate> {
+    let candidate = |(key, &weight): (&BackendKey, &u32)| {
+        let index = *backends.get(key)?;
+        Some(maglev::Candidate { address: key.address, port: key.port, weight, index })
+    };
+    list.iter().filter_map(candidate).collect()
+}
+
+/// The name of a unit, as the map holds it.
+pub fn service_name(id: &UnitId) -> ServiceName {
+    let mut name = ServiceName {
+        text: [0; SERVICE_NAME_LEN],
+        protocol: id.protocol,
+        ip_version: if id.is_v4 { 4 } else { 6 },
+        pad: [0; 2],
+    };
+    // DNS labels: three of at most 63 bytes and two separators always fit.
+    for (to, from) in name.text.iter_mut().zip(id.to_string().into_bytes()) {
+        *to = from;
+    }
+    name
+}
+
+/// The unit of a name that the map holds; `None` where it is not one of ours.
+pub fn unit_of_name(name: &ServiceName) -> Option<UnitId> {
+    let end = name.text.iter().position(|&byte| byte == 0).unwrap_or(SERVICE_NAME_LEN);
+    let text = std::str::from_utf8(&name.text[..end]).ok()?;
+    let (namespace, rest) = text.split_once('/')?;
+    let (service, port_name) = rest.split_once(':').unwrap_or((rest, ""));
+    let is_v4 = match name.ip_version {
+        4 => true,
+        6 => false,
+        _ => return None,
+    };
+    Some(UnitId {
+        namespace: namespace.to_owned(),
+        name: service.to_owned(),
+        port_name: port_name.to_owned(),
+        protocol: name.protocol,
+        is_v4,
+    })
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the maps hold now, as far as the agent has written or adopted it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{
+    address::Address,
+    config::Interface,
+    frontend::{Backend, Frontend, FrontendKey},
+};
+
+use super::{Operation, filter::Filter};
+
+/// Changed by carried-out operations and nothing else, so that it tells the truth after a failed one too.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    backends: Vec<Backend>,
+    /// Service ports that have a name.
+    pub names: BTreeSet<u32>,
+    /// Offsets at which the table that `State` believes in has been written.
+    pub tables: BTreeSet<u32>,
+    pub filter: Filter,
+    pub node_addresses: BTreeSet<Address>,
+    pub interfaces: BTreeMap<u32, Interface>,
+}
+
+impl Mirror {
+    /// With adopted backends.
+    pub fn with_backends(backends: Vec<Backend>) -> Self {
+        Self { backends, ..Self::default() }
+    }
+
+    /// The element of the backend array.
+    pub fn backend(&self, index: u32) -> Backend {
+        self.backends.get(index as usize).copied().unwrap_or_default()
+    }
+
+    /// All backends by index, the free ones too.
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// Takes over what an operation has written.
+    pub fn apply(&mut self, operation: &Operation) {
+        match operation {
+            Operation::SetBackend { index, backend } => {
+                let index = *index as usize;
+                if self.backends.len() <= index {
+                    self.backends.resize(index + 1, Backend::default());
+                }
+                self.backends[index] = *backend;
+            }
+            Operation::FillTable { offset, .. } => {
+                self.tables.insert(*offset);
+            }
+            Operation::SetFilterBit { plane, address } => self.filter.insert(*plane, address),
+            Operation::SetName { service, .. } => {
+                self.names.insert(*service);
+            }
+            Operation::UpsertFrontend { key, frontend } => {
+                self.frontends.insert(*key, *frontend);
+            }
+            Operation::RemoveFrontend { key } => {
+                self.frontends.remove(key);
+            }
+            Operation::RemoveName { service } => {
+                self.names.remove(service);
+            }
+            Operation::UpsertNodeAddress(address) => {
+                self.node_addresses.insert(*address);
+            }
+            Operation::RemoveNodeAddress(address) => {
+                self.node_addresses.remove(address);
+            }
+            Operation::UpsertInterface { ifindex, interface } => {
+                self.interfaces.insert(*ifindex, *interface);
+            }
+            Operation::RemoveInterface { ifindex } => {
+                self.interfaces.remove(ifindex);
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The writes that the agent makes to maps, and who carries them out.
+
+use std::io;
+
+use lb_common::{
+    address::Address,
+    config::Interface,
+    frontend::{Backend, Frontend, FrontendKey},
+    maps::ServiceName,
+};
+
+/// One write to one map.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// Writes an element of the backend array. A backend that was free starts with counters of zero.
+    SetBackend {
+        /// Its index.
+        index: u32,
+        /// The new value.
+        backend: Backend,
+    },
+    /// Writes a lookup table.
+    FillTable {
+        /// Its first slot.
+        offset: u32,
+        /// Backend indices.
+        slots: Vec<u32>,
+    },
+    /// Lets an address pass the filter.
+    SetFilterBit {
+        /// [`lb_common::maps::FILTER_INGRESS`] or [`lb_common::maps::FILTER_EGRESS`].
+        plane: u32,
+        /// The address.
+        address: Address,
+    },
+    /// Names a Service port, whose counters start at zero.
+    SetName {
+        /// Its index.
+        service: u32,
+        /// The name.
+        name: Box<ServiceName>,
+    },
+    /// Makes a frontend, or switches it to other tables.
+    UpsertFrontend {
+        /// Where it is reached.
+        key: FrontendKey,
+        /// What new flows get.
+        frontend: Frontend,
+    },
+    /// Removes a frontend; packets to it are no Service's then.
+    RemoveFrontend {
+        /// Where it was reached.
+        key: FrontendKey,
+    },
+    /// Forgets the name of a Service port.
+    RemoveName {
+        /// Its index.
+        service: u32,
+    },
+    /// Lets an address of this node answer NodePorts.
+    UpsertNodeAddress(Address),
+    /// Stops an address from answering NodePorts.
+    RemoveNodeAddress(Address),
+    /// Describes a device.
+    UpsertInterface {
+        /// Index of the device.
+        ifindex: u32,
+        /// Its addresses and role.
+        interface: Interface,
+    },
+    /// Forgets a device.
+    RemoveInterface {
+        /// Index of the device.
+        ifindex: u32,
+    },
+}
+
+/// Why a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The kernel refused it.
+    #[error("writing map {map}: {source}")]
+    Refused {
+        /// Name of the map.
+        map: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The map has no such element.
+    #[error("writing map {map}: element {index} is outside its {capacity} elements")]
+    OutOfRange {
+        /// Name of the map.
+        map: &'static str,
+        /// The element.
+        index: u32,
+        /// How many there are.
+        capacity: u32,
+    },
+}
+
+/// Carries out operations: the kernel's maps, or a fake.
+pub trait Writer {
+    /// Carries out one.
+    ///
+    /// # Errors
+    /// When the map refuses it. The map is as before then.
+    fn write(&mut self, operation: &Operation) -> Result<(), WriteError>;
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! [`State`]: what the maps hold, who holds what in them, and what is free.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use lb_common::{
+    address::Address,
+    config::Interface,
+    frontend::{FrontendKey, backend_state},
+    maps::{self, FILTER_EGRESS, FILTER_INGRESS},
+};
+
+use super::{
+    Capacities, Filter, Operation, Plan, WriteError, Writer,
+    claims::Claims,
+    extent::Extent,
+    mirror::Mirror,
+    pools::{Pools, Release},
+};
+use crate::compile::{BackendKey, ServiceKey, UnitId};
+
+/// The mirror of the maps. Made by [`State::adopt`]; changed by planning and by carrying out.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub(super) capacities: Capacities,
+    pub(super) mirror: Mirror,
+    pub(super) pools: Pools,
+    pub(super) records: BTreeMap<ServiceKey, Record>,
+    pub(super) claims: Claims,
+    /// Services whose plan would be another one now.
+    pub(super) dirty: BTreeSet<ServiceKey>,
+    /// Services for which a map had no room.
+    pub(super) starved: BTreeSet<ServiceKey>,
+}
+
+/// What one Service holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Record {
+    pub units: BTreeMap<UnitId, UnitRecord>,
+    /// Frontends that it has been given.
+    pub frontends: BTreeSet<FrontendKey>,
+    /// What it gave up, but a failed write left in the maps.
+    pub withheld: Release,
+}
+
+/// What one unit holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct UnitRecord {
+    /// Index of the Service port.
+    pub service: u32,
+    pub backends: BTreeMap<BackendKey, u32>,
+    /// One for each distinct list that a frontend uses: at most two.
+    pub tables: Vec<Table>,
+}
+
+/// A lookup table in the array of all tables.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Table {
+    pub extent: Extent,
+    pub content: Content,
+}
+
+/// What is known of a table's content.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Content {
+    /// The list with weights from which it was built.
+    List(BTreeMap<BackendKey, u32>),
+    /// The slots that were found at the start.
+    Adopted(Vec<u32>),
+}
+
+impl Content {
+    pub fn is_list(&self, list: &BTreeMap<BackendKey, u32>) -> bool {
+        matches!(self, Self::List(own) if own == list)
+    }
+
+    pub fn is_adopted(&self, slots: &[u32]) -> bool {
+        matches!(self, Self::Adopted(own) if own == slots)
+    }
+}
+
+impl State {
+    /// The Services that the maps hold something of. Those that the source does not have may be removed (by planning
+    /// them with nothing) once it has synced, not before.
+    pub fn services(&self) -> impl Iterator<Item = ServiceKey> + '_ {
+        self.records.keys().cloned()
+    }
+
+    /// The Services that must be planned again although they did not change: those whose frontend has changed hands, and
+    /// those for which there may be room now.
+    pub fn take_dirty(&mut self, now: Instant) -> BTreeSet<ServiceKey> {
+        if self.pools.wake(now) {
+            self.dirty.append(&mut self.starved);
+        }
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// When [`State::take_dirty`] should be asked again although nothing happened.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.pools.wake_at().filter(|_| !self.starved.is_empty())
+    }
+
+    /// Carries out the plan of a Service up to the first write that fails. What could not be done stays on the
+    /// Service's account, and its next plan contains it again.
+    ///
+    /// # Errors
+    /// The write that failed.
+    pub fn carry_out(&mut self, plan: Plan, writer: &mut impl Writer, now: Instant) -> Result<(), WriteError> {
+        for operation in &plan.operations {
+            if let Err(error) = writer.write(operation) {
+                self.records.entry(plan.service).or_default().withheld = plan.release;
+                return Err(error);
+            }
+            self.mirror.apply(operation);
+        }
+        for offset in plan.release.extents.keys() {
+            self.mirror.tables.remove(offset);
+        }
+        self.pools.rest(&plan.release, now);
+        if !plan.release.frontends.is_empty() {
+            // A frontend needs no rest: whoever waits for room may have it now.
+            self.dirty.append(&mut self.starved);
+        }
+        Ok(())
+    }
+
+    /// Carries out operations that don't depend on each other. Those that fail are planned again the next time.
+    pub fn carry_out_each(&mut self, operations: &[Operation], writer: &mut impl Writer) -> Vec<WriteError> {
+        let mut errors = Vec::new();
+        for operation in operations {
+            match writer.write(operation) {
+                Ok(()) => self.mirror.apply(operation),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors
+    }
+
+    /// Plans which local addresses answer NodePorts. Removals come first: the map is small.
+    #[must_use]
+    pub fn plan_node_addresses(&self, wanted: &BTreeSet<Address>) -> Vec<Operation> {
+        let held = &self.mirror.node_addresses;
+        let mut operations: Vec<_> =
+            held.difference(wanted).map(|&address| Operation::RemoveNodeAddress(address)).collect();
+        for address in wanted {
+            self.plan_filter_bit(FILTER_INGRESS, address, &mut operations);
+            if !held.contains(address) {
+                operations.push(Operation::UpsertNodeAddress(*address));
+            }
+        }
+        operations
+    }
+
+    /// Plans the devices. Their addresses pass the filter: replies to translated sources arrive there.
+    #[must_use]
+    pub fn plan_interfaces(&self, wanted: &BTreeMap<u32, Interface>) -> Vec<Operation> {
+        let held = &self.mirror.interfaces;
+        let gone = held.keys().filter(|ifindex| !wanted.contains_key(ifindex));
+        let mut operations: Vec<_> = gone.map(|&ifindex| Operation::RemoveInterface { ifindex }).collect();
+        for (&ifindex, interface) in wanted {
+            for address in interface.addresses.iter().filter(|address| !address.is_unspecified()) {
+                self.plan_filter_bit(FILTER_INGRESS, address, &mut operations);
+            }
+            if held.get(&ifindex) != Some(interface) {
+                operations.push(Operation::UpsertInterface { ifindex, interface: *interface });
+            }
+        }
+        operations
+    }
+
+    /// The filter that lets through what the maps hold now, and nothing else.
+    #[must_use]
+    pub fn needed_filter(&self) -> Filter {
+        let mut filter = Filter::default();
+        self.mirror.frontends.keys().for_each(|key| filter.insert(FILTER_INGRESS, &key.address));
+        self.mirror.node_addresses.iter().for_each(|address| filter.insert(FILTER_INGRESS, address));
+        let devices = self.mirror.interfaces.values().flat_map(|interface| &interface.addresses);
+        devices.for_each(|address| filter.insert(FILTER_INGRESS, address));
+        let backends = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE);
+        backends.for_each(|backend| filter.insert(FILTER_EGRESS, &backend.address));
+        filter
+    }
+
+    /// Takes note of what a sweep has left in the filter.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.mirror.filter = filter;
+    }
+
+    /// Name, entries and capacity of the maps that can get full.
+    #[must_use]
+    pub fn usage(&self) -> [(&'static str, u64, u64); 4] {
+        let Capacities { frontends, backends, table_slots, services, .. } = self.capacities;
+        let live = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE).count();
+        let used = self.mirror.frontends.len();
+        [
+            (maps::FRONTENDS, used as u64, frontends.into()),
+            (maps::BACKENDS, live as u64, backends.into()),
+            (maps::TABLES, self.pools.extents.used_slots(table_slots).into(), table_slots.into()),
+            (maps::SERVICE_NAMES, self.mirror.names.len() as u64, services.into()),
+        ]
+    }
+
+    /// All Service ports with their indices.
+    pub fn service_ports(&self) -> impl Iterator<Item = (u32, &UnitId)> {
+        self.units().map(|(id, unit)| (unit.service, id))
+    }
+
+    /// All backends with their indices.
+    pub fn backends(&self) -> impl Iterator<Item = (u32, &UnitId, &BackendKey)> {
+        self.units().flat_map(|(id, unit)| unit.backends.iter().map(move |(key, &index)| (index, id, key)))
+    }
+
+    fn units(&self) -> impl Iterator<Item = (&UnitId, &UnitRecord)> {
+        self.records.values().flat_map(|record| &record.units)
+    }
+
+    fn plan_filter_bit(&self, plane: u32, address: &Address, operations: &mut Vec<Operation>) {
+        if !self.mirror.filter.contains(plane, address) {
+            operations.push(Operation::SetFilterBit { plane, address: *address });
+        }
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Examples of planning against the fake. The random sequences are in [`property`].
+
+mod property;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{
+    address::Address,
+    config::{Interface, role},
+    maps::{FILTER_EGRESS, FILTER_INGRESS},
+};
+
+use self::world::{World, address, backend, frontend, key, unit};
+use super::{Capacities, GRACE, Operation, State};
+use crate::{
+    compile::{List, ServiceKey},
+    dataplane::fake::Fake,
+};
+
+fn small() -> Capacities {
+    Capacities { frontends: 4, backends: 6, table_slots: 3 * 416, flows: 16, services: 4 }
+}
+
+#[test]
+fn a_service_from_its_birth_to_its_end() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1), (2, 1)], &[(1, List::Cluster)]));
+    assert_eq!(
+        world.fake.to_string(),
+        "service 1 default/web:http TCP IPv4\n\
+         frontend 10.96.0.1:80/TCP -> service 1, internal 401 slots (1: 201, 2: 200), external 401 slots (1: 201, 2: 200)\n\
+         backend 1 10.0.0.1:8080 service 1 active generation 0\n\
+         backend 2 10.0.0.2:8080 service 1 active generation 0\n"
+    );
+    world.want("web", 10, unit(&[(2, 1), (3, 3)], &[(1, List::Cluster)]));
+    assert_eq!(
+        world.fake.to_string(),
+        "service 1 default/web:http TCP IPv4\n\
+         frontend 10.96.0.1:80/TCP -> service 1, internal 401 slots (2: 100, 3: 301), external 401 slots (2: 100, 3: 301)\n\
+         backend 2 10.0.0.2:8080 service 1 active generation 0\n\
+         backend 3 10.0.0.3:8080 service 1 active generation 0\n"
+    );
+    world.remove("web");
+    assert_eq!(world.fake.to_string(), "");
+    assert_eq!(world.state.services().count(), 0);
+}
+
+#[test]
+fn the_order_is_backends_tables_filter_names_frontends_and_removals_backwards() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
+    let mut desired = unit(&[(2, 1)], &[(2, List::Cluster)]);
+    desired.backends.insert(backend(3), world::spec(false, false));
+    let plan = world.plan("web", 10, desired);
+    let kinds: Vec<_> = plan
+        .operations
+        .iter()
+        .map(|operation| match operation {
+            Operation::SetBackend { index, backend } => format!("backend {index} state {}", backend.state),
+            Operation::FillTable { .. } => "table".to_owned(),
+            Operation::SetFilterBit { plane, .. } => format!("filter {plane}"),
+            Operation::UpsertFrontend { .. } => "frontend".to_owned(),
+            Operation::RemoveFrontend { .. } => "remove frontend".to_owned(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "backend 2 state 1",
+            "table",
+            "filter 1",
+            "filter 1",
+            "frontend",
+            "backend 3 state 2",
+            "remove frontend",
+            "backend 1 state 0"
+        ]
+    );
+}
+
+#[test]
+fn the_same_again_is_nothing_to_do() {
+    let mut world = World::new(Capacities::default());
+    let desired = unit(&[(1, 1), (2, 1)], &[(1, List::Cluster), (2, List::Local)]);
+    world.want("web", 10, desired.clone());
+    assert_eq!(world.plan("web", 10, desired).operations, []);
+}
+
+#[test]
+fn equal_lists_share_a_table_and_only_a_changed_list_is_built_again() {
+    let mut world = World::new(Capacities::default());
+    let mut desired = unit(&[(1, 1), (2, 1)], &[(1, List::Cluster), (2, List::Local)]);
+    desired.local = desired.cluster.clone();
+    world.want("web", 10, desired.clone());
+    let targets = |world: &World| [1, 2].map(|n| world.fake.dump().frontends[&key(n)].targets[1]);
+    let [cluster, local] = targets(&world);
+    assert_eq!(cluster, local);
+    desired.local.remove(&backend(1));
+    world.want("web", 10, desired.clone());
+    let [cluster_after, local_after] = targets(&world);
+    assert_eq!(cluster_after, cluster);
+    assert_ne!(local_after.offset, cluster.offset);
+    desired.local = desired.cluster.clone();
+    world.want("web", 10, desired);
+    assert_eq!(targets(&world), [cluster, cluster]);
+}
+
+#[test]
+fn a_list_that_no_frontend_uses_has_no_table() {
+    let mut world = World::new(Capacities::default());
+    let mut desired = unit(&[(1, 1), (2, 1)], &[(1, List::Cluster)]);
+    desired.local = BTreeMap::from([(backend(1), 1)]);
+    world.want("web", 10, desired);
+    assert_eq!(world.state.mirror.tables.len(), 1);
+}
+
+#[test]
+fn a_freed_index_rests_and_comes_back_with_its_generation() {
+    let mut world = World::new(Capacities { backends: 3, ..Capacities::default() });
+    world.want("web", 10, unit(&[(1, 1), (2, 1)], &[(1, List::Cluster)]));
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
+    let problems = world.want("web", 10, unit(&[(1, 1), (3, 1)], &[(1, List::Cluster)]));
+    assert_eq!(problems.len(), 1, "index 2 must rest");
+    assert!(world.state.wake_at().is_some_and(|at| at <= world.now + GRACE));
+    world.now += GRACE;
+    assert_eq!(world.state.take_dirty(world.now), BTreeSet::from([ServiceKey::new("default", "web")]));
+    assert_eq!(world.want("web", 10, unit(&[(1, 1), (3, 1)], &[(1, List::Cluster)])), []);
+    assert_eq!(world.fake.dump().backends[2].generation, 1);
+    assert_eq!(world.fake.dump().backends[2].address, address(3));
+}
+
+#[test]
+fn a_full_map_names_the_service_and_the_flag_and_leaves_the_last_good_state() {
+    let three = |n| unit(&[(n, 1), (n + 1, 1), (n + 2, 1)], &[(n, List::Cluster)]);
+    let cases = [
+        ("--max-backends", Capacities { backends: 6, ..Capacities::default() }),
+        ("--max-table-slots", Capacities { table_slots: 800, ..Capacities::default() }),
+        ("--max-frontends", Capacities { frontends: 1, ..Capacities::default() }),
+        ("--max-services", Capacities { services: 2, ..Capacities::default() }),
+    ];
+    for (flag, capacities) in cases {
+        let mut world = World::new(capacities);
+        world.want("first", 10, three(1));
+        let before = world.fake.to_string();
+        let problems = world.want("second", 10, three(4));
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].subject, "Service default/second");
+        assert!(problems[0].remedy.contains(flag), "{}", problems[0]);
+        assert_eq!(world.fake.to_string(), before);
+        world.remove("first");
+        world.now += GRACE;
+        assert!(world.state.take_dirty(world.now).contains(&ServiceKey::new("default", "second")), "{flag}");
+        assert_eq!(world.want("second", 10, three(4)), [], "{flag}");
+    }
+}
+
+#[test]
+fn a_shortage_takes_nothing() {
+    let mut world = World::new(small());
+    for _ in 0..5 {
+        let problems =
+            world.want("big", 10, unit(&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)], &[(1, List::Cluster)]));
+        assert_eq!(problems.len(), 1);
+    }
+    assert_eq!(world.want("fits", 10, unit(&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], &[(1, List::Local)])), []);
+}
+
+#[test]
+fn rule_18_the_loser_is_reported_and_takes_over() {
+    let mut world = World::new(Capacities::default());
+    world.want("young", 20, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
+    assert_eq!(world.want("old", 10, unit(&[(2, 1)], &[(1, List::Cluster)])), []);
+    let dirty = world.state.take_dirty(world.now);
+    assert_eq!(dirty, BTreeSet::from([ServiceKey::new("default", "young")]));
+    let problems = world.want("young", 20, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
+    assert_eq!(
+        problems[0].to_string(),
+        "Service default/young: 10.96.0.1:80/TCP belongs to Service default/old, which comes first by age, then name; change one of the two; it is served here as soon as default/old gives it up"
+    );
+    assert_eq!(world.owner(1), Some("default/old:http".to_owned()));
+    assert_eq!(world.owner(2), Some("default/young:http".to_owned()));
+    world.remove("old");
+    assert_eq!(world.owner(1), None);
+    assert_eq!(world.state.take_dirty(world.now), BTreeSet::from([ServiceKey::new("default", "young")]));
+    world.want("young", 20, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
+    assert_eq!(world.owner(1), Some("default/young:http".to_owned()));
+}
+
+#[test]
+fn a_restart_with_unchanged_services_writes_nothing() {
+    let mut world = World::new(Capacities::default());
+    let mut mixed = unit(&[(1, 1), (2, 3)], &[(1, List::Cluster), (2, List::Local)]);
+    mixed.local = BTreeMap::from([(backend(2), 3)]);
+    world.want("web", 10, mixed.clone());
+    world.want("none", 10, unit(&[], &[(3, List::Cluster)]));
+    world.restart();
+    assert_eq!(world.plan("web", 10, mixed.clone()).operations, []);
+    assert_eq!(world.plan("none", 10, unit(&[], &[(3, List::Cluster)])).operations, []);
+    assert_eq!(world.plan("web", 10, mixed).operations, [], "and what was adopted is known by its list from then on");
+}
+
+#[test]
+fn a_restart_finds_what_a_dead_agent_left_unfinished() {
+    let desired = unit(&[(2, 1)], &[(2, List::Cluster)]);
+    for writes in 0..12 {
+        let mut world = World::new(Capacities::default());
+        world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
+        world.fake.fail_after(writes);
+        world.want("web", 10, desired.clone());
+        world.restart();
+        world.want("web", 10, desired.clone());
+        assert_eq!(world.fake.dump().frontends.keys().collect::<Vec<_>>(), [&key(2)], "after {writes} writes");
+        let live = world.fake.dump().backends.iter().filter(|backend| backend.state != 0).count();
+        assert_eq!(live, 1, "after {writes} writes");
+    }
+}
+
+#[test]
+fn a_name_that_can_not_be_read_is_removed_with_the_absent() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
+    let mut dump = world.fake.dump();
+    dump.names.clear();
+    world.state = State::adopt(dump, &Capacities::default());
+    let absent: Vec<_> = world.state.services().collect();
+    assert_eq!(absent, [ServiceKey::new("", "")]);
+    let plan = world.state.plan(&absent[0], 0, &BTreeMap::new(), world.now);
+    world.state.carry_out(plan, &mut world.fake, world.now).unwrap();
+    assert!(world.fake.dump().frontends.is_empty());
+}
+
+#[test]
+fn node_addresses_and_devices_pass_the_filter_and_are_followed() {
+    let mut fake = Fake::new(small());
+    let mut state = State::adopt(fake.dump(), &small());
+    let addresses = BTreeSet::from([address(1), address(2)]);
+    let operations = state.plan_node_addresses(&addresses);
+    assert!(state.carry_out_each(&operations, &mut fake).is_empty());
+    assert_eq!(state.plan_node_addresses(&addresses), []);
+    let interface = Interface { addresses: [address(3), Address::UNSPECIFIED], mac: [2; 6], role: role::UPLINK };
+    let operations = state.plan_interfaces(&BTreeMap::from([(7, interface)]));
+    assert!(state.carry_out_each(&operations, &mut fake).is_empty());
+    assert_eq!(fake.to_string(), "node address 10.0.0.1\nnode address 10.0.0.2\ninterface 7 uplink 10.0.0.3\n");
+    for n in 1..=3 {
+        assert!(fake.dump().filter.contains(FILTER_INGRESS, &address(n)));
+        assert!(!fake.dump().filter.contains(FILTER_EGRESS, &address(n)));
+    }
+    let restarted = State::adopt(fake.dump(), &small());
+    assert_eq!(restarted.plan_node_addresses(&addresses), []);
+    assert_eq!(
+        restarted.plan_node_addresses(&BTreeSet::from([address(2)])),
+        [Operation::RemoveNodeAddress(address(1))]
+    );
+    assert_eq!(restarted.plan_interfaces(&BTreeMap::new()), [Operation::RemoveInterface { ifindex: 7 }]);
+}
+
+#[test]
+fn a_failed_write_is_planned_again() {
+    let mut fake = Fake::new(small());
+    let mut state = State::adopt(fake.dump(), &small());
+    let addresses = BTreeSet::from([address(1), address(2)]);
+    fake.fail_after(1);
+    let operations = state.plan_node_addresses(&addresses);
+    assert_eq!(state.carry_out_each(&operations, &mut fake).len(), 1);
+    let operations = state.plan_node_addresses(&addresses);
+    assert!(state.carry_out_each(&operations, &mut fake).is_empty());
+    assert_eq!(fake.dump().node_addresses.len(), 2);
+}
+
+#[test]
+fn the_needed_filter_forgets_what_is_gone() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
+    world.want("web", 10, unit(&[(2, 1)], &[(2, List::Cluster)]));
+    assert!(world.fake.dump().filter.contains(FILTER_EGRESS, &address(1)));
+    let needed = world.state.needed_filter();
+    assert!(!needed.contains(FILTER_EGRESS, &address(1)));
+    assert!(needed.contains(FILTER_EGRESS, &address(2)));
+    assert!(needed.contains(FILTER_INGRESS, &frontend(2)));
+}

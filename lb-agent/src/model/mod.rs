@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Desired state: what the sources have told so far, keyed and deduplicated. Pure: no I/O, no clock.
+//!
+//! In: [`Event`]s, in any order. Out: which Services a change concerns, and what the maps should hold for each of them.
+//! The cost of an event is that of the Services it concerns, not of the cluster. It must not know of the maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::{
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::{
+    compile::{self, ServiceKey, Unit, UnitId},
+    problem::Problem,
+    source::{Event, Kind, Object, ObjectId},
+};
+
+#[cfg(test)]
+pub(crate) mod builders;
+pub mod endpoints;
+mod fault;
+pub mod node;
+pub mod service;
+mod value;
+
+use endpoints::Slice;
+use node::Node;
+use service::Service;
+
+impl ServiceKey {
+    /// The namespace and name of an object; its source has filled in the defaults.
+    fn of(metadata: &ObjectMeta) -> Self {
+        Self::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+    }
+}
+
+/// The desired state.
+pub struct Model {
+    node: Node,
+    services: BTreeMap<ServiceKey, Service>,
+    /// Slices of each Service by their own names; the Service may not be there.
+    slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// The Service of each slice, by the slice's namespace and name.
+    slice_owners: BTreeMap<(String, String), ServiceKey>,
+    dirty: BTreeSet<ServiceKey>,
+    is_synced: bool,
+}
+
+impl Model {
+    /// Nothing known yet, seen from the node of that name.
+    #[must_use]
+    pub fn new(node_name: String) -> Self {
+        Self {
+            node: Node::new(node_name),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            slice_owners: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            is_synced: false,
+        }
+    }
+
+    /// Takes in what a source says. Returns the problems that concern no Service; those of a Service are
+    /// [`Model::compile`]'s, for as long as they last.
+    pub fn handle(&mut self, event: Event) -> Vec<Problem> {
+        match event {
+            Event::Apply(Object::Service(object)) => self.apply_service(&object),
+            Event::Apply(Object::EndpointSlice(object)) => self.apply_slice(&object),
+            Event::Apply(Object::Node(object)) => self.apply_node(&object),
+            Event::Delete(id) => self.delete(id),
+            Event::Synced => self.is_synced = true,
+            Event::Problem(problem) => return vec![problem],
+        }
+        Vec::new()
+    }
+
+    /// Whether all sources have delivered what existed at the start. Until then nothing may be written (rule 7).
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.is_synced
+    }
+
+    /// Services that must be compiled again, deleted ones among them; none of them the next time.
+    pub fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// All Services that are load-balanced here.
+    #[must_use]
+    pub fn services(&self) -> BTreeSet<ServiceKey> {
+        self.services.keys().cloned().collect()
+    }
+
+    /// Creation of a Service in seconds since 1970; [`i64::MAX`] where that is not known, or there is no such Service.
+    /// The older one keeps a contested frontend, then the one with the lesser key (rule 18).
+    #[must_use]
+    pub fn creation_secs(&self, key: &ServiceKey) -> i64 {
+        self.services.get(key).map_or(i64::MAX, |service| service.creation_secs)
+    }
+
+    /// What the maps should hold for a Service, and what is wrong with it and its slices at present. Empty for a
+    /// Service that isn't there.
+    #[must_use]
+    pub fn compile(&self, key: &ServiceKey) -> (BTreeMap<UnitId, Unit>, Vec<Problem>) {
+        let Some(service) = self.services.get(key) else { return Default::default() };
+        let none = BTreeMap::new();
+        let slices = self.slices.get(key).unwrap_or(&none);
+        let of_slices = slices.values().flat_map(|slice| &slice.problems);
+        let problems = service.problems.iter().chain(of_slices).cloned().collect();
+        (compile::compile(service, slices, &self.node), problems)
+    }
+
+    /// InternalIPs of the agent's own Node object; empty without one.
+    #[must_use]
+    pub fn node_internal_addresses(&self) -> Vec<IpAddr> {
+        self.node.internal_addresses.clone()
+    }
+
+    /// Whether the agent's own Node is being removed from the cluster.
+    #[must_use]
+    pub fn is_node_leaving(&self) -> bool {
+        self.node.is_leaving
+    }
+
+    /// A change that concerns forwarding makes the Service dirty; any other (an annotation, a resourceVersion) costs nothing.
+    fn apply_service(&mut self, object: &core::Service) {
+        let key = ServiceKey::of(&object.metadata);
+        let Some(new) = Service::parse(object) else { return self.remove_service(key) };
+        let old = self.services.get(&key);
+        let next = match old {
+            Some(last_good) if new.is_impossible && !last_good.is_impossible => keep_last_good(last_good, new.problems),
+            _ => new,
+        };
+        if old != Some(&next) {
+            self.services.insert(key.clone(), next);
+            self.dirty.insert(key);
+        }
+    }
+
+    fn remove_service(&mut self, key: ServiceKey) {
+        if self.services.remove(&key).is_some() {
+            self.dirty.insert(key);
+        }
+    }
+
+    fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
+        let own = ServiceKey::of(&object.metadata);
+        let id = (own.namespace, own.name);
+        let Some(slice) = Slice::parse(object) else { return self.remove_slice(&id) };
+        if self.slice_owners.get(&id).is_some_and(|owner| *owner != slice.service) {
+            self.remove_slice(&id);
+        }
+        let key = slice.service.clone();
+        let siblings = self.slices.entry(key.clone()).or_default();
+        if siblings.get(&id.1) != Some(&slice) {
+            siblings.insert(id.1.clone(), slice);
+            self.slice_owners.insert(id, key.clone());
+            self.touch(key);
+        }
+    }
+
+    fn remove_slice(&mut self, id: &(String, String)) {
+        let Some(owner) = self.slice_owners.remove(id) else { return };
+        if let Some(siblings) = self.slices.get_mut(&owner) {
+            siblings.remove(&id.1);
+            if siblings.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        self.touch(owner);
+    }
+
+    /// Endpoints of a Service that isn't there concern nobody yet.
+    fn touch(&mut self, key: ServiceKey) {
+        if self.services.contains_key(&key) {
+            self.dirty.insert(key);
+        }
+    }
+
+    fn apply_node(&mut self, object: &core::Node) {
+        if object.metadata.name.as_deref() == Some(&self.node.name) {
+            self.replace_node(Node::parse(self.node.name.clone(), object));
+        }
+    }
+
+    /// Any Service may hang on the zone (rule 5); none hangs on the addresses.
+    fn replace_node(&mut self, node: Node) {
+        if node.zone != self.node.zone {
+            self.dirty.extend(self.services.keys().cloned());
+        }
+        self.node = node;
+    }
+
+    fn delete(&mut self, id: ObjectId) {
+        match id.kind {
+            Kind::Service => self.remove_service(ServiceKey { namespace: id.namespace, name: id.name }),
+            Kind::EndpointSlice => self.remove_slice(&(id.namespace, id.name)),
+            Kind::Node if id.name == self.node.name => self.replace_node(Node::new(id.name)),
+            Kind::Node => {}
+        }
+    }
+}
+
+/// An impossible edit must not stop what worked: the version before it stays, with the problems of the new one.
+fn keep_last_good(last_good: &Service, mut problems: Vec<Problem>) -> Service {
+    for problem in &mut problems {
+        problem.remedy.push_str("; until then the last good version of the Service stays in force");
+    }
+    Service { problems, ..last_good.clone() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From the kernel's route netlink messages to [`Change`]s. Pure.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+    route::{RouteAttribute, RouteMessage, RouteType},
+};
+
+use super::state::{Change, Link, LocalAddress};
+
+/// What a message reports; none where it is nothing of interest.
+#[must_use]
+pub fn decode(message: RouteNetlinkMessage) -> Option<Change> {
+    match message {
+        // With a family these speak of a bridge's port, not of the device: one that leaves its bridge is still there.
+        RouteNetlinkMessage::NewLink(link) if is_device(&link) => {
+            Some(Change::Link { ifindex: link.header.index, link: decode_link(link) })
+        }
+        RouteNetlinkMessage::DelLink(link) if is_device(&link) => Some(Change::LinkGone { ifindex: link.header.index }),
+        RouteNetlinkMessage::NewAddress(message) => decode_address(&message),
+        RouteNetlinkMessage::DelAddress(message) => {
+            own_address(&message).map(|ip| Change::AddressGone { ifindex: message.header.index, ip })
+        }
+        RouteNetlinkMessage::NewRoute(route) => Some(decode_route(&route)),
+        RouteNetlinkMessage::DelRoute(_) | RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
+            Some(Change::Routes)
+        }
+        RouteNetlinkMessage::NewNeighbour(neighbour) => decode_neighbour(&neighbour, true),
+        RouteNetlinkMessage::DelNeighbour(neighbour) => decode_neighbour(&neighbour, false),
+        _ => None,
+    }
+}
+
+fn is_device(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Unspec
+}
+
+fn decode_link(message: LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        is_loopback: flags.contains(LinkFlags::Loopback),
+        is_up: flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(address) => link.mac = address.try_into().unwrap_or_default(),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(kind).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn kind(info: &LinkInfo) -> Option<String> {
+    if let LinkInfo::Kind(kind) = info { Some(kind.to_string()) } else { None }
+}
+
+/// The address itself: on point-to-point devices the attribute `Address` is the other end's.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
+}
+
+fn decode_address(message: &AddressMessage) -> Option<Change> {
+    let ip = own_address(message)?;
+    let ifindex = message.header.index;
+    let flags = message
+        .attributes
+        .iter()
+        .find_map(|attribute| if let AddressAttribute::Flags(flags) = attribute { Some(*flags) } else { None })
+        .unwrap_or(AddressFlags::from_bits_retain(u32::from(message.header.flags.bits())));
+    if flags.contains(AddressFlags::Dadfailed) {
+        return Some(Change::AddressGone { ifindex, ip });
+    }
+    let is_secondary = flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated);
+    let is_global = message.header.scope == AddressScope::Universe;
+    Some(Change::Address { ifindex, address: LocalAddress { ip, is_global, is_secondary } })
+}
+
+fn decode_route(message: &RouteMessage) -> Change {
+    let is_default = message.header.destination_prefix_length == 0
+        && message.header.kind == RouteType::Unicast
+        && matches!(message.header.address_family, AddressFamily::Inet | AddressFamily::Inet6);
+    if !is_default {
+        return Change::Routes;
+    }
+    let mut ifindexes = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => ifindexes.push(*ifindex),
+            RouteAttribute::MultiPath(hops) => ifindexes.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    Change::DefaultRoute { ifindexes }
+}
+
+fn decode_neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Change> {
+    let mut ip = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    // Entries of a bridge's forwarding database come on the same group, and have no IP address.
+    let ip = ip?;
+    // A failed entry is reported without its Ethernet address.
+    Some(Change::Neighbour { ifindex: message.header.ifindex, ip, mac: mac.filter(|_| is_there) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use rtnetlink::{RouteMessageBuilder, packet_route::link::InfoKind};
+
+    use super::*;
+
+    fn link_message(family: AddressFamily) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.interface_family = family;
+        message.header.index = 7;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up;
+        message.attributes = vec![
+            LinkAttribute::IfName("veth7".into()),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
+        ];
+        message
+    }
+
+    #[test]
+    fn a_veth_is_known_as_such() {
+        let link = Link {
+            name: "veth7".into(),
+            kind: "veth".into(),
+            mac: [2, 0, 0, 0, 0, 7],
+            is_ethernet: true,
+            is_loopback: false,
+            is_up: true,
+        };
+        assert!(link.is_veth());
+        let message = RouteNetlinkMessage::NewLink(link_message(AddressFamily::Unspec));
+        assert_eq!(decode(message), Some(Change::Link { ifindex: 7, link }));
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_is_still_there() {
+        assert_eq!(decode(RouteNetlinkMessage::DelLink(link_message(AddressFamily::Bridge))), None);
+        let gone = decode(RouteNetlinkMessage::DelLink(link_message(AddressFamily::Unspec)));
+        assert_eq!(gone, Some(Change::LinkGone { ifindex: 7 }));
+    }
+
+    #[test]
+    fn a_default_route_names_its_devices() {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(3).build();
+        let expected = Change::DefaultRoute { ifindexes: vec![3] };
+        assert_eq!(decode(RouteNetlinkMessage::NewRoute(message)), Some(expected));
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(Ipv4Addr::new(10, 0, 0, 0), 8)
+            .output_interface(3)
+            .build();
+        assert_eq!(decode(RouteNetlinkMessage::NewRoute(message)), Some(Change::Routes));
+    }
+
+    #[test]
+    fn a_neighbour_that_failed_is_unknown() {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 3;
+        let ip = Ipv4Addr::new(192, 0, 2, 9);
+        message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(ip))];
+        let expected = Change::Neighbour { ifindex: 3, ip: ip.into(), mac: None };
+        assert_eq!(decode(RouteNetlinkMessage::NewNeighbour(message.clone())), Some(expected.clone()));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2; 6]));
+        assert_eq!(decode(RouteNetlinkMessage::DelNeighbour(message)), Some(expected));
+    }
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the agent knows of its own machine: devices, addresses, next hops, and what follows from them.
+//!
+//! [`netlink`] follows the kernel and yields [`state::Change`]s; [`state::NodeState`] is what they add up to; [`roles`]
+//! and [`addresses`] are pure functions of it: which devices get our programs, and which addresses answer NodePorts.
+//! Nothing here knows of Services or maps.
+
+pub mod addresses;
+pub mod checks;
+pub mod decode;
+pub mod netlink;
+pub mod pattern;
+pub mod roles;
+pub mod state;

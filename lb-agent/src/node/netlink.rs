@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Follows the kernel's route netlink in the network namespace of the thread that starts it.
+//!
+//! Out: [`Change`]s. Reports that the kernel had to throw away (`ENOBUFS`) lead to a new look at everything, as does a
+//! socket that broke.
+
+use std::{io, net::Ipv4Addr, net::Ipv6Addr, time::Duration};
+
+use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+    sys::{AsyncSocket, SocketAddr},
+};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::{
+    decode::decode,
+    state::{Change, NodeState},
+};
+
+/// Whatever can change a device, its role, or a cached next hop. Changes of next-hop objects come as those of the routes
+/// that use them (`net.ipv4.nexthop_compat_mode`, on by default).
+const GROUPS: [MulticastGroup; 8] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+];
+
+/// Room for the reports of a burst; the kernel grants at most `net.core.rmem_max`.
+const RECEIVE_BUFFER_BYTES: u32 = 4 << 20;
+
+/// Pause before another attempt to open the socket.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Netlink failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No socket.
+    #[error("can't open a route netlink socket")]
+    Open(#[source] io::Error),
+    /// A question that the kernel did not answer.
+    #[error("can't list this machine's {what}")]
+    List {
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        source: rtnetlink::Error,
+    },
+}
+
+type Reports = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// A subscription to the kernel's reports.
+#[derive(Debug)]
+pub struct Follower {
+    reports: Reports,
+}
+
+impl Follower {
+    /// Subscribes, then looks at what is there: nothing falls between the two, and what is seen twice does no harm.
+    ///
+    /// # Errors
+    /// Where netlink fails.
+    pub async fn start() -> Result<(Self, NodeState), NetlinkError> {
+        let (mut connection, _, reports) = rtnetlink::new_multicast_connection(&GROUPS).map_err(NetlinkError::Open)?;
+        if let Err(error) = connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER_BYTES) {
+            debug!("the netlink socket keeps its small receive buffer: {error}");
+        }
+        tokio::spawn(connection);
+        Ok((Self { reports }, look().await?))
+    }
+
+    /// Passes on what the kernel reports, until nobody listens any more.
+    pub async fn run(mut self, changes: mpsc::Sender<Change>) {
+        loop {
+            let change = match self.reports.next().await {
+                Some((message, _)) => match message.payload {
+                    NetlinkPayload::InnerMessage(message) => decode(message),
+                    NetlinkPayload::Overrun(_) => {
+                        warn!("the kernel reported more than could be followed; looking at everything anew");
+                        Some(self.resync().await)
+                    }
+                    _ => None,
+                },
+                None => {
+                    warn!("the netlink socket broke; opening it anew");
+                    Some(self.resync().await)
+                }
+            };
+            if let Some(change) = change
+                && changes.send(change).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Starts over, as often as it takes.
+    async fn resync(&mut self) -> Change {
+        loop {
+            match Self::start().await {
+                Ok((follower, state)) => {
+                    *self = follower;
+                    return Change::Resync(state);
+                }
+                Err(error) => warn!("{error}; trying again in {} s", RETRY.as_secs()),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Everything that is there now.
+async fn look() -> Result<NodeState, NetlinkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+    tokio::spawn(connection);
+    let mut state = NodeState::default();
+    look_at_devices(&handle, &mut state).await?;
+    look_at_next_hops(&handle, &mut state).await?;
+    Ok(state)
+}
+
+async fn look_at_devices(handle: &Handle, state: &mut NodeState) -> Result<(), NetlinkError> {
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await.map_err(|source| NetlinkError::List { what: "devices", source })? {
+        take_in(state, RouteNetlinkMessage::NewLink(link));
+    }
+    let mut addresses = handle.address().get().execute();
+    while let Some(address) =
+        addresses.try_next().await.map_err(|source| NetlinkError::List { what: "addresses", source })?
+    {
+        take_in(state, RouteNetlinkMessage::NewAddress(address));
+    }
+    Ok(())
+}
+
+async fn look_at_next_hops(handle: &Handle, state: &mut NodeState) -> Result<(), NetlinkError> {
+    let questions = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+    for question in questions {
+        let mut routes = handle.route().get(question).execute();
+        while let Some(route) =
+            routes.try_next().await.map_err(|source| NetlinkError::List { what: "routes", source })?
+        {
+            take_in(state, RouteNetlinkMessage::NewRoute(route));
+        }
+    }
+    let mut neighbours = handle.neighbours().get().execute();
+    while let Some(neighbour) =
+        neighbours.try_next().await.map_err(|source| NetlinkError::List { what: "neighbours", source })?
+    {
+        take_in(state, RouteNetlinkMessage::NewNeighbour(neighbour));
+    }
+    Ok(())
+}
+
+fn take_in(state: &mut NodeState, message: RouteNetlinkMessage) {
+    if let Some(change) = decode(message) {
+        state.apply(change);
+    }
+}

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine's devices, addresses and neighbours, kept from a stream of changes. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+/// A network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its name; may change while the index stays.
+    pub name: String,
+    /// The kernel's name of its driver, `veth` or `bridge`; empty for a physical device.
+    pub kind: String,
+    /// Ethernet address; zero where it has none.
+    pub mac: [u8; 6],
+    /// Whether its frames begin with an Ethernet header: the programs parse nothing else.
+    pub is_ethernet: bool,
+    /// Whether it is a loopback device, which never gets our programs.
+    pub is_loopback: bool,
+    /// Whether it is administratively up.
+    pub is_up: bool,
+}
+
+impl Link {
+    /// Whether it is one end of a veth pair.
+    #[must_use]
+    pub fn is_veth(&self) -> bool {
+        self.kind == "veth"
+    }
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Whether it may be used beyond its link.
+    pub is_global: bool,
+    /// Whether new traffic should rather be sent from another one: secondary, temporary or deprecated.
+    pub is_secondary: bool,
+}
+
+/// One thing that the kernel reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A device is there, new or changed.
+    Link {
+        /// Its index.
+        ifindex: u32,
+        /// What it looks like now.
+        link: Link,
+    },
+    /// A device has gone, with all that hung on it.
+    LinkGone {
+        /// Its index.
+        ifindex: u32,
+    },
+    /// A device has an address, new or changed.
+    Address {
+        /// The device's index.
+        ifindex: u32,
+        /// The address.
+        address: LocalAddress,
+    },
+    /// A device has lost an address.
+    AddressGone {
+        /// The device's index.
+        ifindex: u32,
+        /// The address.
+        ip: IpAddr,
+    },
+    /// There is a default route, through these devices.
+    DefaultRoute {
+        /// Their indices.
+        ifindexes: Vec<u32>,
+    },
+    /// Some route or routing rule came, changed or went.
+    Routes,
+    /// A neighbour's Ethernet address is known, or no longer known.
+    Neighbour {
+        /// The device's index.
+        ifindex: u32,
+        /// The neighbour's address.
+        ip: IpAddr,
+        /// Its Ethernet address.
+        mac: Option<[u8; 6]>,
+    },
+    /// Reports were lost: this is all there is.
+    Resync(NodeState),
+}
+
+/// What a change means for the rest of the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// Devices, their roles or addresses may be different now.
+    pub devices: bool,
+    /// Cached next hops may be wrong now.
+    pub next_hops: bool,
+}
+
+impl Effect {
+    const NONE: Self = Self { devices: false, next_hops: false };
+    const BOTH: Self = Self { devices: true, next_hops: true };
+
+    /// The effect of two changes.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { devices: self.devices || other.devices, next_hops: self.next_hops || other.next_hops }
+    }
+}
+
+/// The machine as the kernel reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    links: BTreeMap<u32, Link>,
+    /// In the kernel's order: a device's first address is its primary one.
+    addresses: BTreeMap<u32, Vec<LocalAddress>>,
+    /// Devices that carry or carried a default route. One stays until it disappears: a default route that flaps must not
+    /// take the programs away under established flows.
+    default_devices: BTreeSet<u32>,
+    neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+}
+
+impl NodeState {
+    /// All devices, by index.
+    #[must_use]
+    pub fn links(&self) -> &BTreeMap<u32, Link> {
+        &self.links
+    }
+
+    /// A device's addresses, its primary one first.
+    #[must_use]
+    pub fn addresses(&self, ifindex: u32) -> &[LocalAddress] {
+        self.addresses.get(&ifindex).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every address of every device.
+    pub fn all_addresses(&self) -> impl Iterator<Item = LocalAddress> + '_ {
+        self.addresses.values().flatten().copied()
+    }
+
+    /// Whether the device carries a default route, or did since it came.
+    #[must_use]
+    pub fn is_default_device(&self, ifindex: u32) -> bool {
+        self.default_devices.contains(&ifindex)
+    }
+
+    /// Takes in what the kernel reported.
+    pub fn apply(&mut self, change: Change) -> Effect {
+        match change {
+            Change::Link { ifindex, link } => self.apply_link(ifindex, link),
+            Change::LinkGone { ifindex } => self.remove_link(ifindex),
+            Change::Address { ifindex, address } => self.apply_address(ifindex, address),
+            Change::AddressGone { ifindex, ip } => self.remove_address(ifindex, ip),
+            Change::DefaultRoute { ifindexes } => {
+                let before = self.default_devices.len();
+                self.default_devices.extend(ifindexes);
+                Effect { devices: self.default_devices.len() != before, next_hops: true }
+            }
+            Change::Routes => Effect { devices: false, next_hops: true },
+            Change::Neighbour { ifindex, ip, mac } => self.apply_neighbour(ifindex, ip, mac),
+            Change::Resync(state) => {
+                let former = std::mem::replace(self, state);
+                let links = &self.links;
+                self.default_devices
+                    .extend(former.default_devices.iter().filter(|ifindex| links.contains_key(ifindex)));
+                Effect::BOTH
+            }
+        }
+    }
+
+    fn apply_link(&mut self, ifindex: u32, link: Link) -> Effect {
+        match self.links.insert(ifindex, link.clone()) {
+            None => Effect { devices: true, next_hops: false },
+            Some(former) if former == link => Effect::NONE,
+            Some(_) => Effect::BOTH,
+        }
+    }
+
+    fn remove_link(&mut self, ifindex: u32) -> Effect {
+        self.addresses.remove(&ifindex);
+        self.default_devices.remove(&ifindex);
+        self.neighbours.retain(|(device, _), _| *device != ifindex);
+        if self.links.remove(&ifindex).is_some() { Effect::BOTH } else { Effect::NONE }
+    }
+
+    fn apply_address(&mut self, ifindex: u32, address: LocalAddress) -> Effect {
+        let addresses = self.addresses.entry(ifindex).or_default();
+        match addresses.iter_mut().find(|known| known.ip == address.ip) {
+            Some(known) if *known == address => return Effect::NONE,
+            Some(known) => *known = address,
+            None => addresses.push(address),
+        }
+        Effect::BOTH
+    }
+
+    fn remove_address(&mut self, ifindex: u32, ip: IpAddr) -> Effect {
+        let Some(addresses) = self.addresses.get_mut(&ifindex) else { return Effect::NONE };
+        addresses.retain(|known| known.ip != ip);
+        if addresses.is_empty() {
+            self.addresses.remove(&ifindex);
+        }
+        Effect::BOTH
+    }
+
+    /// A neighbour that is new can't be anybody's cached next hop yet, and one that was merely confirmed still is: the
+    /// kernel reports every such step, and following them all would make the caches useless.
+    fn apply_neighbour(&mut self, ifindex: u32, ip: IpAddr, mac: Option<[u8; 6]>) -> Effect {
+        let former = match mac {
+            Some(mac) => self.neighbours.insert((ifindex, ip), mac),
+            None => self.neighbours.remove(&(ifindex, ip)),
+        };
+        Effect { devices: false, next_hops: former.is_some() && former != mac }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(name: &str) -> Link {
+        Link { name: name.into(), is_ethernet: true, is_up: true, ..Link::default() }
+    }
+
+    fn address(ip: &str) -> LocalAddress {
+        LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false }
+    }
+
+    #[test]
+    fn a_link_that_goes_takes_its_addresses_along() {
+        let mut state = NodeState::default();
+        state.apply(Change::Link { ifindex: 2, link: link("eth0") });
+        state.apply(Change::Address { ifindex: 2, address: address("192.0.2.1") });
+        state.apply(Change::DefaultRoute { ifindexes: vec![2] });
+        assert_eq!(state.apply(Change::LinkGone { ifindex: 2 }), Effect::BOTH);
+        assert_eq!(state, NodeState::default());
+        assert_eq!(state.apply(Change::LinkGone { ifindex: 2 }), Effect::NONE);
+    }
+
+    #[test]
+    fn repeated_reports_have_no_effect() {
+        let mut state = NodeState::default();
+        for expected in [Effect { devices: true, next_hops: false }, Effect::NONE] {
+            assert_eq!(state.apply(Change::Link { ifindex: 2, link: link("eth0") }), expected);
+        }
+        for expected in [Effect::BOTH, Effect::NONE] {
+            assert_eq!(state.apply(Change::Address { ifindex: 2, address: address("fd00::1") }), expected);
+        }
+    }
+
+    #[test]
+    fn only_a_neighbour_that_moved_or_went_spoils_next_hops() {
+        let mut state = NodeState::default();
+        let ip: IpAddr = "192.0.2.9".parse().unwrap();
+        let spoils = |state: &mut NodeState, mac| state.apply(Change::Neighbour { ifindex: 2, ip, mac }).next_hops;
+        assert!(!spoils(&mut state, Some([1; 6])), "new");
+        assert!(!spoils(&mut state, Some([1; 6])), "confirmed");
+        assert!(spoils(&mut state, Some([2; 6])), "moved");
+        assert!(spoils(&mut state, None), "gone");
+        assert!(!spoils(&mut state, None), "still gone");
+    }
+
+    #[test]
+    fn a_resync_forgets_what_has_gone_but_keeps_former_default_devices() {
+        let mut state = NodeState::default();
+        state.apply(Change::Link { ifindex: 2, link: link("eth0") });
+        state.apply(Change::Link { ifindex: 3, link: link("eth1") });
+        state.apply(Change::DefaultRoute { ifindexes: vec![2, 3] });
+        let mut now = NodeState::default();
+        now.apply(Change::Link { ifindex: 3, link: link("eth1") });
+        assert_eq!(state.apply(Change::Resync(now)), Effect::BOTH);
+        assert!(!state.links().contains_key(&2));
+        assert!(!state.is_default_device(2));
+        assert!(state.is_default_device(3));
+    }
+}

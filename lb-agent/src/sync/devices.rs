@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From the kernel's reports to programs on devices, and to the maps of interfaces and node addresses.
+//!
+//! Before the sources have synced the Node object is unknown, and with it some of the roles: until then a device that an
+//! earlier agent gave a role keeps it, and nothing is taken away but what has gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
+
+use lb_common::{
+    address::Address,
+    config::{Interface, role},
+    maps::FILTER_INGRESS,
+};
+use tracing::{debug, info};
+
+use super::{
+    Maps,
+    doors::{DoorError, Doors},
+    queue::Queue,
+    report::{Reporter, Scope},
+};
+use crate::{
+    diff::{Operation, WriteError},
+    node::{
+        addresses::{NodePortAddresses, local_addresses},
+        roles::{Selection, primary_addresses},
+        state::{Change, NodeState},
+    },
+    problem::Problem,
+};
+
+/// What the sources say of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Whether they have told all there was at the start.
+    pub is_synced: bool,
+    /// The Node object's own addresses.
+    pub internal_addresses: Vec<IpAddr>,
+}
+
+/// The machine, and how far the programs and maps follow it.
+pub struct Devices {
+    node: NodeState,
+    selection: Selection,
+    node_ports: NodePortAddresses,
+    /// Devices as an earlier agent left them.
+    adopted: BTreeMap<u32, Interface>,
+    told: Told,
+    /// Devices whose XDP program runs in the driver.
+    native_xdp: BTreeSet<u32>,
+    /// The role for which this process has attached programs to each device.
+    attached: BTreeMap<u32, u16>,
+    to_attach: Queue<u32>,
+    /// Local addresses whose bit is set in the filter.
+    filtered: BTreeSet<Address>,
+    are_devices_dirty: bool,
+    are_next_hops_dirty: bool,
+}
+
+impl Devices {
+    /// The machine as it is now, and what an earlier agent left.
+    #[must_use]
+    pub fn new(
+        node: NodeState,
+        selection: Selection,
+        node_ports: NodePortAddresses,
+        adopted: BTreeMap<u32, Interface>,
+    ) -> Self {
+        let is_native = |(_, interface): &(&u32, &Interface)| interface.role & role::XDP != 0;
+        Self {
+            node,
+            selection,
+            node_ports,
+            told: Told::default(),
+            native_xdp: adopted.iter().filter(is_native).map(|(&ifindex, _)| ifindex).collect(),
+            adopted,
+            attached: BTreeMap::new(),
+            to_attach: Queue::default(),
+            filtered: BTreeSet::new(),
+            are_devices_dirty: true,
+            are_next_hops_dirty: true,
+        }
+    }
+
+    /// Takes in what the kernel reports.
+    pub fn take_change(&mut self, change: Change) {
+        let effect = self.node.apply(change);
+        self.are_devices_dirty |= effect.devices;
+        self.are_next_hops_dirty |= effect.next_hops;
+    }
+
+    /// Takes in what the sources say of this node.
+    pub fn take_told(&mut self, told: Told) {
+        if self.told != told {
+            self.told = told;
+            self.are_devices_dirty = true;
+        }
+    }
+
+    /// Every local address by which other machines reach this one: the filter must let them pass.
+    pub fn local_addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        local_addresses(&self.node).map(Address::from)
+    }
+
+    /// Makes programs and maps follow the machine.
+    pub fn work(&mut self, maps: &mut Maps<impl Doors>, reporter: &mut Reporter, now: Instant) {
+        if std::mem::take(&mut self.are_next_hops_dirty) {
+            maps.doors.bump_next_hops();
+        }
+        let is_dirty = std::mem::take(&mut self.are_devices_dirty);
+        if !is_dirty && self.wake_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let wanted = self.wanted();
+        if is_dirty {
+            self.detach_others(&wanted, &mut maps.doors, reporter);
+            let mut errors = self.describe(&wanted, maps);
+            if self.told.is_synced {
+                errors.extend(self.write_addresses(&wanted, maps));
+            }
+            self.report(&wanted, &errors, reporter);
+            let with_role = wanted.iter().filter(|(_, interface)| interface.role != 0);
+            let new = with_role.filter(|(ifindex, interface)| self.attached.get(ifindex) != Some(&interface.role));
+            new.for_each(|(&ifindex, _)| self.to_attach.push(ifindex));
+        }
+        while let Some(ifindex) = self.to_attach.pop(now) {
+            let problems = self.attach(ifindex, &wanted, maps, now);
+            reporter.set(Scope::Device(ifindex), problems);
+        }
+    }
+
+    /// When a device that refused its programs is due.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.to_attach.wake_at()
+    }
+
+    fn wanted(&self) -> BTreeMap<u32, Interface> {
+        let mut wanted = self.selection.interfaces(&self.node, &self.told.internal_addresses);
+        if !self.told.is_synced {
+            for (ifindex, interface) in wanted.iter_mut().filter(|(_, interface)| interface.role == 0) {
+                interface.role = self.adopted.get(ifindex).map_or(0, |adopted| adopted.role & !role::XDP);
+            }
+        }
+        wanted
+    }
+
+    fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
+        let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(|interface| interface.role != 0);
+        let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
+        let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
+        for ifindex in others {
+            debug!(ifindex, "programs taken off a device that is gone or no longer ours");
+            doors.detach(ifindex);
+            self.native_xdp.remove(&ifindex);
+            self.attached.remove(&ifindex);
+            self.to_attach.succeed(&ifindex);
+            reporter.set(Scope::Device(ifindex), Vec::new());
+        }
+    }
+
+    /// Writes the map of interfaces and the filter, before any program there can ask.
+    fn describe(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
+        let described = wanted.iter().map(|(&ifindex, interface)| {
+            let xdp = if interface.role != 0 && self.native_xdp.contains(&ifindex) { role::XDP } else { 0 };
+            (ifindex, Interface { role: interface.role | xdp, ..*interface })
+        });
+        let mut operations = maps.state.plan_interfaces(&described.collect());
+        let local: BTreeSet<Address> = self.local_addresses().collect();
+        let new = local.difference(&self.filtered);
+        operations.extend(new.map(|&address| Operation::SetFilterBit { plane: FILTER_INGRESS, address }));
+        self.filtered = local;
+        maps.state.carry_out_each(&operations, &mut maps.doors)
+    }
+
+    fn write_addresses(&self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
+        let primary = primary_addresses(&self.node, wanted, &self.told.internal_addresses);
+        maps.doors.set_node_addresses(primary.map(|ip| ip.map_or(Address::UNSPECIFIED, Address::from)));
+        let operations = maps.state.plan_node_addresses(&self.node_ports.select(&self.node, primary));
+        maps.state.carry_out_each(&operations, &mut maps.doors)
+    }
+
+    fn report(&self, wanted: &BTreeMap<u32, Interface>, errors: &[WriteError], reporter: &mut Reporter) {
+        let mut problems = self.selection.problems(&self.node);
+        let has_uplink = wanted.values().any(|interface| interface.role & role::UPLINK != 0);
+        if self.told.is_synced && !has_uplink && self.selection.uplinks.is_empty() {
+            problems.push(Problem::new(
+                "uplinks",
+                "no device has a default route or the Node's address: NodePorts can't be reached from outside",
+                "name the devices that lead outside in --uplink",
+            ));
+        }
+        reporter.set(Scope::Uplinks, problems);
+        let problem = |error: &WriteError| {
+            Problem::new(
+                "this node's devices and addresses",
+                error.to_string(),
+                "they are tried again with the next change",
+            )
+        };
+        reporter.set(Scope::Addresses, errors.iter().map(problem).collect());
+    }
+
+    /// Attaches the programs of one device. What is returned is what is wrong with it now.
+    fn attach(
+        &mut self,
+        ifindex: u32,
+        wanted: &BTreeMap<u32, Interface>,
+        maps: &mut Maps<impl Doors>,
+        now: Instant,
+    ) -> Vec<Problem> {
+        let (Some(link), Some(interface)) = (self.node.links().get(&ifindex), wanted.get(&ifindex)) else {
+            self.to_attach.succeed(&ifindex);
+            return Vec::new();
+        };
+        match maps.doors.attach(ifindex, link, interface.role) {
+            Ok(attached) => {
+                let kind = if interface.role & role::UPLINK != 0 { "uplink" } else { "pod interface" };
+                info!("{kind} {}: {}", link.name, attached.text);
+                self.attached.insert(ifindex, interface.role);
+                self.to_attach.succeed(&ifindex);
+                let was_native = self.native_xdp.remove(&ifindex);
+                if attached.is_native_xdp {
+                    self.native_xdp.insert(ifindex);
+                }
+                if attached.is_native_xdp != was_native {
+                    // A write that fails is planned again with the next change of a device.
+                    self.describe(wanted, maps);
+                }
+                Vec::new()
+            }
+            Err(DoorError::Gone) => {
+                self.to_attach.succeed(&ifindex);
+                Vec::new()
+            }
+            Err(DoorError::Refused { cause, remedy }) => {
+                self.to_attach.fail(ifindex, now);
+                vec![Problem::new(format!("device {}", link.name), cause, remedy)]
+            }
+        }
+    }
+}

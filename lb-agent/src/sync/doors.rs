@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the one loop asks of the data plane beyond writing maps, so that it can be tested without a kernel.
+
+use std::collections::BTreeSet;
+
+use lb_common::address::Address;
+
+use crate::{diff::Writer, metrics::Snapshot, node::state::Link, problem::Problem};
+
+/// The programs on the devices, and the part of the configuration that changes while they run.
+pub trait Doors: Writer {
+    /// Attaches the programs that a role asks for; those that are attached already stay.
+    ///
+    /// # Errors
+    /// Where the device has gone, or has to do without a door that it can't do without.
+    fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError>;
+
+    /// Takes the programs off a device, or forgets them if it has gone.
+    fn detach(&mut self, ifindex: u32);
+
+    /// Devices with programs, those adopted from an earlier agent among them.
+    fn attached(&self) -> BTreeSet<u32>;
+
+    /// Makes cached next hops be looked up again.
+    fn bump_next_hops(&mut self);
+
+    /// Sets the node's primary addresses, IPv4 and IPv6.
+    fn set_node_addresses(&mut self, addresses: [Address; 2]);
+
+    /// What the programs have counted.
+    ///
+    /// # Errors
+    /// Where the maps can't be read.
+    fn snapshot(&self) -> Result<Snapshot, Problem>;
+}
+
+/// How a device's programs are attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Whether the XDP program runs in the driver, so that frames can be redirected to the device.
+    pub is_native_xdp: bool,
+    /// For people: the doors, and why one is missing or slow.
+    pub text: String,
+}
+
+/// Programs that could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The device has gone meanwhile: nothing to report.
+    #[error("the device has gone")]
+    Gone,
+    /// The kernel refused.
+    #[error("{cause}")]
+    Refused {
+        /// What it said.
+        cause: String,
+        /// What can be done.
+        remedy: String,
+    },
+}

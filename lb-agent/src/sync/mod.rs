@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The one loop and the one clock: whatever happens arrives here, and whatever is written is written from here.
+//!
+//! ```text
+//!  sources --events--> Services: model -> compile -> diff --+
+//!                                                           +--> Maps: State (mirror) + Doors (kernel)
+//!  netlink --changes--> Devices: roles, addresses ----------+
+//!  scrapes --requests--> counters
+//! ```
+//!
+//! A burst is drained before anything is planned; devices come before Services, so that a pod's traffic finds its door
+//! open within milliseconds even while thousands of Services are being written. When told to stop the loop just ends:
+//! what it has written stays, and goes on forwarding.
+
+mod devices;
+pub mod doors;
+mod queue;
+mod report;
+mod services;
+#[cfg(test)]
+mod tests;
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
+
+pub use self::{devices::Devices, services::Services};
+use self::{devices::Told, doors::Doors, report::Reporter};
+use crate::{
+    diff::State,
+    health::Health,
+    metrics::{Metrics, Snapshot},
+    node::state::Change,
+    source::Event,
+};
+
+/// Services written between two looks at what else has happened.
+const SERVICES_A_TURN: usize = 64;
+
+/// Reports taken in between two turns at writing: a source that never pauses must not keep the maps waiting.
+const REPORTS_A_TURN: usize = 4096;
+
+/// What the maps hold, and who can change it.
+#[derive(Debug)]
+pub struct Maps<D> {
+    /// The mirror.
+    pub state: State,
+    /// The maps and programs themselves.
+    pub doors: D,
+}
+
+/// Whatever can happen.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From the sources.
+    pub events: mpsc::Receiver<Event>,
+    /// From the kernel.
+    pub changes: mpsc::Receiver<Change>,
+    /// From scrapes of the metrics.
+    pub requests: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+}
+
+/// A channel that the loop can't do without was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoopError {
+    /// No source any more.
+    #[error("the source of objects has ended")]
+    SourceEnded,
+    /// No netlink any more.
+    #[error("the kernel's reports of devices have ended")]
+    NetlinkEnded,
+}
+
+/// The loop's own state.
+pub struct Loop<D> {
+    services: Services,
+    devices: Devices,
+    maps: Maps<D>,
+    reporter: Reporter,
+    health: Health,
+    metrics: Metrics,
+    was_done: bool,
+}
+
+impl<D: Doors> Loop<D> {
+    /// With everything in place, but nothing done yet.
+    #[must_use]
+    pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
+        Self { services, devices, maps, reporter: Reporter::default(), health, metrics, was_done: false }
+    }
+
+    /// Runs until an input ends. Dropping the future at any time is safe: every turn is finished before it waits.
+    ///
+    /// # Errors
+    /// Which input has ended.
+    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), LoopError> {
+        loop {
+            let wake_at = self.turn(Instant::now());
+            tokio::select! {
+                event = inputs.events.recv() => {
+                    let event = event.ok_or(LoopError::SourceEnded)?;
+                    self.take_event(event, Instant::now());
+                }
+                change = inputs.changes.recv() => self.devices.take_change(change.ok_or(LoopError::NetlinkEnded)?),
+                Some(request) = inputs.requests.recv() => self.answer(request, Instant::now()),
+                () = sleep_until(wake_at) => {}
+            }
+            self.drain(&mut inputs);
+        }
+    }
+
+    /// Takes in what else has happened already, so that a burst is planned once.
+    fn drain(&mut self, inputs: &mut Inputs) {
+        let now = Instant::now();
+        for _ in 0..REPORTS_A_TURN {
+            let change = inputs.changes.try_recv().map(|change| self.devices.take_change(change));
+            let event = inputs.events.try_recv().map(|event| self.take_event(event, now));
+            if change.is_err() && event.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn take_event(&mut self, event: Event, now: Instant) {
+        self.services.take_event(event, &mut self.reporter, now);
+    }
+
+    /// Does what there is to do. Returns when to come back although nothing happens; at once if there is more to do.
+    pub fn turn(&mut self, now: Instant) -> Option<Instant> {
+        let model = self.services.model();
+        self.devices
+            .take_told(Told { is_synced: model.is_synced(), internal_addresses: model.node_internal_addresses() });
+        self.health.set_leaving(model.is_node_leaving());
+        self.devices.work(&mut self.maps, &mut self.reporter, now);
+        self.services.gather(&mut self.maps.state, now);
+        if self.services.has_ready() {
+            self.health.set_waiting(now);
+            self.was_done = false;
+        }
+        self.services.work(SERVICES_A_TURN, &mut self.maps, &mut self.reporter, now);
+        if self.services.is_done() && !self.was_done {
+            self.finish();
+        }
+        self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
+        if self.services.has_ready() {
+            return Some(now);
+        }
+        [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at()].into_iter().flatten().min()
+    }
+
+    /// Everything known is in the maps.
+    fn finish(&mut self) {
+        self.was_done = true;
+        let is_first = !self.health.is_synced();
+        let waiting_since = self.health.set_synced(Timestamp::now());
+        let duration = waiting_since.map(|since| since.elapsed()).unwrap_or_default();
+        self.metrics.observe_sync(duration);
+        if is_first {
+            let services = self.services.model().services().len();
+            info!("first sync: {services} Services are in the maps after {} ms", duration.as_millis());
+        }
+    }
+
+    /// Answers a scrape; one that gets no answer reports that itself.
+    fn answer(&mut self, request: oneshot::Sender<Snapshot>, now: Instant) {
+        match self.maps.doors.snapshot() {
+            // The scrape may have given up meanwhile.
+            Ok(snapshot) => drop(request.send(snapshot)),
+            Err(problem) => self.reporter.note(problem, now),
+        }
+    }
+}
+
+async fn sleep_until(wake_at: Option<Instant>) {
+    match wake_at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

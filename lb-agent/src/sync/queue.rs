@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is to be done now, and what is to be tried again later. Pure: `now` comes in.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+/// Pause after a first failure; doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Keys to work on, each once, the failed ones after a growing pause.
+#[derive(Debug)]
+pub struct Queue<K> {
+    ready: BTreeSet<K>,
+    failed: BTreeMap<K, Failure>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    /// When to try again; `None` while that is under way.
+    retry_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl<K> Default for Queue<K> {
+    fn default() -> Self {
+        Self { ready: BTreeSet::new(), failed: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord + Clone> Queue<K> {
+    /// Something is to be done for the key, at once.
+    pub fn push(&mut self, key: K) {
+        self.ready.insert(key);
+    }
+
+    /// The next key to work on.
+    pub fn pop(&mut self, now: Instant) -> Option<K> {
+        let is_due = |failure: &Failure| failure.retry_at.is_some_and(|at| at <= now);
+        let due = || self.failed.iter().find(|(_, failure)| is_due(failure)).map(|(key, _)| key.clone());
+        let key = self.ready.pop_first().or_else(due)?;
+        if let Some(failure) = self.failed.get_mut(&key) {
+            failure.retry_at = None;
+        }
+        Some(key)
+    }
+
+    /// The work on a key succeeded, or is no longer wanted.
+    pub fn succeed(&mut self, key: &K) {
+        self.failed.remove(key);
+    }
+
+    /// The work on a key failed.
+    pub fn fail(&mut self, key: K, now: Instant) {
+        let pause = self.failed.get(&key).map_or(FIRST_PAUSE, |failure| (failure.pause * 2).min(LAST_PAUSE));
+        self.failed.insert(key, Failure { retry_at: Some(now + pause), pause });
+    }
+
+    /// The keys that failed.
+    pub fn failed(&self) -> impl Iterator<Item = &K> {
+        self.failed.keys()
+    }
+
+    /// Whether something new waits; what failed does not count.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// When a key that failed is due.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.failed.values().filter_map(|failure| failure.retry_at).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_minute_and_end_with_success() {
+        let mut queue = Queue::default();
+        let mut now = Instant::now();
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            queue.fail("web", now);
+            let due = queue.wake_at().unwrap();
+            assert_eq!(due - now, Duration::from_secs(seconds));
+            assert_eq!(queue.pop(now), None);
+            now = due;
+            assert_eq!(queue.pop(now), Some("web"));
+            assert_eq!(queue.wake_at(), None);
+        }
+        queue.succeed(&"web");
+        queue.fail("web", now);
+        assert_eq!(queue.wake_at(), Some(now + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_change_is_tried_at_once_in_spite_of_a_pause() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        queue.fail("web", now);
+        queue.push("web");
+        assert_eq!(queue.pop(now), Some("web"));
+        assert_eq!(queue.pop(now + LAST_PAUSE), None, "it is not due a second time");
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Problems, told once: logged when they appear and when they are over, and counted.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use crate::{compile::ServiceKey, problem::Problem};
+
+/// How long a passing problem is not told again in the same words.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// What a set of standing problems belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// A Service.
+    Service(ServiceKey),
+    /// A device, by its index.
+    Device(u32),
+    /// The choice of devices.
+    Uplinks,
+    /// The addresses of this node.
+    Addresses,
+}
+
+/// All problems there are now.
+#[derive(Debug, Default)]
+pub struct Reporter {
+    standing: BTreeMap<Scope, Vec<Problem>>,
+    passing: BTreeMap<Problem, Instant>,
+    total: u64,
+}
+
+impl Reporter {
+    /// The problems of a scope are these now, and no others.
+    pub fn set(&mut self, scope: Scope, problems: Vec<Problem>) {
+        let former = self.standing.remove(&scope).unwrap_or_default();
+        for problem in problems.iter().filter(|problem| !former.contains(problem)) {
+            self.total += 1;
+            warn!("{problem}");
+        }
+        for problem in former.iter().filter(|problem| !problems.contains(problem)) {
+            info!("{}: no longer: {}", problem.subject, problem.cause);
+        }
+        if !problems.is_empty() {
+            self.standing.insert(scope, problems);
+        }
+    }
+
+    /// Something went wrong whose end nobody reports.
+    pub fn note(&mut self, problem: Problem, now: Instant) {
+        self.passing.retain(|_, told| now.duration_since(*told) < SILENCE);
+        self.total += 1;
+        if let Entry::Vacant(entry) = self.passing.entry(problem) {
+            warn!("{}", entry.key());
+            entry.insert(now);
+        }
+    }
+
+    /// Problems that stand now.
+    #[must_use]
+    pub fn standing(&self) -> usize {
+        self.standing.values().map(Vec::len).sum()
+    }
+
+    /// Problems so far, passing ones as often as they came.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(cause: &str) -> Problem {
+        Problem::new("Service default/web", cause, "mend it")
+    }
+
+    #[test]
+    fn a_standing_problem_counts_once_and_ends() {
+        let mut reporter = Reporter::default();
+        let scope = || Scope::Service(ServiceKey::new("default", "web"));
+        for _ in 0..3 {
+            reporter.set(scope(), vec![problem("a"), problem("b")]);
+        }
+        assert_eq!((reporter.standing(), reporter.total()), (2, 2));
+        reporter.set(scope(), vec![problem("b")]);
+        assert_eq!((reporter.standing(), reporter.total()), (1, 2));
+        reporter.set(scope(), vec![]);
+        assert_eq!((reporter.standing(), reporter.total()), (0, 2));
+    }
+
+    #[test]
+    fn a_passing_problem_is_told_again_after_a_while() {
+        let mut reporter = Reporter::default();
+        let start = Instant::now();
+        reporter.note(problem("a"), start);
+        reporter.note(problem("a"), start + SILENCE / 2);
+        assert_eq!(reporter.passing[&problem("a")], start);
+        reporter.note(problem("a"), start + SILENCE);
+        assert_eq!(reporter.passing[&problem("a")], start + SILENCE);
+        assert_eq!((reporter.standing(), reporter.total()), (0, 3));
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From the sources' events to what the maps hold, one Service at a time: `model -> compile -> diff -> write`.
+//!
+//! One Service's failure stops no other; it is tried again after a growing pause. Nothing at all is written before the
+//! sources have told what there is (rule 7).
+
+use std::{collections::BTreeMap, time::Instant};
+
+use lb_common::frontend::FrontendKey;
+
+use super::{
+    Maps,
+    doors::Doors,
+    queue::Queue,
+    report::{Reporter, Scope},
+};
+use crate::{
+    compile::{ServiceKey, Unit, UnitId},
+    diff::State,
+    model::Model,
+    node::checks::PortRange,
+    problem::Problem,
+    source::Event,
+};
+
+/// The desired state, and which Services are not in the maps as desired.
+pub struct Services {
+    model: Model,
+    queue: Queue<ServiceKey>,
+    source_ports: PortRange,
+    /// Whether what the maps held at the start has been compared with what the sources told.
+    is_compared: bool,
+}
+
+impl Services {
+    /// Nothing known yet. `source_ports` are those that no NodePort may have.
+    #[must_use]
+    pub fn new(model: Model, source_ports: PortRange) -> Self {
+        Self { model, queue: Queue::default(), source_ports, is_compared: false }
+    }
+
+    /// The desired state.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Takes in what a source says.
+    pub fn take_event(&mut self, event: Event, reporter: &mut Reporter, now: Instant) {
+        for problem in self.model.handle(event) {
+            reporter.note(problem, now);
+        }
+    }
+
+    /// Finds out what is to be done. Services that the maps hold and no source has ever told of are gone.
+    pub fn gather(&mut self, state: &mut State, now: Instant) {
+        if !self.model.is_synced() {
+            return;
+        }
+        if !self.is_compared {
+            self.is_compared = true;
+            state.services().for_each(|key| self.queue.push(key));
+        }
+        self.model.take_dirty().into_iter().for_each(|key| self.queue.push(key));
+        state.take_dirty(now).into_iter().for_each(|key| self.queue.push(key));
+    }
+
+    /// Brings at most `limit` Services into the maps.
+    pub fn work(&mut self, limit: usize, maps: &mut Maps<impl Doors>, reporter: &mut Reporter, now: Instant) {
+        for _ in 0..limit {
+            let Some(key) = self.queue.pop(now) else { return };
+            let (units, mut problems) = self.model.compile(&key);
+            problems.extend(source_port_problems(&key, &units, self.source_ports));
+            let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
+            problems.append(&mut plan.problems);
+            match maps.state.carry_out(plan, &mut maps.doors, now) {
+                Ok(()) => self.queue.succeed(&key),
+                Err(error) => {
+                    problems.push(Problem::new(
+                        format!("Service {key}"),
+                        format!("can't be written: {error}"),
+                        "it is tried again by itself; if it stays, restart the agent",
+                    ));
+                    self.queue.fail(key.clone(), now);
+                }
+            }
+            reporter.set(Scope::Service(key), problems);
+        }
+    }
+
+    /// Whether everything that the sources told is in the maps, but for what failed.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.is_compared && !self.queue.has_ready()
+    }
+
+    /// Whether something waits to be written.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        self.queue.has_ready()
+    }
+
+    /// When something that failed is due.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.queue.wake_at()
+    }
+}
+
+/// NodePorts among the ports of source translation: replies to outside clients would be taken for new connections.
+fn source_port_problems(key: &ServiceKey, units: &BTreeMap<UnitId, Unit>, source_ports: PortRange) -> Vec<Problem> {
+    let is_node_port = |frontend: &&FrontendKey| {
+        [true, false].iter().any(|&is_v4| frontend.address == FrontendKey::any_address(is_v4))
+    };
+    let frontends = units.values().flat_map(|unit| unit.frontends.keys());
+    let mut ports: Vec<u16> = frontends.filter(is_node_port).map(|frontend| u16::from_be(frontend.port_be)).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+        .into_iter()
+        .filter(|&port| source_ports.contains(port))
+        .map(|port| {
+            Problem::new(
+                format!("Service {key}"),
+                format!("its NodePort {port} is one of the ports {source_ports} for source translation"),
+                "choose another nodePort, or other --source-ports",
+            )
+        })
+        .collect()
+}

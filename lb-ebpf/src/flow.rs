@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Stage 2: is the packet of a flow that was decided before, and does the decision still hold?
+//!
+//! The hot path only reads the entry. It is written at most once a tick ([`touch`]), and when the flow's state changes,
+//! which happens a handful of times in its life. Both writes look after the peer entry as well: that is how a lost half
+//! of the pair is found and made again.
+
+use lb_common::{
+    config::Config,
+    flow::{Direction, Flow, FlowState, protocol, tcp_flags},
+    verdict::{Reason, Stage},
+};
+
+use crate::{
+    header::Header,
+    maps::{self, InsertError},
+    parse::Parsed,
+};
+
+/// What the flow table has to say about a packet.
+pub enum Found<F: Header> {
+    /// Follow this instruction.
+    Valid(&'static mut Flow<F>),
+    /// The slow path must decide: there is no entry, or one that no longer holds.
+    Undecided,
+}
+
+/// Looks the packet's flow up and judges whether its decision holds. `dry` writes nothing.
+#[inline(always)]
+pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F>> {
+    let Some(flow) = maps::find_flow(&parsed.key) else { return Ok(Found::Undecided) };
+    if flow.direction() == Direction::Original && is_overtaken(flow, parsed) {
+        return Ok(Found::Undecided);
+    }
+    if flow.last_seen != now {
+        let config = maps::config()?;
+        if flow.direction() == Direction::Original && is_expired(flow, config, now) {
+            return Ok(Found::Undecided);
+        }
+        if !dry {
+            maps::scratch::<F>()?.parsed = *parsed;
+            F::touch_apart(now).unpack()?;
+        }
+    }
+    let next = flow.state.next(flow.direction(), parsed.key.protocol, parsed.tcp_flags);
+    if next != flow.state && !dry {
+        maps::scratch::<F>()?.parsed = *parsed;
+        F::advance_apart(next).unpack()?;
+    }
+    Ok(Found::Valid(flow))
+}
+
+/// Whether an entry has been idle for longer than its state allows.
+#[inline(always)]
+pub fn is_expired<F: Header>(flow: &Flow<F>, config: &Config, now: u32) -> bool {
+    now.wrapping_sub(flow.last_seen) > config.timeouts[flow.state.index()]
+}
+
+/// Whether the world has moved on since the decision: a UDP packet or a fresh SYN whose backend has gone, or a SYN on
+/// a tuple whose connection is over. Other TCP segments keep their backend, as with kube-proxy (rule 58).
+#[inline(always)]
+fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
+    let is_syn = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    if parsed.key.protocol == protocol::TCP && !is_syn {
+        return false;
+    }
+    if is_syn && flow.state == FlowState::CLOSING {
+        return true;
+    }
+    maps::find_backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)
+}
+
+/// Notes that the flow of the packet in the scratch space lives, in both entries, and makes the peer anew if it was
+/// evicted.
+///
+/// A torn or lost update here costs nothing: the next tick repeats it.
+#[inline(always)]
+pub fn touch<F: Header>(now: u32) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    let key = &scratch.parsed.key;
+    let Some(flow) = maps::find_flow(key) else { return Ok(()) };
+    flow.last_seen = now;
+    flow.write_peer_key(key, &mut scratch.peer_key);
+    if let Some(peer) = maps::find_flow(&scratch.peer_key) {
+        if peer.is_peer_key(&scratch.peer_key, key) {
+            peer.last_seen = now;
+        }
+        return Ok(());
+    }
+    flow.write_peer(key, &mut scratch.peer);
+    if maps::insert_new_flow(&scratch.peer_key, &scratch.peer) == Err(InsertError::Refused) {
+        maps::count_reason(Reason::FlowInsertFailed as u32);
+    }
+    Ok(())
+}
+
+/// Moves both entries of the packet in the scratch space to the next state.
+#[inline(always)]
+pub fn advance<F: Header>(next: FlowState) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    let key = &scratch.parsed.key;
+    let Some(flow) = maps::find_flow(key) else { return Ok(()) };
+    flow.state = next;
+    flow.write_peer_key(key, &mut scratch.peer_key);
+    if let Some(peer) = maps::find_flow(&scratch.peer_key)
+        && peer.is_peer_key(&scratch.peer_key, key)
+    {
+        peer.state = next;
+    }
+    Ok(())
+}

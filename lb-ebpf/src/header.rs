@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Header layouts: offsets of all fields that are read or written, and what differs between IPv4 and IPv6.
+
+use lb_common::{
+    address::{Family, V4, V6},
+    checksum::{self, Delta},
+    flow::{Flow, protocol},
+    hash,
+    verdict::{Reason, Stage, Stop},
+};
+
+use crate::{apart::Apart, maps, packet::Frame, wire::Wire};
+
+/// Length of an Ethernet header without tags.
+pub const ETHERNET_LEN: usize = 14;
+/// Length of a TCP header without options (RFC 9293 section 3.1).
+pub const TCP_LEN: usize = 20;
+/// Length of a UDP header (RFC 768).
+pub const UDP_LEN: usize = 8;
+
+/// Offsets in the Ethernet header.
+pub mod ethernet {
+    pub const ETHERTYPE: usize = 12;
+}
+
+/// Offsets in the TCP header.
+pub mod tcp {
+    pub const DATA_OFFSET: usize = 12;
+    pub const FLAGS: usize = 13;
+    pub const CHECK: usize = 16;
+}
+
+/// Offsets in the UDP header.
+pub mod udp {
+    pub const LENGTH: usize = 4;
+    pub const CHECK: usize = 6;
+}
+
+/// What the pipeline must know of a fixed IP header.
+pub struct Network {
+    /// Protocol after the fixed header.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Length of the IP packet in bytes as its header says, header included; 0 for one too long for the field.
+    pub total_len: u32,
+}
+
+/// The parts of a [`Family`] that concern packets. Offsets count from the Ethernet header.
+pub trait Header: Family<Addr: Wire> + maps::Tables + Apart {
+    const SRC: usize;
+    const DST: usize;
+
+    /// Reads the fixed header; stops what has more headers than that, or contradicts itself.
+    fn network(frame: &Frame<'_>) -> Stage<Network>;
+    /// Protocol, as it stands in the fixed header.
+    fn protocol(frame: &Frame<'_>) -> u8;
+    /// Writes both addresses, and takes one from the TTL where asked, with the header's checksum.
+    fn write_addresses(frame: &Frame<'_>, flow: &Flow<Self>, decrement_ttl: bool);
+    /// The bit in the address filter.
+    fn filter_bit(addr: &Self::Addr) -> u32;
+    /// Flags for `bpf_l4_csum_replace` beside those of the pseudo-header.
+    fn l4_checksum_flags() -> u64;
+}
+
+/// IPv4 (RFC 791 section 3.1).
+mod v4 {
+    use super::ETHERNET_LEN;
+    pub const VERSION_AND_IHL: usize = ETHERNET_LEN;
+    pub const TOTAL_LEN: usize = ETHERNET_LEN + 2;
+    pub const FRAGMENT: usize = ETHERNET_LEN + 6;
+    pub const TTL: usize = ETHERNET_LEN + 8;
+    pub const PROTOCOL: usize = ETHERNET_LEN + 9;
+    pub const CHECK: usize = ETHERNET_LEN + 10;
+    /// "More fragments" and the offset.
+    pub const FRAGMENT_MASK_BE: u16 = 0x3fff_u16.to_be();
+}
+
+/// IPv6 (RFC 8200 section 3, section 4).
+mod v6 {
+    use super::ETHERNET_LEN;
+    pub const VERSION: usize = ETHERNET_LEN;
+    pub const PAYLOAD_LEN: usize = ETHERNET_LEN + 4;
+    pub const NEXT_HEADER: usize = ETHERNET_LEN + 6;
+    pub const HOP_LIMIT: usize = ETHERNET_LEN + 7;
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+impl Header for V4 {
+    const SRC: usize = ETHERNET_LEN + 12;
+    const DST: usize = ETHERNET_LEN + 16;
+
+    #[inline(always)]
+    fn network(frame: &Frame<'_>) -> Stage<Network> {
+        let version_and_ihl: u8 = frame.load(v4::VERSION_AND_IHL);
+        if version_and_ihl != 0x45 {
+            let has_options = version_and_ihl > 0x45 && version_and_ihl <= 0x4f;
+            return Err(Stop::pass(if has_options { Reason::HeaderOptions } else { Reason::Malformed }));
+        }
+        if frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0 {
+            return Err(Stop::pass(Reason::Fragment));
+        }
+        Ok(Network {
+            protocol: Self::protocol(frame),
+            ttl: frame.load(v4::TTL),
+            total_len: u32::from(u16::from_be(frame.load(v4::TOTAL_LEN))),
+        })
+    }
+
+    #[inline(always)]
+    fn protocol(frame: &Frame<'_>) -> u8 {
+        frame.load(v4::PROTOCOL)
+    }
+
+    #[inline(always)]
+    fn write_addresses(frame: &Frame<'_>, flow: &Flow<Self>, decrement_ttl: bool) {
+        let mut check = checksum::apply(frame.load(v4::CHECK), flow.address_delta);
+        if decrement_ttl {
+            // TTL and protocol share a word of the checksum; the TTL is its first byte in memory.
+            let old: u16 = frame.load(v4::TTL);
+            let new = u16::from_be(old).wrapping_sub(0x0100).to_be();
+            frame.store(v4::TTL, new);
+            check = checksum::apply(check, Delta::ZERO.replace16(old, new).fold());
+        }
+        frame.store(v4::CHECK, check);
+        frame.store(Self::SRC, flow.src);
+        frame.store(Self::DST, flow.dst);
+    }
+
+    #[inline(always)]
+    fn filter_bit(addr: &u32) -> u32 {
+        hash::filter_bit_v4(*addr)
+    }
+
+    #[inline(always)]
+    fn l4_checksum_flags() -> u64 {
+        0
+    }
+}
+
+impl Header for V6 {
+    const SRC: usize = ETHERNET_LEN + 8;
+    const DST: usize = ETHERNET_LEN + 24;
+
+    #[inline(always)]
+    fn network(frame: &Frame<'_>) -> Stage<Network> {
+        if frame.load::<u8>(v6::VERSION) >> 4 != 6 {
+            return Err(Stop::pass(Reason::Malformed));
+        }
+        let protocol = Self::protocol(frame);
+        if protocol != protocol::TCP && protocol != protocol::UDP {
+            return Err(match protocol {
+                v6::FRAGMENT => Stop::pass(Reason::Fragment),
+                v6::HOP_BY_HOP | v6::ROUTING | v6::AUTHENTICATION | v6::DESTINATION_OPTIONS => {
+                    Stop::pass(Reason::HeaderOptions)
+                }
+                _ => Stop::NOT_OURS,
+            });
+        }
+        let payload_len = u32::from(u16::from_be(frame.load(v6::PAYLOAD_LEN)));
+        Ok(Network {
+            protocol,
+            ttl: frame.load(v6::HOP_LIMIT),
+            total_len: if payload_len == 0 { 0 } else { payload_len + Self::HEADER_LEN as u32 },
+        })
+    }
+
+    #[inline(always)]
+    fn protocol(frame: &Frame<'_>) -> u8 {
+        frame.load(v6::NEXT_HEADER)
+    }
+
+    #[inline(always)]
+    fn write_addresses(frame: &Frame<'_>, flow: &Flow<Self>, decrement_ttl: bool) {
+        if decrement_ttl {
+            frame.store(v6::HOP_LIMIT, frame.load::<u8>(v6::HOP_LIMIT).wrapping_sub(1));
+        }
+        frame.store(Self::SRC, flow.src);
+        frame.store(Self::DST, flow.dst);
+    }
+
+    #[inline(always)]
+    fn filter_bit(addr: &[u32; 4]) -> u32 {
+        hash::filter_bit(&Self::widen(addr))
+    }
+
+    #[inline(always)]
+    fn l4_checksum_flags() -> u64 {
+        maps::l4_csum_v6_flags()
+    }
+}

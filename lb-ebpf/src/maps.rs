@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! The maps, and safe access to them: a room with `unsafe`. What they hold and mean is `lb_common`'s.
+//!
+//! Values are shared with other CPUs and with the agent. All fields that change after insertion are single words, whose
+//! plain loads and stores the BPF instruction set does not tear; a reader may see one field before another, and every
+//! user of such a pair says why that is harmless.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use lb_common::{
+    address::{Address, Family, V4, V6},
+    config::{Config, Interface},
+    counters::{BackendCounters, RejectBudget, ServiceCounters},
+    flow::{Flow, FlowKey},
+    frontend::{Backend, Frontend, FrontendKey},
+    maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity},
+    trace::TraceRecord,
+    verdict::{REASON_COUNT, Reason, Stage, Stop},
+};
+
+use crate::parse::Parsed;
+
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(capacity::FRONTENDS, BPF_F_NO_PREALLOC);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, BPF_F_MMAPABLE);
+#[map]
+static TABLES: Array<Chunk> = Array::with_max_entries(capacity::TABLE_SLOTS / SLOTS_PER_CHUNK, BPF_F_MMAPABLE);
+#[map]
+static FLOWS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
+#[map]
+static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
+#[map]
+static FILTER: Array<FilterPlane> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(capacity::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, BPF_F_NO_PREALLOC);
+#[map]
+static SERVICE_NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASON_COUNT, 0);
+#[map]
+static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_entries(capacity::BACKENDS, 0);
+#[map]
+static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::with_max_entries(capacity::SERVICES, 0);
+#[map]
+static REJECT_BUDGET: PerCpuArray<RejectBudget> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static TRACE: Array<TraceRecord> = Array::with_max_entries(1, 0);
+#[map]
+static SCRATCH_V4: PerCpuArray<Scratch<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static SCRATCH_V6: PerCpuArray<Scratch<V6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// 1 where the kernel lacks `bpf_ktime_get_coarse_ns` (before 5.11): the exact clock then serves, for 20 ns more.
+#[unsafe(no_mangle)]
+static NO_COARSE_CLOCK: Global<u64> = Global::new(0);
+
+/// Flags that `bpf_l4_csum_replace` wants for IPv6 addresses beside the pseudo-header's: `BPF_F_IPV6` where the kernel
+/// has it (6.16), so that packets with a checksum complete in hardware keep it right.
+#[unsafe(no_mangle)]
+static L4_CSUM_V6_FLAGS: Global<u64> = Global::new(0);
+
+/// Whether the kernel lacks the coarse clock.
+#[inline(always)]
+pub fn lacks_coarse_clock() -> bool {
+    NO_COARSE_CLOCK.load() != 0
+}
+
+/// See [`L4_CSUM_V6_FLAGS`].
+#[inline(always)]
+pub fn l4_csum_v6_flags() -> u64 {
+    L4_CSUM_V6_FLAGS.load()
+}
+
+/// Parameters of `bpf_fib_lookup`: `struct bpf_fib_lookup` of the kernel's UAPI, with its unions resolved to the
+/// members that are used here.
+#[repr(C)]
+pub struct FibParameters {
+    pub family: u8,
+    pub protocol: u8,
+    pub sport_be: u16,
+    pub dport_be: u16,
+    /// 0: no check against the route's MTU.
+    pub total_len: u16,
+    /// In: the device of arrival. Out: the device to leave by.
+    pub ifindex: u32,
+    pub flow_info: u32,
+    /// An IPv4 address stands in the first word.
+    pub src: [u32; 4],
+    pub dst: [u32; 4],
+    pub vlan: u32,
+    pub source_mac: [u16; 3],
+    pub destination_mac: [u16; 3],
+}
+
+impl FibParameters {
+    /// Both Ethernet addresses as they stand at the start of a frame.
+    #[inline(always)]
+    pub fn macs(&self) -> [u32; 3] {
+        let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        let (to, from) = (&self.destination_mac, &self.source_mac);
+        [pair(to[0], to[1]), pair(to[2], from[0]), pair(from[1], from[2])]
+    }
+}
+
+/// Working memory of the slow path: its keys and values would not fit into 512 bytes of stack.
+///
+/// One per CPU and family. Programs of one CPU don't interleave: XDP and both TC hooks run with softirqs off.
+#[repr(C)]
+pub struct Scratch<F: Family> {
+    /// The packet in question.
+    pub parsed: Parsed<F>,
+    /// The original direction's entry.
+    pub original: Flow<F>,
+    /// The key of the reply's entry.
+    pub peer_key: FlowKey<F>,
+    /// The reply's entry.
+    pub peer: Flow<F>,
+    pub frontend_key: FrontendKey,
+    pub fib: FibParameters,
+}
+
+/// The per-family maps: statics can't be generic.
+pub trait Tables: Family {
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    fn scratch_map() -> &'static PerCpuArray<Scratch<Self>>;
+}
+
+impl Tables for V4 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS_V4
+    }
+
+    #[inline(always)]
+    fn scratch_map() -> &'static PerCpuArray<Scratch<Self>> {
+        &SCRATCH_V4
+    }
+}
+
+impl Tables for V6 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS_V6
+    }
+
+    #[inline(always)]
+    fn scratch_map() -> &'static PerCpuArray<Scratch<Self>> {
+        &SCRATCH_V6
+    }
+}
+
+/// Why the flow table took no entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum InsertError {
+    /// Another CPU was faster.
+    Exists,
+    /// No memory or too much contention.
+    Refused,
+}
+
+/// The flow of a packet, in either direction.
+#[inline(always)]
+pub fn find_flow<F: Tables>(key: &FlowKey<F>) -> Option<&'static mut Flow<F>> {
+    // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends (an
+    // LRU element is reused, not freed). If it is reused meanwhile, this packet gets another flow's rewrite: the price
+    // that LRU maps have; the window is one program run.
+    F::flows().get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+}
+
+/// Inserts an entry that must be new.
+#[inline(always)]
+pub fn insert_new_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
+    const EEXIST: i32 = -17;
+    match F::flows().insert(key, flow, BPF_NOEXIST) {
+        Ok(()) => Ok(()),
+        Err(EEXIST) => Err(InsertError::Exists),
+        Err(_) => Err(InsertError::Refused),
+    }
+}
+
+/// Inserts or replaces an entry.
+#[inline(always)]
+pub fn put_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
+    F::flows().insert(key, flow, BPF_ANY).map_err(|_| InsertError::Refused)
+}
+
+/// The slow path's working memory on this CPU.
+#[inline(always)]
+pub fn scratch<F: Tables>() -> Stage<&'static mut Scratch<F>> {
+    // SAFETY: element 0 exists, is zeroed by the kernel, and is this CPU's own (see `Scratch`). References that overlap
+    // in time are those of a function and of one that it calls apart; the compiler can't see through such a call.
+    F::scratch_map().get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }).ok_or(Stop::drop(Reason::MapMissing))
+}
+
+/// The configuration.
+#[inline(always)]
+pub fn config() -> Stage<&'static Config> {
+    CONFIG.get(0).ok_or(Stop::drop(Reason::MapMissing))
+}
+
+/// A frontend, if there is one under this key.
+#[inline(always)]
+pub fn find_frontend(key: &FrontendKey) -> Option<&'static Frontend> {
+    // SAFETY: not preallocated, so a removed value stays intact until the program ends (RCU). The agent replaces values
+    // whole: both targets that are read belong together.
+    unsafe { FRONTENDS.get(key) }
+}
+
+/// Whether a local address answers NodePorts.
+#[inline(always)]
+pub fn answers_node_ports(address: &Address) -> bool {
+    NODE_ADDRESSES.get_ptr(address).is_some()
+}
+
+/// A backend by index; a free one has another generation than any flow that knew it.
+#[inline(always)]
+pub fn find_backend(index: u32) -> Option<&'static Backend> {
+    BACKENDS.get(index)
+}
+
+/// The backend index in a slot of the array of all tables.
+#[inline(always)]
+pub fn table_slot(slot: u32) -> Option<u32> {
+    TABLES.get(slot / SLOTS_PER_CHUNK).map(|chunk| chunk[(slot % SLOTS_PER_CHUNK) as usize])
+}
+
+/// Whether a filter bit of a plane is set.
+#[inline(always)]
+pub fn filter_contains(plane: u32, bit: u32) -> bool {
+    const WORDS: usize = size_of::<FilterPlane>() / 8;
+    FILTER.get(plane).is_some_and(|plane| plane[(bit >> 6) as usize & (WORDS - 1)] & (1 << (bit & 63)) != 0)
+}
+
+/// What is known of a network device.
+#[inline(always)]
+pub fn find_interface(ifindex: u32) -> Option<&'static Interface> {
+    // SAFETY: not preallocated, as in `find_frontend`.
+    unsafe { INTERFACES.get(ifindex) }
+}
+
+/// Counts a [`Reason`] by its index.
+#[inline(always)]
+pub fn count_reason(reason: u32) {
+    if let Some(count) = REASONS.get_ptr_mut(reason) {
+        // SAFETY: this CPU's own element; see `Scratch` for why nothing interleaves.
+        unsafe { *count += 1 };
+    }
+}
+
+/// This CPU's counters of a backend.
+#[inline(always)]
+pub fn backend_counters(index: u32) -> Option<&'static mut BackendCounters> {
+    // SAFETY: as in `count_reason`.
+    BACKEND_COUNTERS.get_ptr_mut(index).map(|counters| unsafe { &mut *counters })
+}
+
+/// This CPU's counters of a Service port.
+#[inline(always)]
+pub fn service_counters(index: u32) -> Option<&'static mut ServiceCounters> {
+    // SAFETY: as in `count_reason`.
+    SERVICE_COUNTERS.get_ptr_mut(index).map(|counters| unsafe { &mut *counters })
+}
+
+/// This CPU's budget of ICMP errors.
+#[inline(always)]
+pub fn reject_budget() -> Option<&'static mut RejectBudget> {
+    // SAFETY: as in `count_reason`.
+    REJECT_BUDGET.get_ptr_mut(0).map(|budget| unsafe { &mut *budget })
+}
+
+/// The record of a trace.
+#[inline(always)]
+pub fn trace_record() -> Option<&'static mut TraceRecord> {
+    // SAFETY: one element, written by one packet at a time: only a packet with the agent's cookie gets here, and the
+    // agent runs one at a time.
+    TRACE.get_ptr_mut(0).map(|record| unsafe { &mut *record })
+}

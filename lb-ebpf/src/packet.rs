@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Access to the packet at both doors: a room with `unsafe`. One trait, so that the pipeline is written once.
+//!
+//! A [`Frame`] is a window of checked length onto the packet's start. It borrows the packet, so none can outlive a call
+//! that may move the data. The verifier proves every offset used on it once more.
+
+use core::{ffi::c_void, marker::PhantomData};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
+    helpers::generated::{bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data},
+};
+use lb_common::{
+    checksum,
+    flow::{Flow, protocol},
+    trace::TRACE_MAGIC,
+    verdict::{Reason, Stage, Stop},
+};
+
+use crate::{
+    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
+    maps,
+    wire::Wire,
+};
+
+/// How a translated packet goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// To the network stack, which routes it.
+    Stack,
+    /// Out of the flow's cached next hop.
+    Wire,
+    /// Out of the flow's device, to a neighbour that the kernel must resolve first. TC only.
+    Neighbour,
+}
+
+/// A packet at one of the doors.
+pub trait Packet {
+    /// XDP does a packet completely or leaves it untouched; TC must do everything.
+    const IS_XDP: bool;
+    /// The hook's action that hands the packet to whatever comes next.
+    const PASS: i32;
+    /// The hook's action that drops it.
+    const DROP: i32;
+
+    /// The hook's context, for helpers.
+    fn context(&self) -> *mut c_void;
+    /// Length of the frame in bytes.
+    fn len(&self) -> u32;
+    /// The device of arrival (ingress) or departure (egress).
+    fn ifindex(&self) -> u32;
+    /// Makes the first `len` bytes directly accessible, as far as the packet has them.
+    fn make_linear(&mut self, len: usize);
+    /// Whether the agent made this packet to ask a question: nothing may be written but the answer.
+    fn is_trace(&self) -> bool;
+    /// The first `len` bytes.
+    fn frame(&self, len: usize) -> Option<Frame<'_>>;
+    /// Rewrites addresses, ports and checksums; for a packet that leaves here also the TTL and the Ethernet addresses.
+    fn translate<F: Header>(&mut self, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()>;
+    /// The hook's action for a translated packet.
+    fn send(&self, ifindex: u32, exit: Exit) -> i32;
+}
+
+/// The first bytes of a packet, of a length that was checked.
+#[derive(Clone, Copy)]
+pub struct Frame<'a> {
+    start: usize,
+    packet: PhantomData<&'a ()>,
+}
+
+impl Frame<'_> {
+    /// Reads a value; network byte order is the caller's business.
+    #[inline(always)]
+    pub fn load<T: Wire>(&self, offset: usize) -> T {
+        // SAFETY: the verifier refuses the program unless `offset` and the size of T are within the checked length.
+        unsafe { T::load(self.start + offset) }
+    }
+
+    /// Writes a value.
+    #[inline(always)]
+    pub fn store<T: Wire>(&self, offset: usize, value: T) {
+        // SAFETY: as in `load`; the packet belongs to this program until it returns.
+        unsafe { value.store(self.start + offset) };
+    }
+
+    /// `None` where the packet is shorter than `len`.
+    #[inline(always)]
+    fn new(start: usize, end: usize, len: usize) -> Option<Self> {
+        if start + len > end { None } else { Some(Self { start, packet: PhantomData }) }
+    }
+
+    /// Writes what both doors write alike: Ethernet addresses, TTL, IP addresses and IP checksum, ports.
+    #[inline(always)]
+    fn write_headers<F: Header>(&self, flow: &Flow<F>, exit: Exit) {
+        if exit == Exit::Wire {
+            self.store(0, flow.macs);
+        }
+        F::write_addresses(self, flow, exit != Exit::Stack);
+        let l4 = ETHERNET_LEN + F::HEADER_LEN;
+        self.store(l4, flow.sport_be);
+        self.store(l4 + 2, flow.dport_be);
+    }
+}
+
+/// A frame at the XDP door.
+pub struct XdpPacket {
+    context: *mut xdp_md,
+    trace: bool,
+}
+
+impl XdpPacket {
+    #[inline(always)]
+    pub fn new(context: *mut xdp_md) -> Self {
+        let mut packet = Self { context, trace: false };
+        packet.trace = packet.has_trace_cookie();
+        packet
+    }
+
+    /// Packets of a network reach XDP without metadata: the first comparison fails for them.
+    #[inline(always)]
+    fn has_trace_cookie(&self) -> bool {
+        const LEN: usize = 20;
+        // SAFETY: the kernel's context; volatile, as in `data`.
+        let (meta, data) = unsafe {
+            (
+                (&raw const (*self.context).data_meta).read_volatile() as usize,
+                (&raw const (*self.context).data).read_volatile() as usize,
+            )
+        };
+        let Some(meta) = Frame::new(meta, data, LEN) else { return false };
+        meta.load::<u32>(0) == TRACE_MAGIC
+            && is_trace_cookie([meta.load(4), meta.load(8), meta.load(12), meta.load(16)])
+    }
+
+    /// Start and end of the frame. Read afresh each time and as single words: the verifier knows the context's fields
+    /// by their offsets and sizes, and a helper may have moved the data.
+    #[inline(always)]
+    fn data(&self) -> (usize, usize) {
+        // SAFETY: the kernel passes a valid context to the program.
+        unsafe {
+            (
+                (&raw const (*self.context).data).read_volatile() as usize,
+                (&raw const (*self.context).data_end).read_volatile() as usize,
+            )
+        }
+    }
+}
+
+impl Packet for XdpPacket {
+    const IS_XDP: bool = true;
+    const PASS: i32 = xdp_action::XDP_PASS as i32;
+    const DROP: i32 = xdp_action::XDP_DROP as i32;
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.cast()
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        let (start, end) = self.data();
+        (end - start) as u32
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as in `data`.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn make_linear(&mut self, _len: usize) {}
+
+    #[inline(always)]
+    fn is_trace(&self) -> bool {
+        self.trace
+    }
+
+    #[inline(always)]
+    fn frame(&self, len: usize) -> Option<Frame<'_>> {
+        let (start, end) = self.data();
+        Frame::new(start, end, len)
+    }
+
+    #[inline(always)]
+    fn translate<F: Header>(&mut self, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()> {
+        let l4 = ETHERNET_LEN + F::HEADER_LEN;
+        let delta = checksum::fold(u64::from(flow.address_delta) + u64::from(flow.port_delta));
+        if protocol == protocol::TCP {
+            let frame = self.frame(l4 + TCP_LEN).ok_or(Stop::drop(Reason::RewriteFailed))?;
+            frame.write_headers(flow, exit);
+            frame.store(l4 + tcp::CHECK, checksum::apply(frame.load(l4 + tcp::CHECK), delta));
+        } else {
+            let frame = self.frame(l4 + UDP_LEN).ok_or(Stop::drop(Reason::RewriteFailed))?;
+            frame.write_headers(flow, exit);
+            let check: u16 = frame.load(l4 + udp::CHECK);
+            // RFC 768: zero means none, so a sum that comes out as zero is written as its other form.
+            if check != 0 {
+                let check = checksum::apply(check, delta);
+                frame.store(l4 + udp::CHECK, if check == 0 { 0xffff } else { check });
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn send(&self, ifindex: u32, exit: Exit) -> i32 {
+        match exit {
+            Exit::Stack | Exit::Neighbour => Self::PASS,
+            Exit::Wire if ifindex == self.ifindex() => xdp_action::XDP_TX as i32,
+            // SAFETY: plain arguments.
+            Exit::Wire => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        }
+    }
+}
+
+/// A socket buffer at a TC door.
+pub struct SkbPacket {
+    context: *mut __sk_buff,
+    trace: bool,
+}
+
+impl SkbPacket {
+    #[inline(always)]
+    pub fn new(context: *mut __sk_buff) -> Self {
+        // SAFETY: the kernel passes a valid context to the program.
+        let cb = unsafe { (*context).cb };
+        let trace = cb[0] == TRACE_MAGIC && is_trace_cookie([cb[1], cb[2], cb[3], cb[4]]);
+        Self { context, trace }
+    }
+
+    /// See [`XdpPacket::data`].
+    #[inline(always)]
+    fn data(&self) -> (usize, usize) {
+        // SAFETY: the kernel passes a valid context to the program.
+        unsafe {
+            (
+                (&raw const (*self.context).data).read_volatile() as usize,
+                (&raw const (*self.context).data_end).read_volatile() as usize,
+            )
+        }
+    }
+
+    /// The raw context, for the reject, which reshapes the buffer.
+    #[inline(always)]
+    pub fn skb(&self) -> *mut __sk_buff {
+        self.context
+    }
+}
+
+impl Packet for SkbPacket {
+    const IS_XDP: bool = false;
+    // "No opinion": the next program or filter on the device still gets its turn (TCX_NEXT and TC_ACT_UNSPEC are both -1).
+    const PASS: i32 = TC_ACT_UNSPEC;
+    const DROP: i32 = TC_ACT_SHOT as i32;
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.cast()
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: as in `data`.
+        unsafe { (*self.context).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as in `data`.
+        unsafe { (*self.context).ifindex }
+    }
+
+    #[inline(always)]
+    fn make_linear(&mut self, len: usize) {
+        let (start, end) = self.data();
+        if start + len > end {
+            // SAFETY: a valid context. A failure shows when the frame is taken.
+            unsafe { bpf_skb_pull_data(self.context, (len as u32).min(self.len())) };
+        }
+    }
+
+    #[inline(always)]
+    fn is_trace(&self) -> bool {
+        self.trace
+    }
+
+    #[inline(always)]
+    fn frame(&self, len: usize) -> Option<Frame<'_>> {
+        let (start, end) = self.data();
+        Frame::new(start, end, len)
+    }
+
+    /// The layer-4 checksum is the kernel's to change: only it knows whether the field holds a checksum or, with
+    /// offload, the sum of the pseudo-header alone. Last, because the helper may move the data.
+    #[inline(always)]
+    fn translate<F: Header>(&mut self, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()> {
+        let l4 = ETHERNET_LEN + F::HEADER_LEN;
+        let frame = self.frame(l4 + UDP_LEN).ok_or(Stop::drop(Reason::RewriteFailed))?;
+        frame.write_headers(flow, exit);
+        let (check, flags) = if protocol == protocol::TCP {
+            (l4 + tcp::CHECK, 0)
+        } else {
+            (l4 + udp::CHECK, u64::from(BPF_F_MARK_MANGLED_0))
+        };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | F::l4_checksum_flags();
+        // SAFETY: a valid context; the kernel checks the offset.
+        let failed = unsafe {
+            bpf_l4_csum_replace(self.context, check as u32, 0, u64::from(flow.address_delta), flags | pseudo) != 0
+                || bpf_l4_csum_replace(self.context, check as u32, 0, u64::from(flow.port_delta), flags) != 0
+        };
+        if failed { Err(Stop::drop(Reason::RewriteFailed)) } else { Ok(()) }
+    }
+
+    #[inline(always)]
+    fn send(&self, ifindex: u32, exit: Exit) -> i32 {
+        match exit {
+            Exit::Stack => Self::PASS,
+            // SAFETY: plain arguments.
+            Exit::Wire => unsafe { bpf_redirect(ifindex, 0) as i32 },
+            // SAFETY: no parameters: the helper routes by the packet's own addresses.
+            Exit::Neighbour => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
+        }
+    }
+}
+
+/// Whether these words are the secret of the trace that runs now.
+#[inline(always)]
+fn is_trace_cookie(words: [u32; 4]) -> bool {
+    maps::trace_record().is_some_and(|record| {
+        let cookie = record.cookie;
+        cookie[0] != 0
+            && cookie[0] == words[0]
+            && cookie[1] == words[1]
+            && cookie[2] == words[2]
+            && cookie[3] == words[3]
+    })
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Answers to `trace`: what the pipeline decided, written to the agent's record instead of to flows and counters.
+
+use lb_common::{
+    trace::{TraceRecord, trace_verdict},
+    verdict::{Fate, Stop},
+};
+
+use crate::{
+    maps,
+    packet::{Exit, Packet},
+};
+
+/// Lets `write` fill in the record if this packet is a question.
+#[inline(always)]
+pub fn note<P: Packet>(packet: &P, write: impl FnOnce(&mut TraceRecord)) {
+    if packet.is_trace()
+        && let Some(record) = maps::trace_record()
+    {
+        write(record);
+    }
+}
+
+/// Writes how the packet goes on.
+#[inline(always)]
+pub fn note_exit<P: Packet>(packet: &P, exit: Exit, ifindex: u32, flow_flags: u8) {
+    note(packet, |record| {
+        record.verdict = if exit == Exit::Stack { trace_verdict::TRANSLATED } else { trace_verdict::FORWARDED };
+        record.ifindex = if exit == Exit::Stack { 0 } else { ifindex };
+        record.flow_flags = u32::from(flow_flags);
+    });
+}
+
+/// Writes how the pipeline ended early.
+#[inline(always)]
+pub fn note_end<P: Packet>(packet: &P, stop: Stop) {
+    note(packet, |record| {
+        record.reason = stop.reason;
+        record.verdict = match stop.fate {
+            Fate::NotOurs => trace_verdict::NOT_OURS,
+            Fate::LeaveToTc => trace_verdict::LEFT_TO_TC,
+            Fate::Pass => trace_verdict::PASSED,
+            Fate::Reject => trace_verdict::REJECTED,
+            Fate::Drop => trace_verdict::DROPPED,
+        };
+    });
+}
