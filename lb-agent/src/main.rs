@@ -11,9 +11,6 @@ fn main() -> ExitCode {
     cli.logging.start();
     let result = match cli.command {
         Command::Run(args) => lb_agent::cli::run::run(*args),
-        Command::Get(args) => lb_agent::cli::get::run(&args),
-        Command::Trace(args) => lb_agent::cli::trace::run(&args),
-        Command::Cleanup(args) => lb_agent::cli::cleanup::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

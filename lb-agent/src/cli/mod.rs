@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: every flag and its default stands here or in its subcommand's file, and nowhere else.
 
-pub mod cleanup;
-pub mod get;
 pub mod logging;
 pub mod run;
-pub mod trace;
 
 /// A Kubernetes Service load balancer in eBPF: the node agent, and the tools to look into it.
 #[derive(Debug, clap::Parser)]
@@ -24,10 +21,4 @@ pub struct Cli {
 pub enum Command {
     /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards.
     Run(Box<run::RunArgs>),
-    /// Show what the maps hold.
-    Get(get::GetArgs),
-    /// Ask the live programs where a packet would go, and why; changes nothing.
-    Trace(trace::TraceArgs),
-    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is no longer balanced then.
-    Cleanup(cleanup::CleanupArgs),
 }

@@ -23,12 +23,9 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use self::args::RunArgs;
-use self::{
-    args::FlowArgs,
-    values::SourceSpec,
-};
+use self::{args::FlowArgs, values::SourceSpec};
 use crate::{
-    dataplane::{Dataplane, Options},
+    dataplane::{self, Dataplane, Options, Pins},
     diff::State,
     health::{self, Health},
     http,
@@ -43,11 +40,22 @@ use crate::{
 /// Events and changes that may wait for the loop.
 const QUEUE_LENGTH: usize = 1024;
 
+/// Threads beside that of the loop: for sources, probes and scrapes.
+const WORKERS: usize = 2;
+
 /// Runs the agent. Returns when it is told to stop; forwarding goes on.
 ///
 /// # Errors
 /// Whatever keeps it from starting, and the end of its source.
-pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let result = runtime.block_on(start(args));
+    // A source may be in the middle of reading a file: nothing that is worth waiting for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn start(args: RunArgs) -> anyhow::Result<()> {
     let node_name = node_name(args.node_name.as_deref())?;
     check_machine(&args)?;
     let selection = args.devices.selection();
@@ -62,14 +70,16 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::new(error).context(path))?;
     let bill = Bill::new(&capacities, cpus).check(args.capacities.max_map_memory)?;
     info!("node {node_name}; the maps take up to {} MiB: {bill}", mebibytes(bill.total()));
-    let options = Options { bpffs: args.bpffs.clone(), capacities, xdp: args.devices.xdp };
+    let options = Options { bpffs: args.bpffs.clone(), capacities, xdp: args.devices.xdp, log: args.program_log };
     let mut dataplane = Dataplane::open(&options)?;
     dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
-    let dump = dataplane.dump()?;
+    let counters = dataplane::Maps::open(&Pins::new(&args.bpffs))?;
+    let dump = dataplane.maps().dump()?;
 
     let devices = Devices::new(machine, selection, args.nodeport_addresses.clone(), dump.interfaces.clone());
     let services = Services::new(Model::new(node_name.clone()), args.flows.source_ports);
-    let maps = Maps { state: State::adopt(dump, &capacities), doors: dataplane };
+    let state = State::adopt(dump, &dataplane.capacities());
+    let maps = Maps { state, doors: dataplane };
     let (health, metrics) = (Health::default(), Metrics::default());
     let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
@@ -78,7 +88,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(follower.run(change_sender));
     tasks.spawn(http::serve(healthz, health::router(health.clone())));
-    tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender)));
+    tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
     let source = tokio::spawn(run_source(args, node_name, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics);
     tokio::select! {
@@ -95,7 +105,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     let name = match given {
         Some(name) => name.to_owned(),
-        None => nix::unistd::gethostname().context("can't get the host name; give --node-name")?.to_string_lossy().into(),
+        None => {
+            nix::unistd::gethostname().context("can't get the host name; give --node-name")?.to_string_lossy().into()
+        }
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
@@ -162,10 +174,10 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
 
 async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {
     match args.source {
-        SourceSpec::Dir(path) => source::dir::run_dir(path, events).await?,
+        SourceSpec::Dir(path) => source::run_dir(path, events).await?,
         SourceSpec::Kube => {
-            let options = source::kube::KubeOptions { kubeconfig: args.kubeconfig, node_name };
-            source::kube::run_kube(options, events).await?;
+            let options = source::KubeOptions { kubeconfig: args.kubeconfig, node_name };
+            source::run_kube(options, events).await?;
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ use crate::{
     dataplane::fake::Fake,
     diff::{Capacities, Dump, Operation, State, WriteError, Writer},
     health::Health,
-    metrics::{Metrics, Snapshot},
+    metrics::Metrics,
     model::{
         Model,
         builders::{deleted, endpoint, node, service, slice},
@@ -26,7 +26,6 @@ use crate::{
         roles::Selection,
         state::{Change, Link, LocalAddress, NodeState},
     },
-    problem::Problem,
     source::{Event, Kind},
 };
 
@@ -71,10 +70,6 @@ impl Doors for FakeDoors {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.node_addresses = addresses;
-    }
-
-    fn snapshot(&self) -> Result<Snapshot, Problem> {
-        Ok(Snapshot::default())
     }
 }
 

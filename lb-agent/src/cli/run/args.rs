@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// Where to answer /metrics and /proxyMode
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)))]
     pub metrics_bind_address: SocketAddr,
+    /// Pass on the programs' own log, if they were built with one (`cargo xtask build-ebpf --log`)
+    #[arg(long)]
+    pub program_log: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "as above")]
     pub flows: FlowArgs,
