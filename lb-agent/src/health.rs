@@ -61,6 +61,12 @@ impl Health {
         facts.waiting_since.take()
     }
 
+    /// Whether everything known has been in the maps once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.facts().last_sync.is_some()
+    }
+
     /// Whether the node is being removed from its cluster, and should get no new traffic.
     pub fn set_leaving(&self, is_leaving: bool) {
         self.facts().is_leaving = is_leaving;

@@ -109,6 +109,20 @@ impl FlowState {
     /// Number of states, and of time-outs in the configuration.
     pub const COUNT: usize = 7;
 
+    /// As a plain number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u8 {
+        self.0
+    }
+
+    /// From [`FlowState::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
     /// The state of a new flow.
     #[inline(always)]
     #[must_use]

@@ -135,6 +135,20 @@ pub struct Packed(u64);
 impl Packed {
     const STOPPED: u64 = 1 << 63;
 
+    /// As a plain number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// From [`Packed::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Packs a result.
     #[inline(always)]
     #[must_use]

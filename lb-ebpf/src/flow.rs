@@ -7,7 +7,7 @@
 
 use lb_common::{
     config::Config,
-    flow::{Direction, Flow, FlowKey, FlowState, protocol, tcp_flags},
+    flow::{Direction, Flow, FlowState, protocol, tcp_flags},
     verdict::{Reason, Stage},
 };
 
@@ -38,12 +38,14 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
             return Ok(Found::Undecided);
         }
         if !dry {
-            touch(&parsed.key, flow, now)?;
+            maps::scratch::<F>()?.parsed = *parsed;
+            F::touch_apart(now).unpack()?;
         }
     }
     let next = flow.state.next(flow.direction(), parsed.key.protocol, parsed.tcp_flags);
     if next != flow.state && !dry {
-        advance(&parsed.key, flow, next)?;
+        maps::scratch::<F>()?.parsed = *parsed;
+        F::advance_apart(next).unpack()?;
     }
     Ok(Found::Valid(flow))
 }
@@ -68,13 +70,16 @@ fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
     maps::find_backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)
 }
 
-/// Notes that the flow lives, in both entries, and makes the peer anew if it was evicted.
+/// Notes that the flow of the packet in the scratch space lives, in both entries, and makes the peer anew if it was
+/// evicted.
 ///
 /// A torn or lost update here costs nothing: the next tick repeats it.
-#[inline(never)]
-fn touch<F: Header>(key: &FlowKey<F>, flow: &mut Flow<F>, now: u32) -> Stage<()> {
-    flow.last_seen = now;
+#[inline(always)]
+pub fn touch<F: Header>(now: u32) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
+    let key = &scratch.parsed.key;
+    let Some(flow) = maps::find_flow(key) else { return Ok(()) };
+    flow.last_seen = now;
     flow.write_peer_key(key, &mut scratch.peer_key);
     if let Some(peer) = maps::find_flow(&scratch.peer_key) {
         if peer.is_peer_key(&scratch.peer_key, key) {
@@ -89,11 +94,13 @@ fn touch<F: Header>(key: &FlowKey<F>, flow: &mut Flow<F>, now: u32) -> Stage<()>
     Ok(())
 }
 
-/// Moves both entries to the next state.
-#[inline(never)]
-fn advance<F: Header>(key: &FlowKey<F>, flow: &mut Flow<F>, next: FlowState) -> Stage<()> {
-    flow.state = next;
+/// Moves both entries of the packet in the scratch space to the next state.
+#[inline(always)]
+pub fn advance<F: Header>(next: FlowState) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
+    let key = &scratch.parsed.key;
+    let Some(flow) = maps::find_flow(key) else { return Ok(()) };
+    flow.state = next;
     flow.write_peer_key(key, &mut scratch.peer_key);
     if let Some(peer) = maps::find_flow(&scratch.peer_key)
         && peer.is_peer_key(&scratch.peer_key, key)

@@ -9,7 +9,7 @@ use lb_common::{
     verdict::{Reason, Stage, Stop},
 };
 
-use crate::{maps, packet::Frame, wire::Wire};
+use crate::{apart::Apart, maps, packet::Frame, wire::Wire};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
@@ -47,7 +47,7 @@ pub struct Network {
 }
 
 /// The parts of a [`Family`] that concern packets. Offsets count from the Ethernet header.
-pub trait Header: Family<Addr: Wire> + maps::Tables {
+pub trait Header: Family<Addr: Wire> + maps::Tables + Apart {
     const SRC: usize;
     const DST: usize;
 

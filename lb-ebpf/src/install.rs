@@ -6,8 +6,7 @@
 //! range. An entry that is this very flow's, left over from an earlier decision, is taken over, port and all.
 
 use lb_common::{
-    config::Config,
-    flow::{Flow, FlowKey, flow_flags},
+    flow::flow_flags,
     hash,
     verdict::{Reason, Stage, Stop},
 };
@@ -22,94 +21,87 @@ use crate::{
 /// Ports that are tried before the flow is refused: at 90 % occupancy 1 of 5 such flows finds none, at 75 % 1 of 100.
 const PROBES: u32 = 16;
 
-/// Who has a reply tuple.
-enum Holder {
-    Nobody,
-    /// An earlier decision of the same flow, or a flow that has expired.
-    Reusable,
-    Other,
-}
+/// Who has a reply tuple: another flow.
+const OTHER: u32 = 0;
+/// Nobody.
+const NOBODY: u32 = 1;
+/// An earlier decision of the same flow, or a flow that has expired.
+const REUSABLE: u32 = 2;
 
 /// Installs the pair for the original entry in the scratch space; chooses its source port.
 #[inline(always)]
-pub fn install<P: Packet, F: Header>(
-    packet: &P,
-    key: &FlowKey<F>,
-    scratch: &mut Scratch<F>,
-    hash: u64,
-    now: u32,
-) -> Stage<()> {
-    let config = maps::config()?;
-    let range = u32::from(config.source_port_last.wrapping_sub(config.source_port_first)) + 1;
-    // The same flow starts at the same port each time, and so meets its own surviving entry. The low half of the hash:
-    // the high one chose the backend.
-    let mut candidate = hash::scale(hash << 32, range);
-    let mut probe = 0;
-    while probe <= PROBES {
-        // A flow that keeps its client's address would like to keep the port as well.
-        let keeps_port = probe == 0 && scratch.original.flags & flow_flags::SNAT == 0;
-        if probe > 0 || !keeps_port {
-            scratch.original.sport_be = (config.source_port_first.wrapping_add(candidate as u16)).to_be();
-            candidate += 1;
-            if candidate >= range {
-                candidate = 0;
-            }
-        }
-        if claim_reply(packet, key, scratch, config, now) {
-            return store_original(packet, key, &scratch.original);
-        }
-        probe += 1;
-    }
-    Err(Stop::drop(Reason::NoSourcePort))
-}
-
-/// Takes the reply tuple of the current candidate; false where another flow has it.
-#[inline(always)]
-fn claim_reply<P: Packet, F: Header>(
-    packet: &P,
-    key: &FlowKey<F>,
-    scratch: &mut Scratch<F>,
-    config: &Config,
-    now: u32,
-) -> bool {
+pub fn install<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, hash: u64, now: u32) -> Stage<()> {
+    let key = &scratch.parsed.key;
     scratch.original.write_peer_key(key, &mut scratch.peer_key);
-    let holder = holder(key, &scratch.peer_key, config, now);
-    if matches!(holder, Holder::Other) {
-        return false;
+    // The low half of the hash: the high one chose the backend.
+    let holder = F::choose_source_port_apart(hash as u32, now);
+    if holder == OTHER {
+        return Err(Stop::drop(Reason::NoSourcePort));
     }
     scratch.original.set_deltas(key);
     if packet.is_trace() {
-        return true;
+        return Ok(());
     }
     scratch.original.write_peer(key, &mut scratch.peer);
-    let inserted = match holder {
-        Holder::Nobody => maps::insert_new_flow(&scratch.peer_key, &scratch.peer),
-        _ => maps::put_flow(&scratch.peer_key, &scratch.peer),
+    let claimed = if holder == NOBODY {
+        maps::insert_new_flow(&scratch.peer_key, &scratch.peer)
+    } else {
+        maps::put_flow(&scratch.peer_key, &scratch.peer)
     };
-    match inserted {
-        Ok(()) => true,
-        Err(InsertError::Exists) => false,
-        Err(InsertError::Refused) => {
-            // Never a drop: the packet goes on, and the next one tries again (cilium 35010).
-            maps::count_reason(Reason::FlowInsertFailed as u32);
-            true
-        }
+    if claimed == Err(InsertError::Exists) {
+        // Another CPU took the tuple a moment ago. The client will send again.
+        return Err(Stop::drop(Reason::NoSourcePort));
     }
-}
-
-#[inline(always)]
-fn holder<F: Header>(key: &FlowKey<F>, peer_key: &FlowKey<F>, config: &Config, now: u32) -> Holder {
-    match maps::find_flow(peer_key) {
-        None => Holder::Nobody,
-        Some(peer) if peer.is_peer_key(peer_key, key) || is_expired(peer, config, now) => Holder::Reusable,
-        Some(_) => Holder::Other,
-    }
-}
-
-#[inline(always)]
-fn store_original<P: Packet, F: Header>(packet: &P, key: &FlowKey<F>, original: &Flow<F>) -> Stage<()> {
-    if !packet.is_trace() && maps::put_flow(key, original).is_err() {
+    if claimed.is_err() || maps::put_flow(key, &scratch.original).is_err() {
+        // Never a drop: the packet goes on, and the next one tries again (cilium 35010).
         maps::count_reason(Reason::FlowInsertFailed as u32);
     }
     Ok(())
+}
+
+/// Finds a source port with which the reply's tuple is free, and writes it to the original entry and the peer's key.
+/// The same `start`, below 2^32, begins at the same port each time, so that a flow meets its own surviving entry.
+///
+/// Gives [`OTHER`] where no port was found, else who had the tuple.
+#[inline(always)]
+pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
+    let (Ok(scratch), Ok(config)) = (maps::scratch::<F>(), maps::config()) else { return OTHER };
+    // A flow that keeps its client's address would like to keep the port as well.
+    if scratch.original.flags & flow_flags::SNAT == 0 {
+        let holder = F::holder_apart(now);
+        if holder != OTHER {
+            return holder;
+        }
+    }
+    let range = u32::from(config.source_port_last.wrapping_sub(config.source_port_first)) + 1;
+    let mut point = start;
+    let mut probe = 0;
+    while probe < PROBES {
+        let offset = hash::scale(u64::from(point) << 32, range) as u16;
+        let port_be = config.source_port_first.wrapping_add(offset).to_be();
+        scratch.peer_key.dport_be = port_be;
+        let holder = F::holder_apart(now);
+        if holder != OTHER {
+            scratch.original.sport_be = port_be;
+            return holder;
+        }
+        // Steps of the golden ratio spread evenly, and need no branch at the range's end: with one, the verifier
+        // followed ten times as many paths.
+        point = point.wrapping_add(0x9e37_79b9);
+        probe += 1;
+    }
+    OTHER
+}
+
+/// Who has the reply tuple of the peer's key in the scratch space.
+#[inline(always)]
+pub fn holder<F: Header>(now: u32) -> u32 {
+    let (Ok(scratch), Ok(config)) = (maps::scratch::<F>(), maps::config()) else { return OTHER };
+    match maps::find_flow(&scratch.peer_key) {
+        None => NOBODY,
+        Some(peer) if peer.is_peer_key(&scratch.peer_key, &scratch.parsed.key) || is_expired(peer, config, now) => {
+            REUSABLE
+        }
+        Some(_) => OTHER,
+    }
 }

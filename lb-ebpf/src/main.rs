@@ -15,11 +15,13 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
+mod apart;
 mod clock;
 mod flow;
 mod forward;
 mod header;
 mod install;
+mod log;
 mod maps;
 mod packet;
 mod parse;
@@ -40,6 +42,7 @@ use lb_common::{
 };
 
 use crate::{
+    apart::SlowPath,
     flow::Found,
     header::{Header, ethernet},
     packet::{Exit, Packet, SkbPacket, XdpPacket},
@@ -88,13 +91,19 @@ fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
 
 // verifier: one function per family and door, not inlined, so that their stack frames don't add up.
 #[inline(never)]
-fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32 {
+fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
+where
+    XdpPacket: SlowPath<F>,
+{
     let result = ingress::<_, F>(packet);
     conclude(packet, result)
 }
 
 #[inline(never)]
-fn tc_ingress<F: Icmp>(packet: &mut SkbPacket) -> i32 {
+fn tc_ingress<F: Icmp>(packet: &mut SkbPacket) -> i32
+where
+    SkbPacket: SlowPath<F>,
+{
     let result = ingress::<_, F>(packet);
     if let Err(stop) = result
         && stop.fate == Fate::Reject
@@ -114,24 +123,20 @@ fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32 {
 }
 
 #[inline(always)]
-fn ingress<P: Packet, F: Header>(packet: &mut P) -> Stage<i32> {
+fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let parsed = parse::parse::<P, F>(packet, Hook::Ingress)?;
     let now = clock::now();
     let flow = match flow::find(&parsed, now, packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => return Err(Stop::NOT_OURS),
         Found::Valid(flow) => follow(packet, flow)?,
         Found::Undecided => {
-            decide(packet, &parsed, now).unpack()?;
-            &mut maps::scratch::<F>()?.original
+            let scratch = maps::scratch::<F>()?;
+            scratch.parsed = parsed;
+            packet.decide_apart(now).unpack()?;
+            &mut scratch.original
         }
     };
     transmit(packet, &parsed, flow)
-}
-
-// verifier: not inlined, because the slow path's stack frame and registers would burden the fast one.
-#[inline(never)]
-fn decide<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Packed {
-    Packed::pack(service::decide(packet, parsed, now))
 }
 
 #[inline(always)]
@@ -190,6 +195,9 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
         Ok(action) => return action,
         Err(stop) => stop,
     };
+    if stop.fate != Fate::NotOurs {
+        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate as u32, stop.reason);
+    }
     if packet.is_trace() {
         trace::note_end(packet, stop);
     } else if stop.fate != Fate::NotOurs {

@@ -21,6 +21,8 @@ use lb_common::{
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
 
+use crate::parse::Parsed;
+
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -118,6 +120,8 @@ impl FibParameters {
 /// One per CPU and family. Programs of one CPU don't interleave: XDP and both TC hooks run with softirqs off.
 #[repr(C)]
 pub struct Scratch<F: Family> {
+    /// The packet in question.
+    pub parsed: Parsed<F>,
     /// The original direction's entry.
     pub original: Flow<F>,
     /// The key of the reply's entry.
@@ -196,8 +200,8 @@ pub fn put_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), Inser
 /// The slow path's working memory on this CPU.
 #[inline(always)]
 pub fn scratch<F: Tables>() -> Stage<&'static mut Scratch<F>> {
-    // SAFETY: element 0 exists, is zeroed by the kernel, and is this CPU's own (see `Scratch`). Each user takes it once
-    // and does not call another that takes it, but for `decide`, whose caller takes it again after it returned.
+    // SAFETY: element 0 exists, is zeroed by the kernel, and is this CPU's own (see `Scratch`). References that overlap
+    // in time are those of a function and of one that it calls apart; the compiler can't see through such a call.
     F::scratch_map().get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }).ok_or(Stop::drop(Reason::MapMissing))
 }
 

@@ -24,6 +24,8 @@ pub enum Hook {
 }
 
 /// What the later stages need of a packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Parsed<F: Family> {
     pub key: FlowKey<F>,
     /// TTL or hop limit.

@@ -15,18 +15,19 @@ use lb_common::{
 use crate::{
     forward,
     header::Header,
-    install,
-    maps::{self, Scratch},
+    install, log,
+    maps::{self, FibParameters},
     packet::Packet,
     parse::Parsed,
     trace,
 };
 
-/// Decides a packet that belongs to no flow. On success the scratch space holds the original entry.
+/// Decides the packet in the scratch space, which belongs to no flow. On success the scratch space holds the original entry.
 #[inline(always)]
-pub fn decide<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Stage<()> {
+pub fn decide<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
-    let frontend = find_frontend(parsed, scratch).ok_or(Stop::NOT_OURS)?;
+    let parsed = &scratch.parsed;
+    let frontend = find_frontend(parsed, &mut scratch.frontend_key).ok_or(Stop::NOT_OURS)?;
     let scope = scope(packet.ifindex());
     trace::note(packet, |record| {
         record.step = trace_step::FRONTEND;
@@ -38,13 +39,14 @@ pub fn decide<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) ->
     let (index, backend) = select(hash, target)?;
     write_original(parsed, index, backend, now, &mut scratch.original);
     if needs_snat(parsed, scope, backend) {
-        translate_source(packet, parsed, scratch)?;
+        translate_source(packet, parsed.key.protocol, &mut scratch.original, &mut scratch.fib)?;
     }
     trace::note(packet, |record| {
         record.step = trace_step::DECIDED;
         record.backend = index;
     });
-    install::install(packet, &parsed.key, scratch, hash, now)?;
+    install::install(packet, scratch, hash, now)?;
+    log::debug!(packet, "service {}: new flow to backend {}", frontend.service, index);
     if !packet.is_trace() {
         count_flow(frontend.service, index);
     }
@@ -53,17 +55,16 @@ pub fn decide<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) ->
 
 /// The frontend of a packet: a Service's own address, or a NodePort on an address of this node.
 #[inline(always)]
-fn find_frontend<F: Header>(parsed: &Parsed<F>, scratch: &mut Scratch<F>) -> Option<&'static Frontend> {
-    let address = F::widen(&parsed.key.dst);
-    scratch.frontend_key = FrontendKey::new(address, parsed.key.dport_be, parsed.key.protocol);
-    if let Some(frontend) = maps::find_frontend(&scratch.frontend_key) {
+fn find_frontend<F: Header>(parsed: &Parsed<F>, key: &mut FrontendKey) -> Option<&'static Frontend> {
+    *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
+    if let Some(frontend) = maps::find_frontend(key) {
         return Some(frontend);
     }
-    if !maps::answers_node_ports(&scratch.frontend_key.address) {
+    if !maps::answers_node_ports(&key.address) {
         return None;
     }
-    scratch.frontend_key.address = FrontendKey::any_address(F::IS_V4);
-    maps::find_frontend(&scratch.frontend_key)
+    key.address = FrontendKey::any_address(F::IS_V4);
+    maps::find_frontend(key)
 }
 
 /// Clients behind a pod's device are internal; whoever else comes, comes from outside.
@@ -137,10 +138,14 @@ fn needs_snat<F: Header>(parsed: &Parsed<F>, scope: Scope, backend: &Backend) ->
 
 /// Finds the way to the backend, and takes the address of the device that it leads through as the source.
 #[inline(always)]
-fn translate_source<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, scratch: &mut Scratch<F>) -> Stage<()> {
-    let original = &mut scratch.original;
+fn translate_source<P: Packet, F: Header>(
+    packet: &P,
+    protocol: u8,
+    original: &mut Flow<F>,
+    fib: &mut FibParameters,
+) -> Stage<()> {
     original.flags |= flow_flags::SNAT;
-    forward::look_up(packet, original, parsed.key.protocol, &mut scratch.fib)?;
+    forward::look_up(packet, original, protocol, fib)?;
     let family = family_index(F::IS_V4);
     let address = match maps::find_interface(original.ifindex) {
         Some(interface) if !interface.addresses[family].is_unspecified() => interface.addresses[family],

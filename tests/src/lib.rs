@@ -1,1 +1,5 @@
-//! Placeholder
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Shunt on real kernels: a small world of network namespaces, and load to send through it.
+
+pub mod load;
+pub mod world;

@@ -1,2 +1,50 @@
-//! Placeholder
-fn main() {}
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask TASK`: everything that a newcomer, a developer or CI does with this repository, one file per task.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build_ebpf;
+mod demo;
+mod inspect;
+mod packages;
+mod run;
+mod shell;
+mod test;
+mod toolchain;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Shunt's tasks. Each sets up what it needs.", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF programs to target/bpf/shunt; install rust-src and bpf-linker first where they are lacking.
+    BuildEbpf(build_ebpf::Arguments),
+    /// Build everything and run the agent on this machine.
+    Run(run::Arguments),
+    /// Show Shunt at work in a small world of network namespaces.
+    Demo(demo::Arguments),
+    /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::BuildEbpf(arguments) => build_ebpf::build(&arguments).map(drop),
+        Task::Run(arguments) => run::run(&arguments),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

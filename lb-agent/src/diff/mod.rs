@@ -44,6 +44,7 @@ pub use self::{
     plan::Plan,
     state::State,
 };
+pub use crate::compile::ServiceKey;
 
 /// How long a freed index or table extent rests. A program runs for microseconds; the margin is for a preempted one.
 pub const GRACE: Duration = Duration::from_secs(2);

@@ -121,6 +121,12 @@ impl Model {
         self.node.internal_addresses.clone()
     }
 
+    /// Whether the agent's own Node is being removed from the cluster.
+    #[must_use]
+    pub fn is_node_leaving(&self) -> bool {
+        self.node.is_leaving
+    }
+
     /// A change that concerns forwarding makes the Service dirty; any other (an annotation, a resourceVersion) costs nothing.
     fn apply_service(&mut self, object: &core::Service) {
         let key = ServiceKey::of(&object.metadata);

@@ -10,6 +10,9 @@ use super::value::parse_unicast;
 /// Well-known label of a node's zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// Taint of a node that the cluster autoscaler is about to remove.
+const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// The node on which the agent runs. Without a Node object it has a name and nothing else, which is enough to serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -19,6 +22,8 @@ pub struct Node {
     pub zone: Option<String>,
     /// Its addresses of type InternalIP, in the object's order: the first of each family is the primary one.
     pub internal_addresses: Vec<IpAddr>,
+    /// Whether it is being removed from the cluster: deleted, or chosen by the cluster autoscaler (rule 69).
+    pub is_leaving: bool,
 }
 
 impl Node {
@@ -37,6 +42,10 @@ impl Node {
         let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
         let internal = addresses.filter(|address| address.type_ == "InternalIP");
         let internal_addresses = internal.filter_map(|address| parse_unicast(&address.address).ok()).collect();
-        Self { name, zone, internal_addresses }
+        let spec = object.spec.as_ref();
+        let mut taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
+        let is_chosen = taints.any(|taint| taint.key == AUTOSCALER_TAINT);
+        let is_leaving = is_chosen || object.metadata.deletion_timestamp.is_some();
+        Self { name, zone, internal_addresses, is_leaving }
     }
 }

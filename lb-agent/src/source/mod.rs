@@ -1,12 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where objects come from: the Kubernetes API or a directory of manifests. Both feed the same events.
 
+use std::{fmt, path::PathBuf};
+
+use ::kube::config::{InferConfigError, KubeconfigError};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
 
 use crate::problem::Problem;
+
+mod dir;
+mod kube;
+
+pub use self::{
+    dir::run_dir,
+    kube::{KubeOptions, run_kube},
+};
 
 /// What a source tells the one loop.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +43,20 @@ pub enum Object {
     Node(Box<Node>),
 }
 
+impl Object {
+    /// Its identity; parts that are missing are empty.
+    #[must_use]
+    pub fn id(&self) -> ObjectId {
+        let (kind, metadata) = match self {
+            Self::Service(object) => (Kind::Service, &object.metadata),
+            Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
+            Self::Node(object) => (Kind::Node, &object.metadata),
+        };
+        let namespace = metadata.namespace.clone().filter(|_| kind != Kind::Node);
+        ObjectId { kind, namespace: namespace.unwrap_or_default(), name: metadata.name.clone().unwrap_or_default() }
+    }
+}
+
 /// Kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -52,4 +77,44 @@ pub struct ObjectId {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+impl fmt::Display for ObjectId {
+    /// `Service default/web`, `Node node-1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Service => write!(f, "Service {}/{}", self.namespace, self.name),
+            Kind::EndpointSlice => write!(f, "EndpointSlice {}/{}", self.namespace, self.name),
+            Kind::Node => write!(f, "Node {}", self.name),
+        }
+    }
+}
+
+/// Why a source could not even start. Whatever happens later is an [`Event::Problem`].
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// There is no directory to follow.
+    #[error("can't read the manifest directory {}: {source}; create it, or name another one with --source dir:PATH", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file that was named can't be used.
+    #[error("can't use kubeconfig {}: {source}; name another one with --kubeconfig", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KubeconfigError,
+    },
+    /// No file was named, and there is none in the usual places.
+    #[error(
+        "found no way to reach a Kubernetes API: {0}; name a kubeconfig with --kubeconfig, or use --source dir:PATH"
+    )]
+    NoKubeconfig(#[source] InferConfigError),
+    /// The credentials are there, but no client can be made of them.
+    #[error("can't make a Kubernetes client of the credentials: {0}; check the certificates in the kubeconfig")]
+    Client(#[source] ::kube::Error),
 }

@@ -149,12 +149,7 @@ impl Devices {
         wanted
     }
 
-    fn detach_others(
-        &mut self,
-        wanted: &BTreeMap<u32, Interface>,
-        doors: &mut impl Doors,
-        reporter: &mut Reporter,
-    ) {
+    fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
         let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(|interface| interface.role != 0);
         let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
         let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
@@ -201,7 +196,11 @@ impl Devices {
         }
         reporter.set(Scope::Uplinks, problems);
         let problem = |error: &WriteError| {
-            Problem::new("this node's devices and addresses", error.to_string(), "they are tried again with the next change")
+            Problem::new(
+                "this node's devices and addresses",
+                error.to_string(),
+                "they are tried again with the next change",
+            )
         };
         reporter.set(Scope::Addresses, errors.iter().map(problem).collect());
     }

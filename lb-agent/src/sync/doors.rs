@@ -3,9 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::address::Address;
+use lb_common::{address::Address, config::Config};
 
-use crate::{diff::Writer, node::state::Link};
+use crate::{
+    dataplane::{AttachError, Dataplane},
+    diff::Writer,
+    node::state::Link,
+};
 
 /// The programs on the devices, and the part of the configuration that changes while they run.
 pub trait Doors: Writer {
@@ -51,4 +55,36 @@ pub enum DoorError {
         /// What can be done.
         remedy: String,
     },
+}
+
+impl From<AttachError> for DoorError {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::Gone { .. } => Self::Gone,
+            refused => Self::Refused { cause: refused.to_string(), remedy: refused.remedy().to_owned() },
+        }
+    }
+}
+
+impl Doors for Dataplane {
+    fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError> {
+        let attachment = Self::attach(self, ifindex, &link.name, role, link.is_veth())?;
+        Ok(Attached { is_native_xdp: attachment.is_native_xdp(), text: attachment.to_string() })
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        Self::detach(self, ifindex);
+    }
+
+    fn attached(&self) -> BTreeSet<u32> {
+        Self::attached(self)
+    }
+
+    fn bump_next_hops(&mut self) {
+        Self::bump_next_hops(self);
+    }
+
+    fn set_node_addresses(&mut self, addresses: [Address; 2]) {
+        self.set_config(&Config { node_addresses: addresses, ..self.config() });
+    }
 }

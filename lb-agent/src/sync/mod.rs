@@ -5,7 +5,7 @@
 //!  sources --events--> Services: model -> compile -> diff --+
 //!                                                           +--> Maps: State (mirror) + Doors (kernel)
 //!  netlink --changes--> Devices: roles, addresses ----------+
-//!  scrapes --requests--> counters
+//!  scrapes --requests--> what the counters' indices stand for
 //! ```
 //!
 //! A burst is drained before anything is planned; devices come before Services, so that a pod's traffic finds its door
@@ -20,25 +20,19 @@ mod services;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
-pub use self::{
-    devices::Devices,
-    services::Services,
-};
-use self::{
-    devices::Told,
-    doors::Doors,
-    report::Reporter,
-};
+pub use self::{devices::Devices, services::Services};
+use self::{devices::Told, doors::Doors, report::Reporter};
 use crate::{
+    compile::BackendKey,
     diff::State,
     health::Health,
-    metrics::{Metrics, Snapshot},
+    metrics::{Directory, Metrics},
     node::state::Change,
     source::Event,
 };
@@ -66,7 +60,7 @@ pub struct Inputs {
     /// From the kernel.
     pub changes: mpsc::Receiver<Change>,
     /// From scrapes of the metrics.
-    pub requests: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+    pub requests: mpsc::Receiver<oneshot::Sender<Directory>>,
 }
 
 /// A channel that the loop can't do without was closed.
@@ -111,7 +105,8 @@ impl<D: Doors> Loop<D> {
                     self.take_event(event, Instant::now());
                 }
                 change = inputs.changes.recv() => self.devices.take_change(change.ok_or(LoopError::NetlinkEnded)?),
-                Some(request) = inputs.requests.recv() => self.answer(request),
+                // A scrape that has given up meanwhile is none.
+                Some(request) = inputs.requests.recv() => drop(request.send(self.directory())),
                 () = sleep_until(wake_at) => {}
             }
             self.drain(&mut inputs);
@@ -137,10 +132,9 @@ impl<D: Doors> Loop<D> {
     /// Does what there is to do. Returns when to come back although nothing happens; at once if there is more to do.
     pub fn turn(&mut self, now: Instant) -> Option<Instant> {
         let model = self.services.model();
-        self.devices.take_told(Told {
-            is_synced: model.is_synced(),
-            internal_addresses: model.node_internal_addresses(),
-        });
+        self.devices
+            .take_told(Told { is_synced: model.is_synced(), internal_addresses: model.node_internal_addresses() });
+        self.health.set_leaving(model.is_node_leaving());
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.gather(&mut self.maps.state, now);
         if self.services.has_ready() {
@@ -171,8 +165,15 @@ impl<D: Doors> Loop<D> {
         }
     }
 
-    fn answer(&self, request: oneshot::Sender<Snapshot>) {
-        let _ = request;
+    /// What the indices in the counters' maps stand for at this moment.
+    fn directory(&self) -> Directory {
+        let state = &self.maps.state;
+        let socket = |key: &BackendKey| SocketAddr::new(key.address.into(), key.port);
+        Directory {
+            services: state.service_ports().map(|(index, unit)| (index, unit.clone())).collect(),
+            backends: state.backends().map(|(index, unit, key)| (index, unit.clone(), socket(key))).collect(),
+            usage: state.usage().to_vec(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! Problems, told once: logged when they appear and when they are over, and counted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -54,9 +54,9 @@ impl Reporter {
     pub fn note(&mut self, problem: Problem, now: Instant) {
         self.passing.retain(|_, told| now.duration_since(*told) < SILENCE);
         self.total += 1;
-        if !self.passing.contains_key(&problem) {
-            warn!("{problem}");
-            self.passing.insert(problem, now);
+        if let Entry::Vacant(entry) = self.passing.entry(problem) {
+            warn!("{}", entry.key());
+            entry.insert(now);
         }
     }
 

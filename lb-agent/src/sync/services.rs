@@ -108,11 +108,7 @@ impl Services {
 }
 
 /// NodePorts among the ports of source translation: replies to outside clients would be taken for new connections.
-fn source_port_problems(
-    key: &ServiceKey,
-    units: &BTreeMap<UnitId, Unit>,
-    source_ports: PortRange,
-) -> Vec<Problem> {
+fn source_port_problems(key: &ServiceKey, units: &BTreeMap<UnitId, Unit>, source_ports: PortRange) -> Vec<Problem> {
     let is_node_port = |frontend: &&FrontendKey| {
         [true, false].iter().any(|&is_v4| frontend.address == FrontendKey::any_address(is_v4))
     };

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `--source kube`: follows the Kubernetes API.
+//!
+//! Decides what is asked for and what to do when the answer fails: say so once, wait, ask again. Whatever fails, nothing
+//! that is known is taken back (rule 8). Which objects have gone is [`Known`]'s business.
+
+use std::{
+    error::Error,
+    fmt::Debug,
+    path::PathBuf,
+    pin::pin,
+    sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use kube::{
+    Api, Client, Config, Resource,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::{
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::mpsc,
+    time::{self, Instant},
+};
+
+use super::{Event, Object, SourceError};
+use crate::problem::Problem;
+
+mod known;
+
+use known::Known;
+
+/// Services that are another proxy's business are not ours (rule 1).
+const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
+/// Nor are headless ones.
+const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
+/// Slices of headless Services (rule 2).
+const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
+
+/// Services, EndpointSlices, and the own Node.
+const KINDS: u8 = 3;
+
+/// How long a list may keep silent before it is asked for anew.
+const LIST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long any connection may: above the 295 seconds after which the watcher itself renews a silent watch.
+const READ_TIMEOUT: Duration = Duration::from_secs(320);
+
+/// Failures further apart than this, which is longer than any back-off, are not of the same outage.
+const OUTAGE_GAP: Duration = Duration::from_secs(120);
+
+/// HTTP 410: the server has forgotten the version from which we wanted to go on.
+const GONE: u16 = 410;
+
+/// Which API, and as whom.
+#[derive(Clone, Debug)]
+pub struct KubeOptions {
+    /// Credentials; without them `$KUBECONFIG`, `~/.kube/config`, or the pod's own are taken.
+    pub kubeconfig: Option<PathBuf>,
+    /// The own Node's name.
+    pub node_name: String,
+}
+
+/// Feeds the objects of a cluster into `events` until the receiver is dropped.
+///
+/// # Errors
+/// When the credentials can't be read. A server that doesn't answer is no error: it is asked again and again.
+pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Result<(), SourceError> {
+    let (config, origin) = load_config(&options).await?;
+    let server = Server { url: config.cluster_url.to_string(), origin, events, unlisted: AtomicU8::new(KINDS) };
+    let client = Client::try_from(config).map_err(SourceError::Client)?;
+    let everything = watcher::Config::default;
+    let own_node = format!("metadata.name={}", options.node_name);
+    let followed = async {
+        tokio::join!(
+            server.follow(
+                Api::all(client.clone()),
+                everything().labels(SERVICE_LABELS).fields(SERVICE_FIELDS),
+                Object::Service
+            ),
+            server.follow(Api::all(client.clone()), everything().labels(SLICE_LABELS), Object::EndpointSlice),
+            server.follow(Api::all(client.clone()), everything().fields(&own_node), Object::Node),
+        )
+    };
+    tokio::select! {
+        () = server.events.closed() => {}
+        _ = followed => {}
+    }
+    Ok(())
+}
+
+/// The configuration, and where it is from.
+async fn load_config(options: &KubeOptions) -> Result<(Config, String), SourceError> {
+    let (mut config, origin) = match &options.kubeconfig {
+        Some(path) => {
+            let failed = |source| SourceError::Kubeconfig { path: path.clone(), source };
+            let file = Kubeconfig::read_from(path).map_err(failed)?;
+            let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?;
+            (config, format!("kubeconfig {}", path.display()))
+        }
+        None => {
+            let config = Config::infer().await.map_err(SourceError::NoKubeconfig)?;
+            (config, "the default kubeconfig or the pod's own credentials".to_string())
+        }
+    };
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.reset_reader_on_write = true;
+    Ok((config, origin))
+}
+
+/// The API server, for all watches.
+struct Server {
+    url: String,
+    origin: String,
+    events: mpsc::Sender<Event>,
+    /// Kinds whose first list isn't complete.
+    unlisted: AtomicU8,
+}
+
+/// The receiver of the events is gone.
+struct Closed;
+
+impl Server {
+    /// Follows one kind until the receiver is dropped.
+    async fn follow<K>(&self, api: Api<K>, config: watcher::Config, wrap: fn(Box<K>) -> Object) -> Closed
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        K::DynamicType: Default,
+    {
+        let kind = K::plural(&K::DynamicType::default()).into_owned();
+        let mut watch = Watch { kind, wrap, known: Known::default(), is_listed: false, complaint: None };
+        let mut backoff = DefaultBackoff::default();
+        loop {
+            let mut stream = pin!(watcher(api.clone(), config.clone()));
+            loop {
+                let failure = match watch.next(stream.next()).await {
+                    Ok(event) => {
+                        if self.take_in(&mut watch, event).await.is_err() {
+                            return Closed;
+                        }
+                        backoff.reset();
+                        continue;
+                    }
+                    Err(failure) => failure,
+                };
+                if self.complain(&mut watch, &failure).await.is_err() {
+                    return Closed;
+                }
+                time::sleep(backoff.next().unwrap_or(LIST_PATIENCE)).await;
+                if failure.is_stuck() {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn take_in<K>(&self, watch: &mut Watch<K>, event: watcher::Event<K>) -> Result<(), Closed> {
+        let is_list_complete = matches!(event, watcher::Event::InitDone);
+        // `Init` is the watcher's own word, all others are the server's.
+        if !matches!(event, watcher::Event::Init) && watch.complaint.take().is_some() {
+            tracing::info!(server = self.url, kind = watch.kind, "the API server answers again");
+        }
+        for news in watch.known.handle(event, watch.wrap) {
+            self.send(news).await?;
+        }
+        if is_list_complete && !std::mem::replace(&mut watch.is_listed, true) {
+            // Each watch has sent what it listed before it counts down, so the last one speaks for all (rule 7).
+            if self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.send(Event::Synced).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what failed, once in an outage.
+    async fn complain<K>(&self, watch: &mut Watch<K>, failure: &Failure) -> Result<(), Closed> {
+        let cause = failure.describe(&watch.kind);
+        if failure.status() == Some(GONE) {
+            // The server's history is short, and a list mends it.
+            tracing::debug!(server = self.url, kind = watch.kind, cause, "listing anew");
+            return Ok(());
+        }
+        let now = Instant::now();
+        let last = watch.complaint.replace((cause.clone(), now));
+        if last.is_some_and(|(said, at)| said == cause && now - at < OUTAGE_GAP) {
+            return Ok(());
+        }
+        let remedy = match failure.status() {
+            Some(401) => format!("renew the credentials in {}", self.origin),
+            Some(403) => format!("allow the user of {} to list and watch {}", self.origin, watch.kind),
+            _ => format!("make sure that this node reaches it, or correct {}", self.origin),
+        };
+        let subject = format!("Kubernetes API server {}", self.url);
+        let waiting = "; asked again until it answers, with all that is known in force";
+        self.send(Event::Problem(Problem::new(subject, cause, remedy + waiting))).await
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+}
+
+/// One kind that is followed.
+struct Watch<K> {
+    /// Plural, as in the API's paths.
+    kind: String,
+    wrap: fn(Box<K>) -> Object,
+    known: Known,
+    /// Whether a list was ever complete.
+    is_listed: bool,
+    /// What failed last, and when, if nothing has come since.
+    complaint: Option<(String, Instant)>,
+}
+
+impl<K> Watch<K> {
+    /// Waits for the next event. In a list there is always more to come, in a watch there may be nothing for hours.
+    async fn next(
+        &self,
+        event: impl Future<Output = Option<watcher::Result<watcher::Event<K>>>>,
+    ) -> Result<watcher::Event<K>, Failure> {
+        let event = if self.known.is_listing() {
+            time::timeout(LIST_PATIENCE, event).await.map_err(|_| Failure::Silence)?
+        } else {
+            event.await
+        };
+        event.ok_or(Failure::End)?.map_err(Failure::Watcher)
+    }
+}
+
+/// Why there is no next event.
+enum Failure {
+    Watcher(watcher::Error),
+    /// A list that doesn't go on.
+    Silence,
+    /// The watcher's stream is over, which it never should be.
+    End,
+}
+
+impl Failure {
+    /// Whether the stream would fail for ever in the same way: at 410 as the answer to its request, the watcher asks for
+    /// the same version again, which has been forgotten; a new one begins with a list.
+    fn is_stuck(&self) -> bool {
+        match self {
+            Self::Watcher(watcher::Error::WatchStartFailed(_)) => self.status() == Some(GONE),
+            Self::Watcher(_) => false,
+            Self::Silence | Self::End => true,
+        }
+    }
+
+    /// The server's HTTP status, if it answered at all.
+    fn status(&self) -> Option<u16> {
+        match self {
+            Self::Watcher(
+                watcher::Error::InitialListFailed(kube::Error::Api(status))
+                | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+                | watcher::Error::WatchFailed(kube::Error::Api(status))
+                | watcher::Error::WatchError(status),
+            ) => Some(status.code),
+            Self::Watcher(_) | Self::Silence | Self::End => None,
+        }
+    }
+
+    fn describe(&self, kind: &str) -> String {
+        match self {
+            Self::Watcher(watcher::Error::InitialListFailed(error)) => format!("can't list {kind}: {}", chain(error)),
+            Self::Watcher(watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error)) => {
+                format!("can't watch {kind}: {}", chain(error))
+            }
+            Self::Watcher(watcher::Error::WatchError(status)) => format!("can't watch {kind}: {}", status.message),
+            Self::Watcher(error @ watcher::Error::NoResourceVersion) => format!("can't watch {kind}: {error}"),
+            Self::Silence => format!("can't list {kind}: no answer within {} s", LIST_PATIENCE.as_secs()),
+            Self::End => format!("can't watch {kind}: the watch ended"),
+        }
+    }
+}
+
+/// An error and its causes: only the last of them says `Connection refused`.
+fn chain(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("{} (HTTP {})", status.message, status.code);
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

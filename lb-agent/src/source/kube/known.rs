@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which objects of one kind the server has, so that those deleted while nobody watched are missed.
+//!
+//! A watch that was interrupted for too long begins anew with a list, and what is not in it has gone: the watcher itself
+//! says nothing about these. Pure.
+
+use std::collections::BTreeSet;
+
+use kube::runtime::watcher;
+
+use crate::source::{Event, Object, ObjectId};
+
+/// The objects of one kind, by identity.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    ids: BTreeSet<ObjectId>,
+    /// Those of the list that is under way.
+    listing: Option<BTreeSet<ObjectId>>,
+}
+
+impl Known {
+    /// Whether a list is under way.
+    pub(super) fn is_listing(&self) -> bool {
+        self.listing.is_some()
+    }
+
+    /// What an event of the watcher means. A list that breaks off deletes nothing.
+    pub(super) fn handle<K>(&mut self, event: watcher::Event<K>, wrap: fn(Box<K>) -> Object) -> Vec<Event> {
+        match event {
+            watcher::Event::Init => {
+                self.listing = Some(BTreeSet::new());
+                Vec::new()
+            }
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+                let object = wrap(Box::new(object));
+                let id = object.id();
+                if let Some(listing) = &mut self.listing {
+                    listing.insert(id.clone());
+                }
+                self.ids.insert(id);
+                vec![Event::Apply(object)]
+            }
+            watcher::Event::InitDone => {
+                let listed = self.listing.take().unwrap_or_default();
+                let missing = self.ids.difference(&listed).cloned().map(Event::Delete).collect();
+                self.ids = listed;
+                missing
+            }
+            watcher::Event::Delete(object) => {
+                let id = wrap(Box::new(object)).id();
+                self.ids.remove(&id);
+                vec![Event::Delete(id)]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event as Watched;
+
+    use super::*;
+    use crate::{
+        model::builders::{deleted, service},
+        source::Kind,
+    };
+
+    /// What a sequence of the watcher's events comes to.
+    fn told(known: &mut Known, events: Vec<Watched<k8s_openapi::api::core::v1::Service>>) -> Vec<Event> {
+        events.into_iter().flat_map(|event| known.handle(event, Object::Service)).collect()
+    }
+
+    #[test]
+    fn what_was_deleted_in_a_gap_is_missed_after_the_next_list() {
+        let mut known = Known::default();
+        let [a, b, c] = ["a", "b", "c"].map(|name| service(name).0);
+        told(&mut known, vec![Watched::Init, Watched::InitApply(a.clone()), Watched::InitDone, Watched::Apply(b)]);
+        let news = told(&mut known, vec![Watched::Init, Watched::InitApply(c), Watched::InitDone]);
+        assert_eq!(news, [service("c").applied(), deleted(Kind::Service, "a"), deleted(Kind::Service, "b")]);
+        assert_eq!(told(&mut known, vec![Watched::Init, Watched::InitApply(a), Watched::InitDone]).len(), 2);
+    }
+
+    #[test]
+    fn a_list_that_breaks_off_deletes_nothing() {
+        let mut known = Known::default();
+        let [a, b] = ["a", "b"].map(|name| service(name).0);
+        told(&mut known, vec![Watched::Init, Watched::InitApply(a.clone()), Watched::InitDone]);
+        let broken = vec![Watched::Init, Watched::InitApply(b), Watched::Init, Watched::InitApply(a)];
+        assert!(told(&mut known, broken).iter().all(|event| matches!(event, Event::Apply(_))));
+        assert!(known.is_listing());
+        assert_eq!(told(&mut known, vec![Watched::InitDone]), [deleted(Kind::Service, "b")]);
+    }
+
+    #[test]
+    fn a_delete_that_was_watched_is_not_missed_again() {
+        let mut known = Known::default();
+        let a = service("a").0;
+        let news = told(&mut known, vec![Watched::Init, Watched::InitApply(a.clone()), Watched::InitDone]);
+        assert_eq!(news, [service("a").applied()]);
+        assert_eq!(told(&mut known, vec![Watched::Delete(a)]), [deleted(Kind::Service, "a")]);
+        assert!(told(&mut known, vec![Watched::Init, Watched::InitDone]).is_empty());
+    }
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The source against a small API server that answers by a script.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::source::Kind;
+
+/// Longer than anything here may take, back-offs of some seconds among them.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers to one request.
+enum Answer {
+    /// Status and whole body; a watch's body is a line for each event.
+    Body(u16, String),
+    /// None.
+    Silence,
+}
+
+/// Answers that are left, by the last part of the path and whether it is a watch, and the requests so far.
+#[derive(Default)]
+struct Script {
+    answers: BTreeMap<(&'static str, bool), VecDeque<Answer>>,
+    requests: Vec<String>,
+}
+
+type Shared = Arc<Mutex<Script>>;
+
+const KINDS_AND_VERSIONS: [(&str, &str, &str); 3] = [
+    ("services", "Service", "v1"),
+    ("endpointslices", "EndpointSlice", "discovery.k8s.io/v1"),
+    ("nodes", "Node", "v1"),
+];
+
+async fn answer(State(script): State<Shared>, uri: Uri) -> Response {
+    let query = uri.query().unwrap_or_default().to_string();
+    let Some((plural, kind, version)) =
+        KINDS_AND_VERSIONS.into_iter().find(|(plural, ..)| uri.path().ends_with(plural))
+    else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let is_watch = query.contains("watch=true");
+    let next = {
+        let mut script = script.lock().unwrap();
+        script.requests.push(uri.to_string());
+        script.answers.get_mut(&(plural, is_watch)).and_then(VecDeque::pop_front)
+    };
+    let (status, body) = match next {
+        Some(Answer::Body(status, body)) => (status, body),
+        // Nothing was scripted: an empty list, a watch in which nothing happens.
+        None if !is_watch => (200, list(kind, version, &[])),
+        Some(Answer::Silence) | None => std::future::pending().await,
+    };
+    (StatusCode::from_u16(status).unwrap(), [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn list(kind: &str, version: &str, names: &[&str]) -> String {
+    let items: Vec<_> = names.iter().map(|name| object(name)).collect();
+    json!({"apiVersion": version, "kind": format!("{kind}List"), "metadata": {"resourceVersion": "5"}, "items": items})
+        .to_string()
+}
+
+fn services(names: &[&str]) -> Answer {
+    Answer::Body(200, list("Service", "v1", names))
+}
+
+/// An object of which only the name matters.
+fn object(name: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "default", "resourceVersion": "6"}})
+}
+
+fn watched(type_: &str, object: &Value) -> Answer {
+    Answer::Body(200, json!({"type": type_, "object": object}).to_string() + "\n")
+}
+
+fn status(code: u16, message: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "message": message})
+}
+
+fn failure(code: u16, message: &str) -> Answer {
+    Answer::Body(code, status(code, message).to_string())
+}
+
+/// Answers to lists and to watches of Services.
+fn script(lists: Vec<Answer>, watches: Vec<Answer>) -> Shared {
+    let answers = [(("services", false), lists.into()), (("services", true), watches.into())];
+    Arc::new(Mutex::new(Script { answers: answers.into(), requests: Vec::new() }))
+}
+
+async fn serve(listener: TcpListener, script: Shared) {
+    axum::serve(listener, Router::new().fallback(answer).with_state(script)).await.unwrap();
+}
+
+/// Follows the server at a URL, as `node-1`.
+fn follow(url: &str) -> mpsc::Receiver<Event> {
+    let directory = tempfile::tempdir().unwrap();
+    let kubeconfig = directory.path().join("config");
+    let text = json!({
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    });
+    std::fs::write(&kubeconfig, text.to_string()).unwrap();
+    let options = KubeOptions { kubeconfig: Some(kubeconfig), node_name: "node-1".into() };
+    let (sender, events) = mpsc::channel(16);
+    tokio::spawn(async move {
+        let _kept = directory;
+        run_kube(options, sender).await.unwrap();
+    });
+    events
+}
+
+/// Starts a server with a script.
+async fn start(script: &Shared) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, script.clone()));
+    address
+}
+
+/// Starts a server with a script, and follows it.
+async fn follow_script(script: &Shared) -> mpsc::Receiver<Event> {
+    follow(&format!("http://{}", start(script).await))
+}
+
+/// The next event, in short.
+async fn next(events: &mut mpsc::Receiver<Event>) -> String {
+    let event = time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the source goes on");
+    match event {
+        Event::Apply(object) => format!("apply {}", object.id().name),
+        Event::Delete(id) => {
+            assert_eq!(id.kind, Kind::Service);
+            format!("delete {}", id.name)
+        }
+        Event::Synced => "synced".into(),
+        Event::Problem(problem) => problem.to_string(),
+    }
+}
+
+/// The next events until everything is synced, in any order.
+async fn until_synced(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
+    let mut news = Vec::new();
+    loop {
+        match next(events).await.as_str() {
+            "synced" => return news,
+            other => news.push(other.to_string()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn rules_1_2_5_just_what_concerns_us_is_asked_for() {
+    let script = script(vec![services(&["web"])], vec![]);
+    let mut events = follow_script(&script).await;
+    assert_eq!(until_synced(&mut events).await, ["apply web"]);
+    let requests = script.lock().unwrap().requests.clone();
+    for (path, selectors) in [
+        (
+            "/api/v1/services?",
+            vec![
+                "&fieldSelector=spec.clusterIP%21%3DNone",
+                "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name",
+            ],
+        ),
+        ("/apis/discovery.k8s.io/v1/endpointslices?", vec!["&labelSelector=%21service.kubernetes.io%2Fheadless"]),
+        ("/api/v1/nodes?", vec!["&fieldSelector=metadata.name%3Dnode-1"]),
+    ] {
+        let list = requests.iter().find(|request| request.starts_with(path)).expect(path);
+        assert!(selectors.iter().all(|selector| list.contains(selector)), "{list}");
+    }
+}
+
+#[tokio::test]
+async fn rule_7_synced_comes_after_all_first_lists() {
+    let script = script(vec![services(&["web"])], vec![]);
+    script.lock().unwrap().answers.insert(("endpointslices", false), [Answer::Silence].into());
+    let mut events = follow_script(&script).await;
+    assert_eq!(next(&mut events).await, "apply web");
+    assert!(time::timeout(Duration::from_millis(300), events.recv()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_watch_tells_changes() {
+    let watches = vec![watched("ADDED", &object("dns")), watched("DELETED", &object("web"))];
+    let mut events = follow_script(&script(vec![services(&["web"])], watches)).await;
+    let mut news = until_synced(&mut events).await;
+    while news.len() < 3 {
+        news.push(next(&mut events).await);
+    }
+    assert_eq!(news, ["apply web", "apply dns", "delete web"]);
+}
+
+#[tokio::test]
+async fn rule_8_a_gap_in_the_watch_loses_no_delete() {
+    let gone = watched("ERROR", &status(410, "too old resource version"));
+    let script = script(vec![services(&["web", "dns"]), services(&["dns"])], vec![Answer::Silence]);
+    script.lock().unwrap().answers.get_mut(&("services", true)).unwrap().push_front(gone);
+    let mut events = follow_script(&script).await;
+    assert_eq!(until_synced(&mut events).await[..2], ["apply web", "apply dns"]);
+    let mut news = Vec::new();
+    while news.last().is_none_or(|last| last != "delete web") {
+        news.push(next(&mut events).await);
+    }
+    assert!(news.contains(&"apply dns".to_string()), "{news:?}");
+}
+
+#[tokio::test]
+async fn http_410_at_the_start_of_a_watch_leads_to_a_list_and_not_to_a_loop() {
+    let gone = || failure(410, "too old resource version");
+    let script = script(vec![services(&["web"]), services(&["dns"])], vec![gone(), Answer::Silence]);
+    let mut events = follow_script(&script).await;
+    let mut news = Vec::new();
+    while news.last().is_none_or(|last| last != "delete web") {
+        news.push(next(&mut events).await);
+    }
+    news.sort();
+    assert_eq!(news, ["apply dns", "apply web", "delete web", "synced"]);
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_to_allow_and_is_said_once() {
+    let forbidden = || failure(403, "services is forbidden");
+    let mut events = follow_script(&script(vec![forbidden(), forbidden(), services(&["web"])], vec![])).await;
+    let problem = next(&mut events).await;
+    assert!(problem.starts_with("Kubernetes API server http://127.0.0.1:"), "{problem}");
+    assert!(problem.contains("can't list services: services is forbidden (HTTP 403); allow the user of"), "{problem}");
+    assert_eq!(until_synced(&mut events).await, ["apply web"]);
+}
+
+#[tokio::test]
+async fn rule_8_a_server_that_is_not_there_is_named_and_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let mut events = follow(&format!("http://{address}"));
+    let problem = next(&mut events).await;
+    assert!(problem.contains(&format!("http://{address}/: can't list")), "{problem}");
+    assert!(problem.contains("Connection refused") && problem.contains("correct kubeconfig /"), "{problem}");
+
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(serve(listener, script(vec![services(&["web"])], vec![])));
+    let news = until_synced(&mut events).await;
+    assert_eq!(news.last().map(String::as_str), Some("apply web"), "{news:?}");
+}
+
+#[tokio::test]
+async fn credentials_that_cannot_be_read_are_an_error_at_the_start() {
+    let options = KubeOptions { kubeconfig: Some("/nonexistent/config".into()), node_name: "node-1".into() };
+    let error = run_kube(options, mpsc::channel(1).0).await.unwrap_err();
+    assert!(error.to_string().starts_with("can't use kubeconfig /nonexistent/config: "), "{error}");
+}
+
+/// rustls has no cryptography of its own: without a feature of `kube` that brings some, the first connection would panic.
+#[tokio::test]
+async fn a_server_without_tls_behind_an_https_url_is_named() {
+    let address = start(&script(vec![], vec![])).await;
+    let problem = next(&mut follow(&format!("https://{address}"))).await;
+    assert!(problem.contains(&format!("https://{address}/: can't list")), "{problem}");
+    assert!(problem.contains("received corrupt message"), "{problem}");
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The loop, turn by turn, on fake maps and doors.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use lb_common::{address::Address, config::role};
+
+use super::{
+    Devices, Loop, Maps, Services,
+    doors::{Attached, DoorError, Doors},
+};
+use crate::{
+    dataplane::fake::Fake,
+    diff::{Capacities, Dump, Operation, State, WriteError, Writer},
+    health::Health,
+    metrics::Metrics,
+    model::{
+        Model,
+        builders::{deleted, endpoint, node, service, slice},
+    },
+    node::{
+        addresses::NodePortAddresses,
+        roles::Selection,
+        state::{Change, Link, LocalAddress, NodeState},
+    },
+    source::{Event, Kind},
+};
+
+/// Maps in memory, and doors that only remember who was there.
+#[derive(Debug, Default)]
+struct FakeDoors {
+    maps: Fake,
+    attached: BTreeMap<u32, u16>,
+    refuses: bool,
+    bumps: usize,
+    node_addresses: [Address; 2],
+    writes: usize,
+}
+
+impl Writer for FakeDoors {
+    fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
+        self.writes += 1;
+        self.maps.write(operation)
+    }
+}
+
+impl Doors for FakeDoors {
+    fn attach(&mut self, ifindex: u32, _link: &Link, role: u16) -> Result<Attached, DoorError> {
+        if self.refuses {
+            return Err(DoorError::Refused { cause: "no".into(), remedy: "ask again".into() });
+        }
+        self.attached.insert(ifindex, role);
+        Ok(Attached { is_native_xdp: role & role::UPLINK != 0, text: String::new() })
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        self.attached.remove(&ifindex);
+    }
+
+    fn attached(&self) -> BTreeSet<u32> {
+        self.attached.keys().copied().collect()
+    }
+
+    fn bump_next_hops(&mut self) {
+        self.bumps += 1;
+    }
+
+    fn set_node_addresses(&mut self, addresses: [Address; 2]) {
+        self.node_addresses = addresses;
+    }
+}
+
+/// The test's world: a loop, and the time.
+struct World {
+    agent: Loop<FakeDoors>,
+    health: Health,
+    now: Instant,
+}
+
+impl World {
+    /// A node with an uplink and a pod's device, and with what an earlier agent left.
+    fn new(doors: FakeDoors) -> Self {
+        let mut node = NodeState::default();
+        for (ifindex, name) in [(1, "lo"), (2, "eth0"), (3, "veth3")] {
+            node.apply(Change::Link { ifindex, link: link(name) });
+        }
+        for (ifindex, ip) in [(1, "127.0.0.1"), (2, "192.0.2.1"), (2, "fd00::1")] {
+            node.apply(Change::Address { ifindex, address: address(ip) });
+        }
+        node.apply(Change::DefaultRoute { ifindexes: vec![2] });
+        let dump: Dump = doors.maps.dump();
+        let adopted = dump.interfaces.clone();
+        let state = State::adopt(dump, &Capacities::default());
+        let selection = Selection { uplinks: Vec::new(), pods: vec!["veth*".parse().unwrap()] };
+        let devices = Devices::new(node, selection, NodePortAddresses::Primary, adopted);
+        let services = Services::new(Model::new("node-1".into()), "61000-65535".parse().unwrap());
+        let health = Health::default();
+        let agent = Loop::new(services, devices, Maps { state, doors }, health.clone(), Metrics::default());
+        Self { agent, health, now: Instant::now() }
+    }
+
+    fn event(&mut self, event: Event) -> &mut Self {
+        self.events([event])
+    }
+
+    fn events(&mut self, events: impl IntoIterator<Item = Event>) -> &mut Self {
+        events.into_iter().for_each(|event| self.agent.take_event(event, self.now));
+        self
+    }
+
+    fn change(&mut self, change: Change) -> &mut Self {
+        self.agent.devices.take_change(change);
+        self
+    }
+
+    /// Turns until nothing is left to do at once.
+    fn settle(&mut self) -> Option<Instant> {
+        loop {
+            let wake_at = self.agent.turn(self.now);
+            if wake_at.is_none_or(|at| at > self.now) {
+                return wake_at;
+            }
+        }
+    }
+
+    fn doors(&mut self) -> &mut FakeDoors {
+        &mut self.agent.maps.doors
+    }
+
+    fn text(&self) -> String {
+        self.agent.maps.doors.maps.to_string()
+    }
+
+    fn into_doors(self) -> FakeDoors {
+        self.agent.maps.doors
+    }
+}
+
+fn fake_doors() -> FakeDoors {
+    FakeDoors { maps: Fake::new(Capacities::default()), ..FakeDoors::default() }
+}
+
+fn link(name: &str) -> Link {
+    let is_loopback = name == "lo";
+    Link { name: name.into(), is_ethernet: !is_loopback, is_loopback, is_up: true, ..Link::default() }
+}
+
+fn address(ip: &str) -> LocalAddress {
+    LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false }
+}
+
+fn web() -> [Event; 2] {
+    let slice = slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.1")).with(endpoint("10.0.0.2"));
+    [service("web").tcp("http", 80).applied(), slice.applied()]
+}
+
+#[test]
+fn rule_7_nothing_of_a_service_is_written_before_the_sources_have_synced() {
+    let mut world = World::new(fake_doors());
+    world.events(web()).settle();
+    assert!(!world.text().contains("frontend"), "{}", world.text());
+    assert!(!world.health.is_synced());
+    world.event(Event::Synced).settle();
+    assert!(world.text().contains("frontend 10.96.0.1:80/TCP"), "{}", world.text());
+    assert!(world.health.is_synced());
+}
+
+#[test]
+fn cilium_27215_a_restart_removes_what_has_gone_only_after_the_sources_have_synced() {
+    let mut before = World::new(fake_doors());
+    before.events(web());
+    before.event(service("old").cluster_ips(&["10.96.0.9"]).tcp("http", 80).applied()).event(Event::Synced).settle();
+
+    let mut doors = before.into_doors();
+    doors.writes = 0;
+    let mut after = World::new(doors);
+    after.settle();
+    after.events(web());
+    after.settle();
+    assert!(after.text().contains("10.96.0.9"));
+    assert_eq!(after.doors().writes, 2, "filter bits of the local addresses, which are not looked up first");
+
+    after.event(Event::Synced).settle();
+    assert!(!after.text().contains("10.96.0.9"), "{}", after.text());
+    assert!(after.text().contains("10.96.0.1"), "{}", after.text());
+}
+
+#[test]
+fn a_write_that_fails_is_tried_again_and_stops_no_other_service() {
+    let mut world = World::new(fake_doors());
+    world.event(Event::Synced).settle();
+    world.events(web());
+    world.event(service("zoo").cluster_ips(&["10.96.0.9"]).tcp("http", 80).applied());
+    world.doors().maps.fail_after(3);
+    let wake_at = world.settle().expect("a retry");
+    assert!(world.text().contains("10.96.0.9"), "{}", world.text());
+    assert!(!world.text().contains("10.96.0.1:80"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 1);
+
+    assert_eq!(wake_at, world.now + Duration::from_secs(1));
+    world.now = wake_at;
+    world.settle();
+    assert!(world.text().contains("10.96.0.1:80"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+#[test]
+fn a_pods_device_is_attached_when_it_appears_and_forgotten_when_it_goes() {
+    let mut world = World::new(fake_doors());
+    world.settle();
+    assert_eq!(world.doors().attached, BTreeMap::from([(2, role::UPLINK), (3, role::POD)]));
+    world.change(Change::Link { ifindex: 9, link: link("veth9") }).settle();
+    assert_eq!(world.doors().attached.get(&9), Some(&role::POD));
+    assert!(world.text().contains("interface 9 pod"), "{}", world.text());
+    world.change(Change::LinkGone { ifindex: 9 }).settle();
+    assert_eq!(world.doors().attached.get(&9), None);
+    assert!(!world.text().contains("interface 9"), "{}", world.text());
+}
+
+#[test]
+fn frames_are_redirected_only_to_devices_with_native_xdp() {
+    let mut world = World::new(fake_doors());
+    world.settle();
+    assert!(world.text().contains("interface 2 uplink xdp 192.0.2.1 fd00::1\n"), "{}", world.text());
+    assert!(world.text().contains("interface 3 pod\n"), "{}", world.text());
+}
+
+#[test]
+fn a_device_that_refuses_is_reported_and_tried_again() {
+    let mut world = World::new(FakeDoors { refuses: true, ..fake_doors() });
+    let wake_at = world.settle().expect("a retry");
+    assert_eq!(world.agent.reporter.standing(), 2);
+    world.doors().refuses = false;
+    world.now = wake_at;
+    assert_eq!(world.settle(), None);
+    assert_eq!(world.doors().attached.len(), 2);
+    assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+#[test]
+fn an_adopted_role_that_hangs_on_the_node_object_outlives_the_restart() {
+    let with_eth5 = |world: &mut World| {
+        world.change(Change::Link { ifindex: 5, link: link("eth5") });
+        world.change(Change::Address { ifindex: 5, address: address("198.51.100.1") });
+    };
+    let mut before = World::new(fake_doors());
+    with_eth5(&mut before);
+    before.event(node("node-1", None, &["198.51.100.1"])).event(Event::Synced).settle();
+    assert_eq!(before.doors().attached.get(&5), Some(&role::UPLINK));
+
+    let mut after = World::new(before.into_doors());
+    with_eth5(&mut after);
+    after.settle();
+    assert_eq!(after.doors().attached.get(&5), Some(&role::UPLINK), "the Node is not known yet");
+    after.event(Event::Synced).settle();
+    assert_eq!(after.doors().attached.get(&5), None, "there is no Node");
+}
+
+#[test]
+fn rule_28_node_ports_are_answered_by_the_node_objects_addresses_else_the_uplinks() {
+    let mut world = World::new(fake_doors());
+    world.event(Event::Synced).settle();
+    assert!(world.text().contains("node address 192.0.2.1\nnode address fd00::1\n"), "{}", world.text());
+    world.event(node("node-1", None, &["203.0.113.5"])).settle();
+    assert!(world.text().contains("node address 203.0.113.5\n"), "{}", world.text());
+    assert!(!world.text().contains("node address 192.0.2.1\n"), "{}", world.text());
+    let primary: Address = "203.0.113.5".parse::<std::net::IpAddr>().unwrap().into();
+    assert_eq!(world.doors().node_addresses[0], primary);
+}
+
+#[test]
+fn only_what_can_change_a_next_hop_spoils_them() {
+    let mut world = World::new(fake_doors());
+    world.settle();
+    let bumps = world.doors().bumps;
+    world.change(Change::Link { ifindex: 9, link: link("veth9") }).settle();
+    assert_eq!(world.doors().bumps, bumps);
+    world.change(Change::Routes).change(Change::Routes).settle();
+    assert_eq!(world.doors().bumps, bumps + 1, "a burst counts once");
+}
+
+#[test]
+fn cilium_23604_a_node_port_among_the_source_ports_is_reported() {
+    let mut world = World::new(fake_doors());
+    world.event(service("web").of_type("NodePort").tcp("http", 80).node_port(61_001).applied());
+    world.event(Event::Synced).settle();
+    assert_eq!(world.agent.reporter.standing(), 1);
+    world.event(deleted(Kind::Service, "web")).settle();
+    assert_eq!(world.agent.reporter.standing(), 0);
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! tcpdump on a link: what went over it, and that every checksum of it was right.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{Namespace, Site, wait_until};
+
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A capture under way.
+pub struct Capture {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Starts capturing on an interface what `filter` (as tcpdump has it) lets through.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn start(site: &Site, namespace: &Namespace, interface: &str, filter: &str) -> Result<Self> {
+        let file = site.directory().join(format!("{}-{interface}.pcap", namespace.name()));
+        let log = file.with_extension("log");
+        let errors = fs::File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
+        let mut command = namespace.command("tcpdump");
+        // Without -Z tcpdump becomes a user who can't write here.
+        command.args(["-n", "-U", "--immediate-mode", "-s", "0", "-Z", "root", "-i", interface, "-w"]).arg(&file);
+        let child = command.arg(filter).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
+        let capture = Self { child: child.context("can't start tcpdump")?, file };
+        wait_until(&format!("tcpdump listening on {interface}"), START_LIMIT, || {
+            Ok(fs::read_to_string(&log).is_ok_and(|log| log.contains("listening on")))
+        })?;
+        Ok(capture)
+    }
+
+    /// Ends the capture and returns its packets, as `tcpdump -vv` prints them.
+    ///
+    /// # Errors
+    /// When a checksum is wrong, or nothing was captured at all.
+    pub fn finish(mut self) -> Result<String> {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        kill(Pid::from_raw(pid), Signal::SIGINT).context("can't end tcpdump")?;
+        self.child.wait().context("can't wait for tcpdump")?;
+        let output = Command::new("tcpdump").args(["-vv", "-nn", "-r"]).arg(&self.file).output();
+        let text = String::from_utf8_lossy(&output.context("can't start tcpdump")?.stdout).into_owned();
+        if text.trim().is_empty() {
+            bail!("no packet in {}", self.file.display());
+        }
+        let bad: Vec<&str> = text.lines().filter(|line| is_bad(line)).take(5).collect();
+        if !bad.is_empty() {
+            bail!("wrong checksums in {}:\n{}", self.file.display(), bad.join("\n"));
+        }
+        Ok(text)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It may have ended already: that is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How tcpdump marks a wrong checksum: of IP, of TCP and ICMP, of UDP.
+fn is_bad(line: &str) -> bool {
+    ["bad cksum", "(incorrect", "[bad udp cksum", "wrong icmp cksum", "bad icmp6 cksum"]
+        .iter()
+        .any(|mark| line.contains(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_bad;
+
+    #[test]
+    fn knows_how_tcpdump_marks_wrong_checksums() {
+        assert!(is_bad("length 52, bad cksum 0 (->26b8)!)"));
+        assert!(is_bad("10.0.0.1.80 > 10.0.0.2.9: Flags [S], cksum 0x1234 (incorrect -> 0x4321), seq 1"));
+        assert!(is_bad("10.0.0.1.53 > 10.0.0.2.9: [bad udp cksum 0x1234 -> 0x4321!] 1 A? a."));
+        assert!(!is_bad("10.0.0.1.80 > 10.0.0.2.9: Flags [S], cksum 0x1234 (correct), seq 1"));
+        assert!(!is_bad("10.0.0.1.53 > 10.0.0.2.9: [udp sum ok] 1 A? a."));
+    }
+}

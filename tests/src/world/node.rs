@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A node: its namespace, its pods, its directory of manifests, and its agent.
+
+use std::{fs, net::IpAddr, path::PathBuf, process::Command, sync::Arc};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{Agent, Family, Namespace, Process, Site, Xdp, agent_binary};
+
+/// A node of the world.
+pub struct Node {
+    name: String,
+    number: u16,
+    agent: Option<Agent>,
+    pods: Vec<Pod>,
+    namespace: Arc<Namespace>,
+    manifests: PathBuf,
+    bpffs: PathBuf,
+    log: PathBuf,
+}
+
+impl Node {
+    /// Node 1 is `node-a`, node 2 is `node-b`.
+    pub(super) fn create(site: &Site, number: u16) -> Result<Self> {
+        let name = if number == 1 { "node-a" } else { "node-b" }.to_owned();
+        let manifests = site.directory().join(format!("manifests-{name}"));
+        fs::create_dir(&manifests).with_context(|| format!("can't create {}", manifests.display()))?;
+        let namespace = Arc::new(Namespace::create(site, &name)?);
+        let bpffs = site.bpffs().join(&name);
+        let log = site.directory().join(format!("agent-{name}.log"));
+        Ok(Self { name, number, agent: None, pods: Vec::new(), namespace, manifests, bpffs, log })
+    }
+
+    /// Forwarding, the bridge, and the way to the other node's pods.
+    pub(super) fn configure(&self) -> Result<()> {
+        self.namespace.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
+        let other = 3 - self.number;
+        let (v4, v6) = (self.bridge_address(Family::V4), self.bridge_address(Family::V6));
+        self.namespace.ip(&format!(
+            "link add cni0 type bridge forward_delay 0 mcast_snooping 0\n\
+             addr add {v4}/25 dev cni0\n\
+             addr add {v6}/120 dev cni0 nodad\n\
+             link set cni0 up\n\
+             route add 10.244.{other}.0/24 via 172.20.0.1{other}\n\
+             route add fd00:244:{other}::/64 via fd00:20::1{other}"
+        ))
+    }
+
+    /// Its name, in the world and as a Kubernetes object.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace. The uplink is `eth0`, the bridge `cni0`, a pod's link `veth-<pod>`.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The address of its uplink.
+    #[must_use]
+    pub fn address(&self, family: Family) -> IpAddr {
+        let host = self.host();
+        family.pick(&format!("172.20.0.{host}"), &format!("fd00:20::{host}"))
+    }
+
+    /// Where its agent pins maps, links and programs.
+    #[must_use]
+    pub fn bpffs(&self) -> &PathBuf {
+        &self.bpffs
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter()
+    }
+
+    pub(super) fn pods_mut(&mut self) -> impl Iterator<Item = &mut Pod> {
+        self.pods.iter_mut()
+    }
+
+    pub(super) fn number(&self) -> u16 {
+        self.number
+    }
+
+    pub(super) fn host(&self) -> u16 {
+        10 + self.number
+    }
+
+    pub(super) fn bridge_address(&self, family: Family) -> IpAddr {
+        let number = self.number;
+        family.pick(&format!("10.244.{number}.1"), &format!("fd00:244:{number}::1"))
+    }
+
+    pub(super) fn add(&mut self, pod: Pod) {
+        self.pods.push(pod);
+    }
+
+    pub(super) fn take(&mut self, name: &str) -> Option<Pod> {
+        let position = self.pods.iter().position(|pod| pod.name == name)?;
+        Some(self.pods.remove(position))
+    }
+
+    /// Writes a manifest file in one step: the agent sees the old text or the new one.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn apply(&self, file: &str, text: &str) -> Result<()> {
+        let draft = self.manifests.join(format!(".{file}.draft"));
+        let path = self.manifests.join(file);
+        fs::write(&draft, text)
+            .and_then(|()| fs::rename(&draft, &path))
+            .with_context(|| format!("can't write {}", path.display()))
+    }
+
+    /// Removes a manifest file.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    pub fn unapply(&self, file: &str) -> Result<()> {
+        let path = self.manifests.join(file);
+        fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))
+    }
+
+    /// The arguments with which its agent runs.
+    #[must_use]
+    pub fn agent_arguments(&self, xdp: Xdp) -> Vec<String> {
+        let words = [
+            "run",
+            "--source",
+            &format!("dir:{}", self.manifests.display()),
+            "--node-name",
+            &self.name,
+            "--uplink",
+            "eth0",
+            "--pod-interface",
+            "veth*",
+            "--xdp",
+            xdp.as_str(),
+            "--healthz-bind-address",
+            "127.0.0.1:10256",
+            "--metrics-bind-address",
+            "127.0.0.1:10249",
+            "--bpffs",
+            &self.bpffs.display().to_string(),
+        ];
+        words.map(str::to_owned).to_vec()
+    }
+
+    /// Starts its agent, in place of one that has ended.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_agent(&mut self, xdp: Xdp) -> Result<()> {
+        let command = self.agent_command(&self.agent_arguments(xdp))?;
+        self.agent = Some(Agent::start(&self.name, Arc::clone(&self.namespace), command, self.log.clone())?);
+        Ok(())
+    }
+
+    /// The agent that was started last.
+    ///
+    /// # Panics
+    /// When none was.
+    #[must_use]
+    pub fn agent(&self) -> &Agent {
+        self.agent.as_ref().expect("an agent has been started")
+    }
+
+    /// The agent that was started last, to be ended.
+    ///
+    /// # Panics
+    /// When none was.
+    pub fn agent_mut(&mut self) -> &mut Agent {
+        self.agent.as_mut().expect("an agent has been started")
+    }
+
+    pub(super) fn try_agent(&self) -> Option<&Agent> {
+        self.agent.as_ref()
+    }
+
+    /// The agent's program with other arguments, inside the node.
+    ///
+    /// # Errors
+    /// When the program has not been built.
+    pub fn agent_command(&self, arguments: &[String]) -> Result<Command> {
+        let mut command = self.namespace.command(agent_binary()?);
+        command.args(arguments).env("RUST_LOG", "info").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
+        Ok(command)
+    }
+
+    /// What `lb-agent WORDS --bpffs ...` prints.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it printed.
+    pub fn lb_agent(&self, words: &str) -> Result<String> {
+        let bpffs = self.bpffs.display().to_string();
+        let agent = agent_binary()?.display().to_string();
+        let arguments: Vec<&str> = words.split_whitespace().chain(["--bpffs", &bpffs]).collect();
+        self.namespace.run(&agent, &arguments)
+    }
+}
+
+/// A pod.
+pub struct Pod {
+    name: String,
+    node_number: u16,
+    host: u16,
+    processes: Vec<Process>,
+    namespace: Namespace,
+}
+
+impl Pod {
+    pub(super) fn new(name: &str, namespace: Namespace, node_number: u16, host: u16) -> Self {
+        Self { name: name.to_owned(), node_number, host, processes: Vec::new(), namespace }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace, in which its interface is `eth0`.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The node's end of its link.
+    #[must_use]
+    pub fn interface(&self) -> String {
+        format!("veth-{}", self.name)
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self, family: Family) -> IpAddr {
+        let (number, host) = (self.node_number, self.host);
+        family.pick(&format!("10.244.{number}.{host}"), &format!("fd00:244:{number}::{host}"))
+    }
+
+    /// The name of the node that it is on.
+    #[must_use]
+    pub fn node_name(&self) -> &'static str {
+        if self.node_number == 1 { "node-a" } else { "node-b" }
+    }
+
+    /// Takes over a process, which ends with the pod.
+    pub fn run(&mut self, process: Process) {
+        self.processes.push(process);
+    }
+}
+
+/// EndpointSlices of both families for a Service with one port, TCP: these pods are ready. The names are the sample's.
+pub(super) fn endpoint_slices(service: &str, port_name: &str, port: u16, pods: &[&Pod]) -> String {
+    let slices = Family::BOTH.map(|family| {
+        let endpoints: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                json!({
+                    "addresses": [pod.address(family)],
+                    "nodeName": pod.node_name(),
+                    "conditions": { "ready": true },
+                    "targetRef": { "kind": "Pod", "name": pod.name },
+                })
+            })
+            .collect();
+        let (suffix, kind) = if family == Family::V4 { ("ipv4", "IPv4") } else { ("ipv6", "IPv6") };
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("{service}-{suffix}"),
+                "namespace": "default",
+                "labels": { "kubernetes.io/service-name": service },
+            },
+            "addressType": kind,
+            "ports": [{ "name": port_name, "protocol": "TCP", "port": port }],
+            "endpoints": endpoints,
+        });
+        format!("{slice:#}\n")
+    });
+    // JSON is YAML: two documents.
+    slices.join("---\n")
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The agent comes and goes, is misused and misled: packets must not notice.
+
+use std::{thread::sleep, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
+use shunt_tests::{
+    load::{self, Target},
+    world::{Family, Node, Options, World, Xdp, sample, wait_until},
+};
+
+const PAUSE: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// That requests go through, right now.
+fn serves(world: &World) -> Result<()> {
+    let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
+    let tally = load::send(world.pod("client").namespace(), &targets, 40, &|| {})?;
+    ensure!(tally.failed() == 0, "{:?}", tally.errors);
+    Ok(())
+}
+
+fn restarts_lose_nothing(options: Options) -> Result<()> {
+    let mut world = World::with_agents(options)?;
+    let load = world.load_web()?;
+    for _ in 0..3 {
+        for node in world.nodes_mut() {
+            node.agent_mut().kill()?;
+        }
+        sleep(PAUSE / 2);
+        world.start_agents()?;
+    }
+    sleep(PAUSE);
+    let [tally] = <[_; 1]>::try_from(load.finish()).expect("one phase");
+    ensure!(tally.failed() == 0 && tally.requests() > 100, "{} requests, {:?}", tally.requests(), tally.errors);
+    Ok(())
+}
+
+#[test]
+fn agents_killed_and_restarted_under_load_lose_nothing_by_tc() -> Result<()> {
+    restarts_lose_nothing(Options::TC)
+}
+
+#[test]
+fn agents_killed_and_restarted_under_load_lose_nothing_with_xdp() -> Result<()> {
+    restarts_lose_nothing(Options::XDP)
+}
+
+/// What changed while the agent was away is applied when it comes back.
+#[test]
+fn changes_during_an_absence_are_caught_up_with() -> Result<()> {
+    let mut world = World::with_agents(Options::TC)?;
+    for node in world.nodes_mut() {
+        node.agent_mut().kill()?;
+    }
+    world.set_web_endpoints(&["web-3"])?;
+    serves(&world)?;
+    world.start_agents()?;
+    world.route_web_to(&["web-3"])
+}
+
+#[test]
+fn sigterm_leaves_forwarding_in_place() -> Result<()> {
+    let mut world = World::with_agents(Options::TC)?;
+    for node in world.nodes_mut() {
+        let status = node.agent_mut().terminate()?;
+        ensure!(status.success(), "{}: {status}", node.name());
+    }
+    serves(&world)
+}
+
+/// Programs attached to a node's interfaces, XDP ones too.
+fn attached(node: &Node) -> Result<usize> {
+    let links = node.namespace().run("ip", &["-o", "link"])?;
+    let names = links.lines().filter_map(|line| line.split([':', '@']).nth(1)).map(|name| name.trim().to_owned());
+    let names: Vec<String> = names.collect();
+    let tcx = node.namespace().enter(|| -> Result<usize> {
+        let mut count = 0;
+        for name in &names {
+            for kind in [TcAttachType::Ingress, TcAttachType::Egress] {
+                count += SchedClassifier::query_tcx(name, kind)?.1.len();
+            }
+        }
+        Ok(count)
+    })??;
+    Ok(tcx + links.lines().filter(|line| line.contains("xdp")).count())
+}
+
+#[test]
+fn cleanup_removes_everything() -> Result<()> {
+    let mut world = World::with_agents(Options::XDP)?;
+    for node in world.nodes_mut() {
+        ensure!(attached(node)? > 0);
+        node.agent_mut().terminate()?;
+        let plan = node.lb_agent("cleanup --dry-run")?;
+        ensure!(attached(node)? > 0, "a dry run removes nothing: {plan}");
+        node.lb_agent("cleanup")?;
+        ensure!(attached(node)? == 0);
+        let left: Vec<_> = std::fs::read_dir(node.bpffs()).into_iter().flatten().flatten().collect();
+        ensure!(left.is_empty(), "{left:?}");
+    }
+    let targets = [Target::Http(sample::web_at(world.node("node-a").address(Family::V4)))];
+    ensure!(load::send(world.outside(), &targets, 1, &|| {})?.failed() == 1, "still served after cleanup");
+    // And everything can be made anew.
+    world.start_agents()?;
+    serves(&world)
+}
+
+/// Runs an agent that is expected to give up; what it says.
+fn fails(node: &Node, arguments: &[String]) -> Result<String> {
+    let output = node.agent_command(arguments)?.output().context("can't start the agent")?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    ensure!(!output.status.success(), "it should have failed: {said}");
+    Ok(said)
+}
+
+fn replace(arguments: &mut [String], option: &str, value: &str) {
+    let position = arguments.iter().position(|word| word == option).expect("an option that is given");
+    value.clone_into(&mut arguments[position + 1]);
+}
+
+#[test]
+fn a_second_agent_on_the_same_bpffs_is_refused() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    let node = world.node("node-a");
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    replace(&mut arguments, "--healthz-bind-address", "127.0.0.1:20256");
+    replace(&mut arguments, "--metrics-bind-address", "127.0.0.1:20249");
+    let said = fails(node, &arguments)?;
+    ensure!(said.contains(&node.bpffs().display().to_string()), "names the directory: {said}");
+    serves(&world)
+}
+
+/// An uplink that does not exist is named, with what to do.
+#[test]
+fn an_uplink_that_does_not_exist_is_named() -> Result<()> {
+    let world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    let node = world.node("node-a");
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    replace(&mut arguments, "--uplink", "eth7");
+    let said = fails(node, &arguments)?;
+    ensure!(said.contains("eth7"), "{said}");
+    Ok(())
+}
+
+/// Broken files are named, and what worked before keeps working; mended ones are applied.
+#[test]
+fn broken_manifests_are_named_and_change_nothing() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    world.apply("web-endpoints.yaml", "kind: EndpointSlice\n  nonsense: [")?;
+    world.apply("impossible.yaml", "{ apiVersion: v1, kind: Service, metadata: { name: odd }, spec: { ports: 7 } }")?;
+    for node in world.nodes() {
+        for file in ["web-endpoints.yaml", "impossible.yaml"] {
+            wait_until(&format!("{file} being named in the log"), LIMIT, || Ok(node.agent().log().contains(file)))?;
+        }
+    }
+    serves(&world)?;
+    world.route_web_to(&["web-1", "web-3"])
+}

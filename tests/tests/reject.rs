@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where nothing serves, clients are told at once.
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use shunt_tests::world::{Family, Namespace, Options, World, sample};
+
+const LIMIT: Duration = Duration::from_secs(5);
+/// Well below the second after which TCP tries again.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+fn refuses_tcp(from: &Namespace, to: SocketAddr) -> Result<()> {
+    let start = Instant::now();
+    let error = from.enter(|| TcpStream::connect_timeout(&to, LIMIT).err())?.context("a connection to nothing")?;
+    ensure!(error.kind() == ErrorKind::ConnectionRefused, "{to}: {error}");
+    ensure!(start.elapsed() < AT_ONCE, "{to}: refused after {:?}", start.elapsed());
+    Ok(())
+}
+
+fn refuses_udp(from: &Namespace, to: SocketAddr) -> Result<()> {
+    let start = Instant::now();
+    let error = from.enter(|| {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        socket.send(b"anybody?")?;
+        socket.recv(&mut [0; 16])
+    })?;
+    let error = error.err().context("an answer from nothing")?;
+    ensure!(error.kind() == ErrorKind::ConnectionRefused, "{to}: {error}");
+    ensure!(start.elapsed() < AT_ONCE, "{to}: refused after {:?}", start.elapsed());
+    Ok(())
+}
+
+/// Rule 40: no endpoint anywhere means ICMP port-unreachable, for TCP and UDP, on every frontend.
+fn no_endpoints(options: Options) -> Result<()> {
+    let world = World::with_agents(options)?;
+    world.route_web_to(&[])?;
+    // Fewer than the kernel and Shunt limit their rejects to, per peer and second.
+    for family in Family::BOTH {
+        for client in ["client", "caller"] {
+            refuses_tcp(world.pod(client).namespace(), sample::web(family))?;
+        }
+        refuses_tcp(world.outside(), sample::web_at(world.node("node-a").address(family)))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rule_40_no_endpoints_are_refused_at_once_by_tc() -> Result<()> {
+    no_endpoints(Options::TC)
+}
+
+#[test]
+fn rule_40_no_endpoints_are_refused_at_once_with_xdp() -> Result<()> {
+    no_endpoints(Options::XDP)
+}
+
+/// The same for UDP, with a Service of its own.
+#[test]
+fn rule_40_udp_is_refused_too() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    world.apply("nothing.yaml", NOTHING)?;
+    for family in Family::BOTH {
+        let address = SocketAddr::new(family.pick("10.96.0.99", "fd00:96::99"), 99);
+        let client = world.pod("client").namespace();
+        shunt_tests::world::wait_until(
+            "the Service being refused",
+            LIMIT,
+            || Ok(refuses_udp(client, address).is_ok()),
+        )?;
+        refuses_udp(world.pod("caller").namespace(), address)?;
+    }
+    Ok(())
+}
+
+const NOTHING: &str = "
+apiVersion: v1
+kind: Service
+metadata: { name: nothing, namespace: default }
+spec:
+  type: ClusterIP
+  ipFamilies: [IPv4, IPv6]
+  clusterIP: 10.96.0.99
+  clusterIPs: [10.96.0.99, 'fd00:96::99']
+  ports: [{ name: discard, protocol: UDP, port: 99 }]
+";
+
+/// Section N on rule 44: an undefined port of an active ClusterIP is refused.
+#[test]
+fn rule_44_undefined_port_is_refused() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    for family in Family::BOTH {
+        refuses_tcp(world.pod("client").namespace(), SocketAddr::new(sample::web(family).ip(), 81))?;
+    }
+    Ok(())
+}
