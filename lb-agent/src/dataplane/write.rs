@@ -90,5 +90,5 @@ fn reset<V: bytemuck::Pod>(counters: &PerCpu<V>, index: u32, map: &'static str) 
 }
 
 fn refused(map: &'static str) -> impl Fn(io::Error) -> WriteError {
-    move |source| WriteError::Refused { map, source }
+    move |cause| WriteError::Refused { map, cause }
 }
