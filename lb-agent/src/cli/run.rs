@@ -34,7 +34,7 @@ use crate::{
     model::Model,
     node::{checks, netlink::Follower},
     source,
-    sync::{Devices, Inputs, Loop, Maps, Services},
+    sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
 
 /// Events and changes that may wait for the loop.
@@ -63,6 +63,7 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     if let Some(problem) = selection.problems(&machine).into_iter().next() {
         return Err(problem.into());
     }
+    probe_lock(&args.bpffs)?;
     let healthz = http::bind(args.healthz_bind_address, "--healthz-bind-address").await?;
     let metricsz = http::bind(args.metrics_bind_address, "--metrics-bind-address").await?;
 
@@ -89,11 +90,15 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(follower.run(change_sender));
     tasks.spawn(http::serve(healthz, health::router(health.clone())));
     tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
-    let source = tokio::spawn(run_source(args, node_name, event_sender));
+    let mut source = tokio::spawn(run_source(args, node_name, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics);
     tokio::select! {
-        ended = agent.run(Inputs { events, changes, requests }) => ended.map_err(Into::into),
-        ended = source => ended?,
+        ended = agent.run(Inputs { events, changes, requests }) => match ended {
+            // The source itself knows why.
+            LoopError::SourceEnded => source.await?.and(Err(ended.into())),
+            LoopError::NetlinkEnded => Err(ended.into()),
+        },
+        ended = &mut source => ended?.and(Err(LoopError::SourceEnded.into())),
         () = told_to_stop()? => {
             info!("told to stop; what is in the kernel goes on forwarding");
             Ok(())
@@ -124,6 +129,14 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(cgroup) = &args.cgroup {
         check_cgroup(cgroup)?;
     }
+    Ok(())
+}
+
+/// A second agent on the same directory shall hear of that, and not of the ports that the first one has, too.
+fn probe_lock(bpffs: &Path) -> anyhow::Result<()> {
+    let pins = Pins::new(bpffs);
+    pins.create()?;
+    pins.lock()?;
     Ok(())
 }
 

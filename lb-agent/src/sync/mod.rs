@@ -92,19 +92,20 @@ impl<D: Doors> Loop<D> {
         Self { services, devices, maps, reporter: Reporter::default(), health, metrics, was_done: false }
     }
 
-    /// Runs until an input ends. Dropping the future at any time is safe: every turn is finished before it waits.
-    ///
-    /// # Errors
-    /// Which input has ended.
-    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), LoopError> {
+    /// Runs until an input ends, and says which. Dropping the future at any time is safe: every turn is finished before it
+    /// waits.
+    pub async fn run(mut self, mut inputs: Inputs) -> LoopError {
         loop {
             let wake_at = self.turn(Instant::now());
             tokio::select! {
-                event = inputs.events.recv() => {
-                    let event = event.ok_or(LoopError::SourceEnded)?;
-                    self.take_event(event, Instant::now());
-                }
-                change = inputs.changes.recv() => self.devices.take_change(change.ok_or(LoopError::NetlinkEnded)?),
+                event = inputs.events.recv() => match event {
+                    Some(event) => self.take_event(event, Instant::now()),
+                    None => return LoopError::SourceEnded,
+                },
+                change = inputs.changes.recv() => match change {
+                    Some(change) => self.devices.take_change(change),
+                    None => return LoopError::NetlinkEnded,
+                },
                 // A scrape that has given up meanwhile is none.
                 Some(request) = inputs.requests.recv() => drop(request.send(self.directory())),
                 () = sleep_until(wake_at) => {}
