@@ -33,7 +33,7 @@ use crate::{
     metrics::{self, Metrics},
     model::Model,
     node::{checks, netlink::Follower},
-    source,
+    source::{self, SourceError},
     sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
 
@@ -128,6 +128,9 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     }
     if let Some(cgroup) = &args.cgroup {
         check_cgroup(cgroup)?;
+    }
+    if let SourceSpec::Dir(path) = &args.source {
+        fs::read_dir(path).map_err(|source| SourceError::Directory { path: path.clone(), source })?;
     }
     Ok(())
 }

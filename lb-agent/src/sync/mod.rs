@@ -17,17 +17,24 @@ pub mod doors;
 mod queue;
 mod report;
 mod services;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
 use std::{net::SocketAddr, time::Instant};
 
 use jiff::Timestamp;
+use lb_common::maps::FILTER_INGRESS;
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
 pub use self::{devices::Devices, services::Services};
-use self::{devices::Told, doors::Doors, report::Reporter};
+use self::{
+    devices::Told,
+    doors::Doors,
+    report::Reporter,
+    sweep::{Sweep, sweep},
+};
 use crate::{
     compile::BackendKey,
     diff::State,
@@ -82,6 +89,7 @@ pub struct Loop<D> {
     reporter: Reporter,
     health: Health,
     metrics: Metrics,
+    sweep: Sweep,
     was_done: bool,
 }
 
@@ -89,7 +97,8 @@ impl<D: Doors> Loop<D> {
     /// With everything in place, but nothing done yet.
     #[must_use]
     pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
-        Self { services, devices, maps, reporter: Reporter::default(), health, metrics, was_done: false }
+        let (reporter, sweep) = (Reporter::default(), Sweep::default());
+        Self { services, devices, maps, reporter, health, metrics, sweep, was_done: false }
     }
 
     /// Runs until an input ends, and says which. Dropping the future at any time is safe: every turn is finished before it
@@ -150,7 +159,20 @@ impl<D: Doors> Loop<D> {
         if self.services.has_ready() {
             return Some(now);
         }
-        [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at()].into_iter().flatten().min()
+        if self.sweep.is_due(now) {
+            self.sweep(now);
+        }
+        let timers = [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at(), self.sweep.wake_at()];
+        timers.into_iter().flatten().min()
+    }
+
+    /// Before the first sync nothing is known to be needless.
+    fn sweep(&mut self, now: Instant) {
+        if self.was_done {
+            let mut needed = self.maps.state.needed_filter();
+            self.devices.local_addresses().for_each(|address| needed.insert(FILTER_INGRESS, &address));
+            sweep(&needed, &mut self.maps, &mut self.reporter, now);
+        }
     }
 
     /// Everything known is in the maps.

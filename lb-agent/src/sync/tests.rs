@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     dataplane::fake::Fake,
-    diff::{Capacities, Dump, Operation, State, WriteError, Writer},
+    diff::{Capacities, Dump, Filter, Operation, State, WriteError, Writer},
     health::Health,
     metrics::Metrics,
     model::{
@@ -26,6 +26,7 @@ use crate::{
         roles::Selection,
         state::{Change, Link, LocalAddress, NodeState},
     },
+    problem::Problem,
     source::{Event, Kind},
 };
 
@@ -38,6 +39,7 @@ struct FakeDoors {
     bumps: usize,
     node_addresses: [Address; 2],
     writes: usize,
+    sweeps: usize,
 }
 
 impl Writer for FakeDoors {
@@ -70,6 +72,11 @@ impl Doors for FakeDoors {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.node_addresses = addresses;
+    }
+
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+        self.sweeps += 1;
+        Ok(needed.clone())
     }
 }
 
@@ -235,7 +242,7 @@ fn a_device_that_refuses_is_reported_and_tried_again() {
     assert_eq!(world.agent.reporter.standing(), 2);
     world.doors().refuses = false;
     world.now = wake_at;
-    assert_eq!(world.settle(), None);
+    world.settle();
     assert_eq!(world.doors().attached.len(), 2);
     assert_eq!(world.agent.reporter.standing(), 0);
 }
@@ -290,4 +297,21 @@ fn cilium_23604_a_node_port_among_the_source_ports_is_reported() {
     assert_eq!(world.agent.reporter.standing(), 1);
     world.event(deleted(Kind::Service, "web")).settle();
     assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+#[test]
+fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
+    let mut world = World::new(fake_doors());
+    world.event(Event::Synced).settle();
+    let an_hour = Duration::from_secs(3600);
+    for (services, sweeps) in [(10, 0), (5000, 1), (0, 1)] {
+        let ip = |index: u32| format!("10.{}.{}.{}", 96 + (index >> 16), index >> 8 & 255, index & 255);
+        let services: Vec<(String, String)> = (0..services).map(|index| (format!("web-{index}"), ip(index))).collect();
+        world.events(services.iter().map(|(name, ip)| service(name).cluster_ips(&[ip]).tcp("http", 80).applied()));
+        world.settle();
+        world.events(services.iter().map(|(name, _)| deleted(Kind::Service, name))).settle();
+        world.now += an_hour;
+        world.settle();
+        assert_eq!(world.doors().sweeps, sweeps, "after {} Services", services.len());
+    }
 }
