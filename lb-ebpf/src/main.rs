@@ -21,6 +21,7 @@ mod flow;
 mod forward;
 mod header;
 mod install;
+mod log;
 mod maps;
 mod packet;
 mod parse;
@@ -194,6 +195,9 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
         Ok(action) => return action,
         Err(stop) => stop,
     };
+    if stop.fate != Fate::NotOurs {
+        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate as u32, stop.reason);
+    }
     if packet.is_trace() {
         trace::note_end(packet, stop);
     } else if stop.fate != Fate::NotOurs {

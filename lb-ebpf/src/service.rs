@@ -15,7 +15,7 @@ use lb_common::{
 use crate::{
     forward,
     header::Header,
-    install,
+    install, log,
     maps::{self, FibParameters},
     packet::Packet,
     parse::Parsed,
@@ -46,6 +46,7 @@ pub fn decide<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()> {
         record.backend = index;
     });
     install::install(packet, scratch, hash, now)?;
+    log::debug!(packet, "service {}: new flow to backend {}", frontend.service, index);
     if !packet.is_trace() {
         count_flow(frontend.service, index);
     }
