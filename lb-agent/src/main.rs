@@ -4,13 +4,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_agent::cli::{Cli, Command};
+use lb_agent::cli::{Cli, Command, cleanup, get, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.logging.start();
     let result = match cli.command {
-        Command::Run(args) => lb_agent::cli::run::run(*args),
+        Command::Run(args) => run::run(*args),
+        Command::Get(args) => get::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: every flag and its default stands here or in its subcommand's file, and nowhere else.
 
+pub mod cleanup;
+pub mod get;
 pub mod logging;
 pub mod run;
 
@@ -19,6 +21,10 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards.
+    /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards
     Run(Box<run::RunArgs>),
+    /// Show what the maps hold
+    Get(get::GetArgs),
+    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is no longer balanced then
+    Cleanup(cleanup::CleanupArgs),
 }

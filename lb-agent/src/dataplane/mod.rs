@@ -18,9 +18,11 @@ mod load;
 mod logs;
 mod maps;
 mod pins;
+mod remove;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod write;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering};
@@ -40,6 +42,8 @@ pub use self::{
     dump::FlowEntry,
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
+    remove::{Item, remove_all},
+    usage::MapUsage,
 };
 pub use crate::diff::Capacities;
 use crate::diff::{Operation, WriteError, Writer};

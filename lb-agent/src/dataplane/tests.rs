@@ -217,3 +217,47 @@ fn filters_serve_where_links_are_unknown() {
     assert!(super::filters::detach("uplink").is_empty(), "nothing is left");
     assert_eq!(dataplane.attached(), BTreeSet::new());
 }
+
+#[test]
+fn cleanup_removes_all_that_was_made() {
+    let Some(place) = Place::new("cleanup") else { return };
+    let root = &place.options.bpffs;
+    ip("link add uplink type veth peer name pod");
+    let mut dataplane = place.open();
+    dataplane.attach(ifindex("uplink"), "uplink", role::POD, true).unwrap();
+    super::filters::attach(&mut dataplane.ebpf, &Pins::new(root), "pod", ifindex("pod")).unwrap();
+    let refused = super::remove_all(root, false, &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().starts_with("another agent"), "{refused}");
+    drop(dataplane);
+    fs::create_dir_all(root.join("v0/maps")).unwrap();
+
+    let items = |dry_run| {
+        let mut items = Vec::new();
+        super::remove_all(root, dry_run, &mut |item| items.push(item.to_string())).unwrap();
+        items.retain(|item| !item.starts_with("directory"));
+        items
+    };
+    let announced = items(true);
+    assert!(announced.iter().any(|item| item.ends_with(&format!("tc-ingress-{} (on uplink)", ifindex("uplink")))));
+    assert!(announced.contains(&"TC filters on pod".to_owned()));
+    assert_eq!(announced.len(), 2 + 1 + 3 + lb_common::maps::PINNED.len());
+    assert_eq!(items(false), announced);
+    assert!(!root.exists());
+    assert!(items(false).is_empty());
+}
+
+#[test]
+fn a_directory_elsewhere_gets_a_bpffs_of_its_own() {
+    let Some(place) = Place::new("elsewhere") else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let root = parent.path().join("pins");
+    let options = Options { bpffs: root.clone(), ..place.options.clone() };
+    drop(Dataplane::open(&options).unwrap());
+    drop(Dataplane::open(&options).unwrap());
+    let mut last = None;
+    super::remove_all(&root, false, &mut |item| last = Some(item.clone())).unwrap();
+    assert_eq!(last, Some(super::Item::Mount(root.clone())));
+    assert!(fs::read_dir(&root).unwrap().next().is_none());
+    let refused = super::remove_all(&root, false, &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, PinError::NotBpffs { .. }));
+}
