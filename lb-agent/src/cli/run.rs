@@ -209,3 +209,57 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// The flags of `run` alone.
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn flows(flags: &str) -> FlowArgs {
+        let given = flags.split_whitespace();
+        Flags::parse_from(["run", "--source", "kube"].into_iter().chain(given)).run.flows
+    }
+
+    #[test]
+    fn rule_9_the_nodes_name_is_lower_cased_and_trimmed() {
+        assert_eq!(node_name(Some(" Node-1.Example ")).unwrap(), "node-1.example");
+        assert!(node_name(Some(" ")).is_err());
+        assert!(!node_name(None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rule_63_every_state_of_a_flow_has_its_time_out() {
+        let flows =
+            flows("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
+        let config = configuration(Config::default(), &flows).unwrap();
+        let expected = [60, 86_400, 1800, 1800, 10, 30, 180].map(ticks);
+        assert_eq!(config.timeouts, expected);
+        assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
+        assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));
+        assert_eq!(config.seed, [1, 10]);
+        assert_eq!(config.next_hop_generation, 1);
+    }
+
+    #[test]
+    fn an_adopted_configuration_keeps_its_seed_and_generation() {
+        let first = configuration(Config::default(), &flows("")).unwrap();
+        assert_ne!(first.seed, [0; 2]);
+        let former = Config { next_hop_generation: 7, ..first };
+        assert_eq!(configuration(former, &flows("")).unwrap(), former);
+    }
+
+    #[test]
+    fn a_cgroup_directory_must_be_one() {
+        let error = check_cgroup(Path::new("/proc")).unwrap_err().to_string();
+        assert!(error.contains("--cgroup /proc is not on a cgroup v2 file system"), "{error}");
+        assert!(check_cgroup(Path::new("/nonexistent")).is_err());
+    }
+}

@@ -152,6 +152,8 @@ impl<D: Doors> Loop<D> {
             self.was_done = false;
         }
         self.services.work(SERVICES_A_TURN, &mut self.maps, &mut self.reporter, now);
+        // What was written may concern other Services: a frontend that one gave up is another's now.
+        self.services.gather(&mut self.maps.state, now);
         if self.services.is_done() && !self.was_done {
             self.finish();
         }

@@ -7,9 +7,10 @@ use std::{
 };
 
 use lb_common::{address::Address, config::role};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Devices, Loop, Maps, Services,
+    Devices, Inputs, Loop, LoopError, Maps, Services,
     doors::{Attached, DoorError, Doors},
 };
 use crate::{
@@ -314,4 +315,35 @@ fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
         world.settle();
         assert_eq!(world.doors().sweeps, sweeps, "after {} Services", services.len());
     }
+}
+
+#[test]
+fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
+    let mut world = World::new(fake_doors());
+    world.events(["a", "b"].map(|name| service(name).tcp("http", 80).applied())).event(Event::Synced).settle();
+    assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 1,"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 1, "b has no frontend");
+    world.event(deleted(Kind::Service, "a")).settle();
+    assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 2,"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+#[tokio::test]
+async fn the_loop_runs_until_an_input_ends() {
+    let world = World::new(fake_doors());
+    let health = world.health.clone();
+    let (event_sender, events) = mpsc::channel(8);
+    let (_change_sender, changes) = mpsc::channel(8);
+    let (request_sender, requests) = mpsc::channel(1);
+    let agent = tokio::spawn(world.agent.run(Inputs { events, changes, requests }));
+    for event in web().into_iter().chain([Event::Synced]) {
+        event_sender.send(event).await.unwrap();
+    }
+    let (sender, directory) = oneshot::channel();
+    request_sender.send(sender).await.unwrap();
+    let ports: Vec<String> = directory.await.unwrap().services.iter().map(|(_, unit)| unit.to_string()).collect();
+    assert!(ports.is_empty() || ports == ["default/web:http"], "{ports:?}");
+    drop(event_sender);
+    assert_eq!(agent.await.unwrap(), LoopError::SourceEnded);
+    assert!(health.is_synced());
 }
