@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_agent::cli::{Cli, Command, cleanup, get, run};
+use lb_agent::cli::{Cli, Command, cleanup, get, run, trace};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Get(args) => get::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
     };
     match result {

@@ -5,6 +5,7 @@ pub mod cleanup;
 pub mod get;
 pub mod logging;
 pub mod run;
+pub mod trace;
 
 /// A Kubernetes Service load balancer in eBPF: the node agent, and the tools to look into it.
 #[derive(Debug, clap::Parser)]
@@ -23,8 +24,10 @@ pub struct Cli {
 pub enum Command {
     /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards
     Run(Box<run::RunArgs>),
-    /// Show what the maps hold
+    /// Show what the maps hold; needs no running agent
     Get(get::GetArgs),
-    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is no longer balanced then
+    /// Ask the live programs where a packet would go, and why; leaves no mark on flows or counters
+    Trace(trace::TraceArgs),
+    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is not balanced any more then
     Cleanup(cleanup::CleanupArgs),
 }

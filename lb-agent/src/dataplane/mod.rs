@@ -18,10 +18,11 @@ mod load;
 mod logs;
 mod maps;
 mod pins;
+mod question;
 mod remove;
 mod sys;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod usage;
 mod write;
 
@@ -42,6 +43,7 @@ pub use self::{
     dump::FlowEntry,
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
+    question::{Answer, QuestionError, ask},
     remove::{Item, remove_all},
     usage::MapUsage,
 };

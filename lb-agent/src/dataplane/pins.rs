@@ -148,6 +148,18 @@ impl Pins {
         Ok(())
     }
 
+    /// Waits until no other process asks the programs a question.
+    ///
+    /// # Errors
+    /// Where there are no pins.
+    pub fn wait_for_turn(&self) -> Result<Lock, PinError> {
+        let path = self.directory("maps");
+        let error = |source| PinError::Directory { path: path.clone(), source };
+        let file = File::open(&path).map_err(error)?;
+        let locked = Flock::lock(file, FlockArg::LockExclusive);
+        locked.map(|file| Lock { _file: file }).map_err(|(_, errno)| error(errno.into()))
+    }
+
     /// Becomes the one agent that owns the directory, which must exist.
     ///
     /// # Errors

@@ -25,13 +25,13 @@ use crate::{
 };
 
 /// A directory of pins and a network namespace of this thread's own.
-struct Place {
-    options: Options,
+pub struct Place {
+    pub options: Options,
 }
 
 impl Place {
     /// `None`, with a word on standard error, where the test can't run.
-    fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         if !super::capabilities::missing().is_empty() || super::load::is_empty() {
             eprintln!("skipped: {test} needs root and the eBPF object");
             return None;
@@ -42,7 +42,7 @@ impl Place {
         Some(Self { options: Options { bpffs, capacities, xdp: XdpMode::Auto, log: false } })
     }
 
-    fn open(&self) -> Dataplane {
+    pub fn open(&self) -> Dataplane {
         Dataplane::open(&self.options).unwrap()
     }
 }
@@ -54,12 +54,14 @@ impl Drop for Place {
     }
 }
 
-fn ip(arguments: &str) {
+/// Runs `ip`.
+pub fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
-fn ifindex(name: &str) -> u32 {
+/// Index of a device.
+pub fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
@@ -70,7 +72,8 @@ fn pins_in(directory: &Path) -> Vec<String> {
     names
 }
 
-fn desired(last: u8) -> BTreeMap<UnitId, Unit> {
+/// A Service of one unit: 10.96.0.1:80/TCP, and one backend on this node, 10.0.0.`last`:8080.
+pub fn desired(last: u8) -> BTreeMap<UnitId, Unit> {
     let backend = BackendKey { address: Ipv4Addr::new(10, 0, 0, last).into(), port: 8080 };
     let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80_u16.to_be(), protocol::TCP);
     let id = UnitId {
