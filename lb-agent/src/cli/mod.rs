@@ -23,12 +23,12 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards.
+    /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards
     Run(Box<run::RunArgs>),
-    /// Show what the maps hold; needs no running agent.
+    /// Show what the maps hold; needs no running agent
     Get(get::GetArgs),
-    /// Ask the live programs where a packet would go, and why. Leaves no mark on flows or counters.
+    /// Ask the live programs where a packet would go, and why; leaves no mark on flows or counters
     Trace(trace::TraceArgs),
-    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is not balanced any more then.
+    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is not balanced any more then
     Cleanup(cleanup::CleanupArgs),
 }
