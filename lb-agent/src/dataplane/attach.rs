@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{
     doors::{Door, XdpMode, XdpWish},
     filters,
-    pins::Pins,
+    pins::{self, Pins},
     sys,
 };
 
@@ -255,12 +255,10 @@ impl Links {
         self.open.get(&ifindex).is_some_and(|doors| doors.contains(&door))
     }
 
-    /// Removing the pin ends the link.
     fn unpin(&mut self, door: Door, ifindex: u32) {
         let path = self.pins.links().join(door.pin_name(ifindex));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => warn!("removing {}: {error}", path.display()),
-            _ => {}
+        if let Err(error) = pins::remove_link(&path) {
+            warn!("removing {}: {error}", path.display());
         }
         if let Some(doors) = self.open.get_mut(&ifindex) {
             doors.remove(&door);

@@ -195,6 +195,22 @@ pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
     sys::pin(fd.as_fd(), &new).and_then(|()| fs::rename(&new, path)).map_err(error)
 }
 
+/// Takes a pinned link off its device and removes the pin; it need not be there.
+///
+/// # Errors
+/// When the pin can't be removed.
+pub fn remove_link(path: &Path) -> io::Result<()> {
+    if let Ok(link) = sys::open_pin(path) {
+        // Refused where the device has gone, which has taken the link along. Without this the kernel would do it a
+        // little after the pin is removed, and another XDP mode would be refused until then.
+        let _ = sys::detach_link(link.as_fd());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a path lies on a bpffs.
 #[must_use]
 pub fn is_bpffs(path: &Path) -> bool {

@@ -102,7 +102,7 @@ impl Removal<'_> {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let ifindex = name.rsplit_once('-').and_then(|(_, ifindex)| ifindex.parse().ok());
             let item = Item::Link { path: path.clone(), device: ifindex.and_then(device_name) };
-            self.item(&path, &item, |path| fs::remove_file(path))?;
+            self.item(&path, &item, pins::remove_link)?;
         }
         Ok(())
     }
