@@ -4,19 +4,33 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_agent::cli::{Cli, Command};
+use lb_agent::cli::{Cli, Command, cleanup, get, run, trace};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.logging.start();
     let result = match cli.command {
-        Command::Run(args) => lb_agent::cli::run::run(*args),
+        Command::Run(args) => run::run(*args),
+        Command::Get(args) => get::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            eprintln!("Error: {}", text(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that it quotes itself.
+fn text(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -33,8 +33,8 @@ use crate::{
     metrics::{self, Metrics},
     model::Model,
     node::{checks, netlink::Follower},
-    source,
-    sync::{Devices, Inputs, Loop, Maps, Services},
+    source::{self, SourceError},
+    sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
 
 /// Events and changes that may wait for the loop.
@@ -63,6 +63,7 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     if let Some(problem) = selection.problems(&machine).into_iter().next() {
         return Err(problem.into());
     }
+    probe_lock(&args.bpffs)?;
     let healthz = http::bind(args.healthz_bind_address, "--healthz-bind-address").await?;
     let metricsz = http::bind(args.metrics_bind_address, "--metrics-bind-address").await?;
 
@@ -89,11 +90,15 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(follower.run(change_sender));
     tasks.spawn(http::serve(healthz, health::router(health.clone())));
     tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
-    let source = tokio::spawn(run_source(args, node_name, event_sender));
+    let mut source = tokio::spawn(run_source(args, node_name, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics);
     tokio::select! {
-        ended = agent.run(Inputs { events, changes, requests }) => ended.map_err(Into::into),
-        ended = source => ended?,
+        ended = agent.run(Inputs { events, changes, requests }) => match ended {
+            // The source itself knows why.
+            LoopError::SourceEnded => source.await?.and(Err(ended.into())),
+            LoopError::NetlinkEnded => Err(ended.into()),
+        },
+        ended = &mut source => ended?.and(Err(LoopError::SourceEnded.into())),
         () = told_to_stop()? => {
             info!("told to stop; what is in the kernel goes on forwarding");
             Ok(())
@@ -124,6 +129,17 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(cgroup) = &args.cgroup {
         check_cgroup(cgroup)?;
     }
+    if let SourceSpec::Dir(path) = &args.source {
+        fs::read_dir(path).map_err(|source| SourceError::Directory { path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// A second agent on the same directory shall hear of that, and not of the ports that the first one has, too.
+fn probe_lock(bpffs: &Path) -> anyhow::Result<()> {
+    let pins = Pins::new(bpffs);
+    pins.create()?;
+    pins.lock()?;
     Ok(())
 }
 
@@ -192,4 +208,58 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// The flags of `run` alone.
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn flows(flags: &str) -> FlowArgs {
+        let given = flags.split_whitespace();
+        Flags::parse_from(["run", "--source", "kube"].into_iter().chain(given)).run.flows
+    }
+
+    #[test]
+    fn rule_9_the_nodes_name_is_lower_cased_and_trimmed() {
+        assert_eq!(node_name(Some(" Node-1.Example ")).unwrap(), "node-1.example");
+        assert!(node_name(Some(" ")).is_err());
+        assert!(!node_name(None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rule_63_every_state_of_a_flow_has_its_time_out() {
+        let flows =
+            flows("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
+        let config = configuration(Config::default(), &flows).unwrap();
+        let expected = [60, 86_400, 1800, 1800, 10, 30, 180].map(ticks);
+        assert_eq!(config.timeouts, expected);
+        assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
+        assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));
+        assert_eq!(config.seed, [1, 10]);
+        assert_eq!(config.next_hop_generation, 1);
+    }
+
+    #[test]
+    fn an_adopted_configuration_keeps_its_seed_and_generation() {
+        let first = configuration(Config::default(), &flows("")).unwrap();
+        assert_ne!(first.seed, [0; 2]);
+        let former = Config { next_hop_generation: 7, ..first };
+        assert_eq!(configuration(former, &flows("")).unwrap(), former);
+    }
+
+    #[test]
+    fn a_cgroup_directory_must_be_one() {
+        let error = check_cgroup(Path::new("/proc")).unwrap_err().to_string();
+        assert!(error.contains("--cgroup /proc is not on a cgroup v2 file system"), "{error}");
+        assert!(check_cgroup(Path::new("/nonexistent")).is_err());
+    }
 }

@@ -18,9 +18,12 @@ mod load;
 mod logs;
 mod maps;
 mod pins;
+mod question;
+mod remove;
 mod sys;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod usage;
 mod write;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering};
@@ -40,6 +43,9 @@ pub use self::{
     dump::FlowEntry,
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
+    question::{Answer, QuestionError, ask},
+    remove::{Item, remove_all},
+    usage::MapUsage,
 };
 pub use crate::diff::Capacities;
 use crate::diff::{Operation, WriteError, Writer};

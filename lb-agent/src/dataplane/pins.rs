@@ -57,6 +57,12 @@ pub enum PinError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It exists, on some other file system.
+    #[error("{path} is not on a bpffs: nothing of Shunt's can be there; check --bpffs")]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another agent owns it.
     #[error("another agent{} runs on {path}; stop it, or give this one a directory of its own in --bpffs", pid_text(*pid))]
     Locked {
@@ -142,6 +148,18 @@ impl Pins {
         Ok(())
     }
 
+    /// Waits until no other process asks the programs a question.
+    ///
+    /// # Errors
+    /// Where there are no pins.
+    pub fn wait_for_turn(&self) -> Result<Lock, PinError> {
+        let path = self.directory("maps");
+        let error = |source| PinError::Directory { path: path.clone(), source };
+        let file = File::open(&path).map_err(error)?;
+        let locked = Flock::lock(file, FlockArg::LockExclusive);
+        locked.map(|file| Lock { _file: file }).map_err(|(_, errno)| error(errno.into()))
+    }
+
     /// Becomes the one agent that owns the directory, which must exist.
     ///
     /// # Errors
@@ -181,6 +199,21 @@ pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
 #[must_use]
 pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|statfs| statfs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// What is mounted exactly at a path, as its mounter named it; `None` where nothing is.
+#[must_use]
+pub fn mount_source(path: &Path) -> Option<String> {
+    source_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, path)
+}
+
+/// Lines such as `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - bpf shunt rw` (proc(5)); the last mount is on top.
+fn source_in(mounts: &str, path: &Path) -> Option<String> {
+    mounts.lines().rev().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let target = place.split_whitespace().nth(4)?;
+        (Path::new(target) == path).then(|| kind.split_whitespace().nth(1).map(str::to_owned)).flatten()
+    })
 }
 
 fn existing_ancestor(path: &Path) -> &Path {
@@ -224,6 +257,16 @@ mod tests {
         assert_eq!(owner_in(locks, 77), Some(33));
         assert_eq!(owner_in(locks, 78), Some(22));
         assert_eq!(owner_in(locks, 7), None);
+    }
+
+    #[test]
+    fn a_mount_is_known_by_its_source() {
+        let mounts = "30 1 0:25 / /sys/fs/bpf rw shared:9 - bpf bpf rw,mode=700\n\
+                      31 1 0:26 / /run/a rw - tmpfs shunt rw\n\
+                      32 1 0:27 / /run/a rw - bpf shunt rw\n";
+        assert_eq!(source_in(mounts, Path::new("/run/a")).as_deref(), Some("shunt"));
+        assert_eq!(source_in(mounts, Path::new("/sys/fs/bpf")).as_deref(), Some("bpf"));
+        assert_eq!(source_in(mounts, Path::new("/sys/fs/bpf/shunt")), None);
     }
 
     #[test]

@@ -289,18 +289,12 @@ pub unsafe fn lookup_batch<K: Pod, V: Pod>(
     }
 }
 
-/// What a test run gives back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TestRun {
-    /// What the program returned.
-    pub action: u32,
-    /// The packet afterwards.
-    pub packet: Vec<u8>,
-}
-
-/// Runs a program once on a packet, with a context as its type wants it (`struct __sk_buff`).
-pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8]) -> io::Result<TestRun> {
-    let mut output = vec![0; packet.len() + 256];
+/// Runs a program once on a packet, with a context as its type wants it (`struct __sk_buff`). Returns the packet
+/// afterwards.
+pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8]) -> io::Result<Vec<u8>> {
+    /// More than a program may put in front.
+    const HEADROOM: usize = 256;
+    let mut output = vec![0; packet.len() + HEADROOM];
     let mut attr = TestRunAttr {
         program_fd: raw(program),
         data_size_in: packet.len() as u32,
@@ -315,7 +309,7 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8]) -> io::R
     // SAFETY: all buffers are live and of the sizes given beside them.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
     output.truncate(attr.data_size_out as usize);
-    Ok(TestRun { action: attr.retval, packet: output })
+    Ok(output)
 }
 
 /// A memory-mapped array. Programs read it while it is written: so it consists of atomics.

@@ -25,13 +25,13 @@ use crate::{
 };
 
 /// A directory of pins and a network namespace of this thread's own.
-struct Place {
-    options: Options,
+pub struct Place {
+    pub options: Options,
 }
 
 impl Place {
     /// `None`, with a word on standard error, where the test can't run.
-    fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         if !super::capabilities::missing().is_empty() || super::load::is_empty() {
             eprintln!("skipped: {test} needs root and the eBPF object");
             return None;
@@ -42,7 +42,7 @@ impl Place {
         Some(Self { options: Options { bpffs, capacities, xdp: XdpMode::Auto, log: false } })
     }
 
-    fn open(&self) -> Dataplane {
+    pub fn open(&self) -> Dataplane {
         Dataplane::open(&self.options).unwrap()
     }
 }
@@ -54,12 +54,14 @@ impl Drop for Place {
     }
 }
 
-fn ip(arguments: &str) {
+/// Runs `ip`.
+pub fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
-fn ifindex(name: &str) -> u32 {
+/// Index of a device.
+pub fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
@@ -70,7 +72,8 @@ fn pins_in(directory: &Path) -> Vec<String> {
     names
 }
 
-fn desired(last: u8) -> BTreeMap<UnitId, Unit> {
+/// A Service of one unit: 10.96.0.1:80/TCP, and one backend on this node, 10.0.0.`last`:8080.
+pub fn desired(last: u8) -> BTreeMap<UnitId, Unit> {
     let backend = BackendKey { address: Ipv4Addr::new(10, 0, 0, last).into(), port: 8080 };
     let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80_u16.to_be(), protocol::TCP);
     let id = UnitId {
@@ -216,4 +219,48 @@ fn filters_serve_where_links_are_unknown() {
     dataplane.detach(device);
     assert!(super::filters::detach("uplink").is_empty(), "nothing is left");
     assert_eq!(dataplane.attached(), BTreeSet::new());
+}
+
+#[test]
+fn cleanup_removes_all_that_was_made() {
+    let Some(place) = Place::new("cleanup") else { return };
+    let root = &place.options.bpffs;
+    ip("link add uplink type veth peer name pod");
+    let mut dataplane = place.open();
+    dataplane.attach(ifindex("uplink"), "uplink", role::POD, true).unwrap();
+    super::filters::attach(&mut dataplane.ebpf, &Pins::new(root), "pod", ifindex("pod")).unwrap();
+    let refused = super::remove_all(root, false, &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().starts_with("another agent"), "{refused}");
+    drop(dataplane);
+    fs::create_dir_all(root.join("v0/maps")).unwrap();
+
+    let items = |dry_run| {
+        let mut items = Vec::new();
+        super::remove_all(root, dry_run, &mut |item| items.push(item.to_string())).unwrap();
+        items.retain(|item| !item.starts_with("directory"));
+        items
+    };
+    let announced = items(true);
+    assert!(announced.iter().any(|item| item.ends_with(&format!("tc-ingress-{} (on uplink)", ifindex("uplink")))));
+    assert!(announced.contains(&"TC filters on pod".to_owned()));
+    assert_eq!(announced.len(), 2 + 1 + 3 + lb_common::maps::PINNED.len());
+    assert_eq!(items(false), announced);
+    assert!(!root.exists());
+    assert!(items(false).is_empty());
+}
+
+#[test]
+fn a_directory_elsewhere_gets_a_bpffs_of_its_own() {
+    let Some(place) = Place::new("elsewhere") else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let root = parent.path().join("pins");
+    let options = Options { bpffs: root.clone(), ..place.options.clone() };
+    drop(Dataplane::open(&options).unwrap());
+    drop(Dataplane::open(&options).unwrap());
+    let mut last = None;
+    super::remove_all(&root, false, &mut |item| last = Some(item.clone())).unwrap();
+    assert_eq!(last, Some(super::Item::Mount(root.clone())));
+    assert!(fs::read_dir(&root).unwrap().next().is_none());
+    let refused = super::remove_all(&root, false, &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, PinError::NotBpffs { .. }));
 }

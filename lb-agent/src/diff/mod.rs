@@ -37,6 +37,7 @@ use lb_common::{
 };
 
 pub use self::{
+    draft::unit_of_name,
     filter::Filter,
     filter::position as filter_position,
     operation::{Operation, WriteError, Writer},

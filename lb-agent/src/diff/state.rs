@@ -171,6 +171,12 @@ impl State {
         operations
     }
 
+    /// The filter as it is.
+    #[must_use]
+    pub const fn filter(&self) -> &Filter {
+        &self.mirror.filter
+    }
+
     /// The filter that lets through what the maps hold now, and nothing else.
     #[must_use]
     pub fn needed_filter(&self) -> Filter {

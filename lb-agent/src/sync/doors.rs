@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use lb_common::{address::Address, config::Config};
 
 use crate::{
-    dataplane::{AttachError, Dataplane},
-    diff::Writer,
+    dataplane::{AttachError, Dataplane, MapError},
+    diff::{Filter, Writer},
     node::state::Link,
+    problem::Problem,
 };
 
 /// The programs on the devices, and the part of the configuration that changes while they run.
@@ -30,6 +31,12 @@ pub trait Doors: Writer {
 
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
+
+    /// Takes out of the address filter what nothing needs any more, neither `needed` nor a flow. Returns what is left.
+    ///
+    /// # Errors
+    /// When the flows can't be read; the filter is as before then.
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem>;
 }
 
 /// How a device's programs are attached.
@@ -86,5 +93,11 @@ impl Doors for Dataplane {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.set_config(&Config { node_addresses: addresses, ..self.config() });
+    }
+
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+        let problem =
+            |error: MapError| Problem::new("address filter", error.to_string(), "it is swept again in an hour");
+        self.maps().sweep_filter(needed).map_err(problem)
     }
 }
