@@ -74,6 +74,19 @@ impl ServiceBuilder {
         self.edit(|spec| spec.external_ips = strings(ips))
     }
 
+    pub(crate) fn source_ranges(self, ranges: &[&str]) -> Self {
+        self.edit(|spec| spec.load_balancer_source_ranges = strings(ranges))
+    }
+
+    /// Session affinity, with a timeout or without.
+    pub(crate) fn affinity(self, timeout_seconds: Option<i32>) -> Self {
+        self.edit(|spec| {
+            spec.session_affinity = Some("ClientIP".into());
+            spec.session_affinity_config =
+                Some(core::SessionAffinityConfig { client_ip: Some(core::ClientIPConfig { timeout_seconds }) });
+        })
+    }
+
     pub(crate) fn internal_policy(self, policy: &str) -> Self {
         self.edit(|spec| spec.internal_traffic_policy = Some(policy.into()))
     }

@@ -130,6 +130,12 @@ pub struct CapacityArgs {
     /// Service ports, each family's counted
     #[arg(long, value_name = "N", default_value_t = capacity::SERVICES)]
     pub max_services: u32,
+    /// Source ranges of all Service ports together
+    #[arg(long, value_name = "N", default_value_t = capacity::SOURCE_RANGES)]
+    pub max_source_ranges: u32,
+    /// Clients of Services with session affinity; of more than that, the longest idle are forgotten
+    #[arg(long, value_name = "N", default_value_t = capacity::AFFINITY)]
+    pub max_affinity: u32,
     /// Memory that all maps together may take, in MiB: more is refused at the start
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     pub max_map_memory: u32,
@@ -145,6 +151,8 @@ impl CapacityArgs {
             table_slots: self.max_table_slots,
             flows: self.max_flows,
             services: self.max_services,
+            source_ranges: self.max_source_ranges,
+            affinity: self.max_affinity,
         }
     }
 }

@@ -186,5 +186,5 @@ fn what_people_write_is_served() {
     let (units, problems) = model.compile(dirty.first().unwrap());
     assert_eq!(problems, []);
     let unit = units.into_values().next().unwrap();
-    assert_eq!((unit.frontends.len(), unit.backends.len(), unit.cluster.len()), (1, 1, 1));
+    assert_eq!((unit.frontends.len(), unit.backends.len(), unit.cluster.len()), (2, 1, 1));
 }
