@@ -104,7 +104,7 @@ fn select(hash: u64, target: Target) -> Stage<(u32, &'static Backend)> {
     let slot = target.offset.wrapping_add(hash::scale(hash, target.slots));
     let index = maps::table_slot(slot).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let backend = maps::find_backend(index).ok_or(Stop::drop(Reason::TableCorrupt))?;
-    if backend.state == backend_state::FREE {
+    if backend.state == backend_state::FREE && backend.address.is_unspecified() {
         return Err(Stop::drop(Reason::TableCorrupt));
     }
     Ok((index, backend))
@@ -118,7 +118,10 @@ fn write_original<F: Header>(parsed: &Parsed<F>, index: u32, backend: &Backend, 
     original.sport_be = parsed.key.sport_be;
     original.dport_be = backend.port_be;
     original.backend = index;
-    original.generation = backend.generation;
+    // This packet may have read its table a moment before the backend was freed, whose address still stands there: it
+    // gets there like one that came a moment earlier, in a flow that is stale at once.
+    let is_free = backend.state == backend_state::FREE;
+    original.generation = backend.generation.wrapping_sub(u32::from(is_free));
     original.ifindex = 0;
     original.next_hop_generation = 0;
     original.macs = [0; 3];

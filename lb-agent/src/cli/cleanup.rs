@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use super::answer;
 use crate::dataplane::{DEFAULT_BPFFS, remove_all};
 
 /// Flags of `cleanup`.
@@ -22,13 +23,16 @@ pub struct CleanupArgs {
 /// When an agent still runs, or something can't be removed.
 pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     let verb = if args.dry_run { "would remove" } else { "removed" };
+    let mut printed = Ok(());
     let mut count = 0;
     remove_all(&args.bpffs, args.dry_run, &mut |item| {
         count += 1;
-        println!("{verb} {item}");
+        // What is removed does not depend on whether it can be told.
+        let result = answer::print(&format!("{verb} {item}"));
+        printed = std::mem::replace(&mut printed, Ok(())).and(result);
     })?;
     if count == 0 {
-        println!("nothing of Shunt's at {}", args.bpffs.display());
+        printed = answer::print(&format!("nothing of Shunt's at {}", args.bpffs.display()));
     }
-    Ok(())
+    Ok(printed?)
 }

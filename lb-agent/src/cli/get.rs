@@ -59,8 +59,7 @@ pub enum Output {
 /// # Errors
 /// When the maps can't be read.
 pub fn run(args: &GetArgs) -> anyhow::Result<()> {
-    println!("{}", answer(args)?);
-    Ok(())
+    Ok(super::answer::print(&answer(args)?)?)
 }
 
 fn answer(args: &GetArgs) -> anyhow::Result<String> {

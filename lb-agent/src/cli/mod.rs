@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: every flag and its default stands here or in its subcommand's file, and nowhere else.
 
+mod answer;
 pub mod cleanup;
 pub mod get;
 pub mod logging;

@@ -101,11 +101,11 @@ impl FromStr for Client {
 /// When the programs can't be asked.
 pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
     let answer = trace(args)?;
-    match args.output {
-        Output::Text => print!("{answer}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&answer).context("writing JSON")?),
-    }
-    Ok(())
+    let text = match args.output {
+        Output::Text => answer.to_string(),
+        Output::Json => serde_json::to_string_pretty(&answer).context("writing JSON")?,
+    };
+    Ok(super::answer::print(text.trim_end())?)
 }
 
 /// Asks.

@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{
     doors::{Door, XdpMode, XdpWish},
     filters,
-    pins::Pins,
+    pins::{self, Pins},
     sys,
 };
 
@@ -68,22 +68,22 @@ pub enum AttachError {
         hardware: u16,
     },
     /// The kernel refused a link.
-    #[error("{door} on {name}: {}", explain(source))]
+    #[error("{door} on {name}: {}", explain(cause))]
     Link {
         /// Its name.
         name: String,
         /// The door.
         door: Door,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel refused a filter.
-    #[error("TC filters on {name}: {source}")]
+    #[error("TC filters on {name}: {cause}")]
     Filter {
         /// Its name.
         name: String,
         /// What the kernel said.
-        source: ProgramError,
+        cause: ProgramError,
     },
 }
 
@@ -221,9 +221,9 @@ impl Links {
         for door in [Door::TcIngress, Door::TcEgress] {
             match self.open_or_fail(door, ifindex, name) {
                 // A kernel before 6.6 does not know this kind of link.
-                Err(AttachError::Link { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                Err(AttachError::Link { cause, .. }) if cause.raw_os_error() == Some(libc::EINVAL) => {
                     filters::attach(ebpf, &self.pins, name, ifindex)
-                        .map_err(|source| AttachError::Filter { name: name.to_owned(), source })?;
+                        .map_err(|cause| AttachError::Filter { name: name.to_owned(), cause })?;
                     self.filtered.insert(ifindex);
                     return Ok(false);
                 }
@@ -234,9 +234,9 @@ impl Links {
     }
 
     fn open_or_fail(&mut self, door: Door, ifindex: u32, name: &str) -> Result<(), AttachError> {
-        self.open(door, ifindex).map_err(|source| match source.raw_os_error() {
+        self.open(door, ifindex).map_err(|cause| match cause.raw_os_error() {
             Some(libc::ENODEV) => AttachError::Gone { name: name.to_owned(), ifindex },
-            _ => AttachError::Link { name: name.to_owned(), door, source },
+            _ => AttachError::Link { name: name.to_owned(), door, cause },
         })
     }
 
@@ -255,12 +255,10 @@ impl Links {
         self.open.get(&ifindex).is_some_and(|doors| doors.contains(&door))
     }
 
-    /// Removing the pin ends the link.
     fn unpin(&mut self, door: Door, ifindex: u32) {
         let path = self.pins.links().join(door.pin_name(ifindex));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => warn!("removing {}: {error}", path.display()),
-            _ => {}
+        if let Err(error) = pins::remove_link(&path) {
+            warn!("removing {}: {error}", path.display());
         }
         if let Some(doors) = self.open.get_mut(&ifindex) {
             doors.remove(&door);

@@ -74,7 +74,7 @@ impl Fake {
         match self.fails_after {
             Some(0) => {
                 self.fails_after = None;
-                Err(WriteError::Refused { map: "FAKE", source: io::ErrorKind::Other.into() })
+                Err(WriteError::Refused { map: "FAKE", cause: io::ErrorKind::Other.into() })
             }
             Some(left) => {
                 self.fails_after = Some(left - 1);
@@ -91,7 +91,7 @@ impl Fake {
         entry: (K, V),
     ) -> Result<(), WriteError> {
         if entries.len() >= capacity as usize && !entries.contains_key(&entry.0) {
-            return Err(WriteError::Refused { map, source: io::ErrorKind::StorageFull.into() });
+            return Err(WriteError::Refused { map, cause: io::ErrorKind::StorageFull.into() });
         }
         entries.insert(entry.0, entry.1);
         Ok(())

@@ -10,6 +10,7 @@ use aya::{
 };
 use aya_obj::Object;
 use lb_common::maps::{self, LAYOUT_VERSION, SLOTS_PER_CHUNK, programs};
+use nix::libc;
 use tracing::warn;
 
 use super::{
@@ -42,7 +43,7 @@ pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NoObject);
     }
-    let object = Object::parse(OBJECT).map_err(|source| OpenError::Load { source: EbpfError::ParseError(source) })?;
+    let object = Object::parse(OBJECT).map_err(|cause| OpenError::Load { cause: EbpfError::ParseError(cause) })?;
     let sizes = map_sizes(capacities);
     for name in maps::PINNED {
         let definition = object.maps.get(name).ok_or(OpenError::MissingFromObject { name })?;
@@ -70,7 +71,7 @@ pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
     for (name, value) in &globals {
         loader.override_global(name, value, false);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|source| OpenError::Load { source })?;
+    let mut ebpf = loader.load(OBJECT).map_err(|cause| OpenError::Load { cause })?;
     let programs = load_programs(&mut ebpf, pins)?;
     Ok(Loaded { ebpf, programs })
 }
@@ -101,7 +102,7 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
     let pinned = match open_map(&path) {
         Ok((_, info)) => info,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(MapError::Open { path: path.display().to_string(), source }.into()),
+        Err(cause) => return Err(MapError::Open { path: path.display().to_string(), cause }.into()),
     };
     match fit(&pinned, wanted) {
         Fit::Same => Ok(()),
@@ -115,7 +116,7 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
         }
         Fit::OtherLayout => {
             warn!("map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew, and what it held is lost");
-            fs::remove_file(&path).map_err(|source| pins::PinError::Pin { path, source }.into())
+            fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())
         }
     }
 }
@@ -149,7 +150,7 @@ fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, 
     let mut descriptors = BTreeMap::new();
     for name in [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS] {
         let program = ebpf.program_mut(name).ok_or(OpenError::MissingFromObject { name })?;
-        let refused = |source| OpenError::Program { name, source };
+        let refused = |cause| OpenError::Program { name, cause };
         match program {
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
@@ -158,10 +159,30 @@ fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, 
         .map_err(refused)?;
         let path = pins.program(name);
         pins::replace(program.fd().map_err(refused)?, &path)?;
-        let descriptor = sys::open_pin(&path).map_err(|source| pins::PinError::Pin { path, source })?;
+        let descriptor = sys::open_pin(&path).map_err(|cause| pins::PinError::Pin { path, cause })?;
         descriptors.insert(name, descriptor);
     }
     Ok(descriptors)
+}
+
+/// Why the object could not be loaded, with all that led to it, and what can be done about it.
+pub fn object_text(error: &EbpfError) -> String {
+    let chain: Vec<_> = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source()).collect();
+    let errno = chain.iter().find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error());
+    let remedy = match errno {
+        Some(libc::ENOMEM | libc::E2BIG) => "; lower --max-flows, --max-backends or --max-table-slots",
+        Some(libc::EPERM) => "; run as root, and outside of a container that forbids bpf(2)",
+        _ => "",
+    };
+    // Some errors repeat their cause in their own text.
+    let mut text = String::new();
+    for part in chain.iter().map(ToString::to_string).filter(|part| !part.is_empty()) {
+        if !text.contains(&part) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&part);
+        }
+    }
+    text + remedy
 }
 
 /// The verifier's last words, which say what it did not like; all of them are thousands of lines.
@@ -195,6 +216,17 @@ mod tests {
         ] {
             assert_eq!(fit(&other, &wanted), Fit::OtherLayout);
         }
+    }
+
+    #[test]
+    fn a_map_that_does_not_fit_into_memory_names_the_flags() {
+        let error = EbpfError::MapError(aya::maps::MapError::CreateError {
+            name: "FLOWS_V4".into(),
+            io_error: io::Error::from_raw_os_error(libc::ENOMEM),
+        });
+        let text = object_text(&error);
+        assert!(text.contains("FLOWS_V4") && text.contains("--max-flows"), "{text}");
+        assert_eq!(text.matches("memory").count(), 1, "{text}");
     }
 
     #[test]

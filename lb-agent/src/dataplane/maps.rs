@@ -33,12 +33,12 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// It could not be opened.
-    #[error("map {path}: {source}; does an agent run with this --bpffs, and are you root?")]
+    #[error("map {path}: {cause}; is this the --bpffs of an agent, and are you root?")]
     Open {
         /// Its pin.
         path: String,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is not what this version of Shunt makes.
     #[error(
@@ -49,20 +49,20 @@ pub enum MapError {
         path: String,
     },
     /// It could not be read.
-    #[error("reading map {map}: {source}")]
+    #[error("reading map {map}: {cause}")]
     Read {
         /// Its name.
         map: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It could not be written.
-    #[error("writing map {map}: {source}")]
+    #[error("writing map {map}: {cause}")]
     Write {
         /// Its name.
         map: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -136,7 +136,7 @@ impl Handle {
     fn open<K, V>(pins: &Pins, name: &'static str, types: &[bpf_map_type]) -> Result<Self, MapError> {
         let path = pins.map(name);
         let text = || path.display().to_string();
-        let (fd, info) = open_map(&path).map_err(|source| MapError::Open { path: text(), source })?;
+        let (fd, info) = open_map(&path).map_err(|cause| MapError::Open { path: text(), cause })?;
         let is_known = types.iter().any(|&known| known as u32 == info.map_type);
         if !is_known || info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
             return Err(MapError::Layout { path: text() });
@@ -146,12 +146,12 @@ impl Handle {
 
     fn reading(&self) -> impl Fn(io::Error) -> MapError + use<> {
         let map = self.name;
-        move |source| MapError::Read { map, source }
+        move |cause| MapError::Read { map, cause }
     }
 
     fn writing(&self) -> impl Fn(io::Error) -> MapError + use<> {
         let map = self.name;
-        move |source| MapError::Write { map, source }
+        move |cause| MapError::Write { map, cause }
     }
 }
 
@@ -281,7 +281,7 @@ impl<V: Pod> PerCpu<V> {
     fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
         const { Self::IS_PADDED };
         let handle = Handle::open::<u32, V>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY])?;
-        let cpus = aya::util::nr_cpus().map_err(|(_, source)| MapError::Read { map: name, source })?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, cause)| MapError::Read { map: name, cause })?;
         Ok(Self { handle, cpus, types: PhantomData })
     }
 

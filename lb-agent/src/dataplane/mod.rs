@@ -88,18 +88,18 @@ pub enum OpenError {
     #[error(transparent)]
     Map(#[from] MapError),
     /// Making maps, or the object as a whole.
-    #[error("loading the eBPF object: {source}")]
+    #[error("loading the eBPF object: {}", load::object_text(cause))]
     Load {
         /// What aya or the kernel said.
-        source: EbpfError,
+        cause: EbpfError,
     },
     /// The kernel refused a program.
-    #[error("loading program {name}: {}", load::verifier_text(source))]
+    #[error("loading program {name}: {}", load::verifier_text(cause))]
     Program {
         /// Its name.
         name: &'static str,
         /// What the kernel said.
-        source: ProgramError,
+        cause: ProgramError,
     },
 }
 

@@ -41,21 +41,21 @@ pub const MOUNT_SOURCE: &str = "shunt";
 pub enum PinError {
     /// No bpffs, and none could be mounted.
     #[error(
-        "mounting a bpffs at {path}: {source}; run `mount -t bpf bpf {path}` as root, or name a directory on a bpffs in --bpffs"
+        "mounting a bpffs at {path}: {cause}; run `mount -t bpf bpf {path}` as root, or name a directory on a bpffs in --bpffs"
     )]
     Mount {
         /// The mount point.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A directory could not be made, read or removed.
-    #[error("directory {path}: {source}; check that it lies on a bpffs and that the agent is root")]
+    #[error("directory {path}: {cause}; check that it lies on a bpffs and that the agent is root")]
     Directory {
         /// The directory.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It exists, on some other file system.
     #[error("{path} is not on a bpffs: nothing of Shunt's can be there; check --bpffs")]
@@ -72,12 +72,12 @@ pub enum PinError {
         pid: Option<u32>,
     },
     /// A pin could not be made or replaced.
-    #[error("pin {path}: {source}")]
+    #[error("pin {path}: {cause}")]
     Pin {
         /// The pin.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -143,7 +143,7 @@ impl Pins {
         }
         for kind in ["maps", "programs", "links"] {
             let path = self.directory(kind);
-            fs::create_dir_all(&path).map_err(|source| PinError::Directory { path, source })?;
+            fs::create_dir_all(&path).map_err(|cause| PinError::Directory { path, cause })?;
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Pins {
     /// Where there are no pins.
     pub fn wait_for_turn(&self) -> Result<Lock, PinError> {
         let path = self.directory("maps");
-        let error = |source| PinError::Directory { path: path.clone(), source };
+        let error = |cause| PinError::Directory { path: path.clone(), cause };
         let file = File::open(&path).map_err(error)?;
         let locked = Flock::lock(file, FlockArg::LockExclusive);
         locked.map(|file| Lock { _file: file }).map_err(|(_, errno)| error(errno.into()))
@@ -165,7 +165,7 @@ impl Pins {
     /// # Errors
     /// Where another owns it.
     pub fn lock(&self) -> Result<Lock, PinError> {
-        let directory = |source| PinError::Directory { path: self.root.clone(), source };
+        let directory = |cause| PinError::Directory { path: self.root.clone(), cause };
         let file = File::open(&self.root).map_err(directory)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Lock { _file: file }),
@@ -183,16 +183,32 @@ impl Pins {
 /// # Errors
 /// When the kernel refuses.
 pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
-    let error = |source| PinError::Pin { path: path.into(), source };
+    let error = |cause| PinError::Pin { path: path.into(), cause };
     // No dot: bpffs reserves names with dots.
     let mut new = path.to_path_buf().into_os_string();
     new.push("-new");
     let new = PathBuf::from(new);
     match fs::remove_file(&new) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(error(cause)),
         _ => {}
     }
     sys::pin(fd.as_fd(), &new).and_then(|()| fs::rename(&new, path)).map_err(error)
+}
+
+/// Takes a pinned link off its device and removes the pin; it need not be there.
+///
+/// # Errors
+/// When the pin can't be removed.
+pub fn remove_link(path: &Path) -> io::Result<()> {
+    if let Ok(link) = sys::open_pin(path) {
+        // Refused where the device has gone, which has taken the link along. Without this the kernel would do it a
+        // little after the pin is removed, and another XDP mode would be refused until then.
+        let _ = sys::detach_link(link.as_fd());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a path lies on a bpffs.
@@ -224,9 +240,9 @@ fn existing_ancestor(path: &Path) -> &Path {
 fn mount_for(root: &Path) -> Result<(), PinError> {
     let system = Path::new(SYSTEM_BPFFS);
     let (target, name) = if root.starts_with(system) { (system, "bpf") } else { (root, MOUNT_SOURCE) };
-    fs::create_dir_all(target).map_err(|source| PinError::Directory { path: target.into(), source })?;
+    fs::create_dir_all(target).map_err(|cause| PinError::Directory { path: target.into(), cause })?;
     mount(Some(name), target, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|errno| PinError::Mount { path: target.into(), source: errno.into() })
+        .map_err(|errno| PinError::Mount { path: target.into(), cause: errno.into() })
 }
 
 /// The process that holds a `flock` on an inode, from `/proc/locks`.

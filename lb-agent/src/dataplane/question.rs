@@ -30,20 +30,20 @@ pub enum QuestionError {
     #[error(transparent)]
     Map(#[from] MapError),
     /// No random bytes for the cookie.
-    #[error("reading /dev/urandom: {source}")]
+    #[error("reading /dev/urandom: {cause}")]
     Random {
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel did not run it.
-    #[error("running program {program} on device {ifindex}: {source}{}", hint(source))]
+    #[error("running program {program} on device {ifindex}: {cause}{}", hint(cause))]
     Run {
         /// The program.
         program: &'static str,
         /// The device by which the packet arrives.
         ifindex: u32,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -85,9 +85,9 @@ struct Context {
 pub fn ask(pins: &Pins, maps: &Maps, ifindex: u32, packet: &[u8]) -> Result<Answer, QuestionError> {
     let program = programs::TC_INGRESS;
     let path = pins.program(program);
-    let descriptor = sys::open_pin(&path).map_err(|source| PinError::Pin { path, source })?;
+    let descriptor = sys::open_pin(&path).map_err(|cause| PinError::Pin { path, cause })?;
     let _turn = pins.wait_for_turn()?;
-    let cookie = cookie().map_err(|source| QuestionError::Random { source })?;
+    let cookie = cookie().map_err(|cause| QuestionError::Random { cause })?;
     maps.trace.set(0, &TraceRecord { cookie, ..TraceRecord::default() })?;
     let [first, second, third, fourth] = cookie;
     let context = Context { ifindex, cb: [TRACE_MAGIC, first, second, third, fourth], ..Context::default() };
@@ -95,7 +95,7 @@ pub fn ask(pins: &Pins, maps: &Maps, ifindex: u32, packet: &[u8]) -> Result<Answ
     let record = maps.trace.get(0);
     // Whatever came of it: without a cookie no packet is taken for a question.
     maps.trace.set(0, &TraceRecord::default())?;
-    let packet = run.map_err(|source| QuestionError::Run { program, ifindex, source })?;
+    let packet = run.map_err(|cause| QuestionError::Run { program, ifindex, cause })?;
     Ok(Answer { record: record?, packet })
 }
 

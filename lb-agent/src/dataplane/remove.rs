@@ -90,7 +90,7 @@ struct Removal<'a> {
 impl Removal<'_> {
     fn item(&mut self, path: &Path, item: &Item, remove: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), PinError> {
         if !self.dry_run {
-            remove(path).map_err(|source| PinError::Pin { path: path.into(), source })?;
+            remove(path).map_err(|cause| PinError::Pin { path: path.into(), cause })?;
         }
         (self.report)(item);
         Ok(())
@@ -102,7 +102,7 @@ impl Removal<'_> {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let ifindex = name.rsplit_once('-').and_then(|(_, ifindex)| ifindex.parse().ok());
             let item = Item::Link { path: path.clone(), device: ifindex.and_then(device_name) };
-            self.item(&path, &item, |path| fs::remove_file(path))?;
+            self.item(&path, &item, pins::remove_link)?;
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Removal<'_> {
         }
         for (pins, ifindex) in pins.iter().flat_map(|pins| marked.iter().map(move |&ifindex| (pins, ifindex))) {
             let unmarked = filters::unmark(pins, ifindex);
-            unmarked.map_err(|source| PinError::Directory { path: pins.links(), source })?;
+            unmarked.map_err(|cause| PinError::Directory { path: pins.links(), cause })?;
         }
         Ok(())
     }
@@ -177,9 +177,9 @@ fn is_kernels(path: &Path) -> bool {
 
 /// What is in a directory, in order; nothing where there is none.
 fn children(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
-    let error = |source| PinError::Directory { path: directory.into(), source };
+    let error = |cause| PinError::Directory { path: directory.into(), cause };
     let entries = match fs::read_dir(directory) {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(error)?,
     };
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(error)?;

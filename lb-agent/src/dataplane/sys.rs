@@ -113,6 +113,12 @@ struct LinkUpdateAttr {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LinkDetachAttr {
+    link_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct TestRunAttr {
     program_fd: u32,
     retval: u32,
@@ -202,6 +208,13 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attr = LinkUpdateAttr { link_fd: raw(link), new_program_fd: raw(program), ..LinkUpdateAttr::default() };
     // SAFETY: the attributes hold no addresses.
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes a link off its device at once. Closing and unpinning would do it a little later.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetachAttr { link_fd: raw(link) };
+    // SAFETY: the attributes hold no addresses.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// A map's element, read and written as types. The caller has compared their sizes with the map's: see

@@ -37,8 +37,7 @@ impl Maps {
 
     fn usage_of(&self, pins: &Pins, name: &'static str) -> Result<MapUsage, MapError> {
         let path = pins.map(name);
-        let (fd, info) =
-            open_map(&path).map_err(|source| MapError::Open { path: path.display().to_string(), source })?;
+        let (fd, info) = open_map(&path).map_err(|cause| MapError::Open { path: path.display().to_string(), cause })?;
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
         let entries = match name {
             maps::FRONTENDS => Some(self.frontends.count()?),

@@ -50,8 +50,8 @@ impl Writer for Maps {
 }
 
 impl Maps {
-    /// The generation comes first, so that flows of the former owner are stale before anything else changes; the word
-    /// with the state comes last for an owner that moves in, and right after the generation for one that moves out.
+    /// The generation comes first, so that flows of a former owner are stale before anything else changes; the word with
+    /// the state comes last, when the rest is whole.
     fn set_backend(&self, index: u32, backend: &Backend) -> Result<(), WriteError> {
         const GENERATION: usize = 5;
         const STATE: usize = 4;
@@ -63,11 +63,7 @@ impl Maps {
             reset(&self.backend_counters, index, maps::BACKEND_COUNTERS)?;
         }
         let words: [u32; 8] = bytemuck::cast(*backend);
-        let order = match backend.state {
-            backend_state::FREE => [GENERATION, STATE, 0, 1, 2, 3, 6, 7],
-            _ => [GENERATION, 0, 1, 2, 3, 6, 7, STATE],
-        };
-        for word in order {
+        for word in [GENERATION, 0, 1, 2, 3, 6, 7, STATE] {
             element[word].store(words[word], Ordering::Release);
         }
         Ok(())
@@ -90,5 +86,5 @@ fn reset<V: bytemuck::Pod>(counters: &PerCpu<V>, index: u32, map: &'static str) 
 }
 
 fn refused(map: &'static str) -> impl Fn(io::Error) -> WriteError {
-    move |source| WriteError::Refused { map, source }
+    move |cause| WriteError::Refused { map, cause }
 }

@@ -139,8 +139,10 @@ impl<'a> Draft<'a> {
         let freed_backends =
             release.backends.iter().filter(|&&index| mirror.backend(index).state != backend_state::FREE).map(
                 |&index| {
-                    let generation = mirror.backend(index).generation.wrapping_add(1);
-                    let backend = Backend { generation, state: backend_state::FREE, ..Backend::default() };
+                    // The address stays: a program that has just come by the old table reads something whole.
+                    let former = mirror.backend(index);
+                    let generation = former.generation.wrapping_add(1);
+                    let backend = Backend { generation, state: backend_state::FREE, ..former };
                     Operation::SetBackend { index, backend }
                 },
             );

@@ -80,12 +80,12 @@ pub enum Operation {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The kernel refused it.
-    #[error("writing map {map}: {source}")]
+    #[error("writing map {map}: {cause}")]
     Refused {
         /// Name of the map.
         map: &'static str,
         /// What it said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The map has no such element.
     #[error("writing map {map}: element {index} is outside its {capacity} elements")]

@@ -35,10 +35,12 @@ impl Node {
     /// Forwarding, the bridge, and the way to the other node's pods.
     pub(super) fn configure(&self) -> Result<()> {
         self.namespace.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
-        let other = 3 - self.number;
+        let (number, other) = (self.number, 3 - self.number);
         let (v4, v6) = (self.bridge_address(Family::V4), self.bridge_address(Family::V6));
+        // A fixed Ethernet address, as CNI plugins give it: else the bridge takes one of its ports', and with each new pod the
+        // others may lose their gateway for seconds.
         self.namespace.ip(&format!(
-            "link add cni0 type bridge forward_delay 0 mcast_snooping 0\n\
+            "link add cni0 address 0a:58:0a:f4:0{number}:01 type bridge forward_delay 0 mcast_snooping 0\n\
              addr add {v4}/25 dev cni0\n\
              addr add {v6}/120 dev cni0 nodad\n\
              link set cni0 up\n\

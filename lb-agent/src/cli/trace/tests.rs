@@ -92,7 +92,7 @@ fn mistakes_are_named() {
     let Some(place) = Place::new("trace-mistakes") else { return };
     let error = |arguments: TraceArgs| format!("{:#}", trace(&arguments).unwrap_err());
     let text = error(arguments(&place, "10.0.0.9", "10.96.0.1:80"));
-    assert!(text.contains("does an agent run with this --bpffs"), "{text}");
+    assert!(text.contains("is this the --bpffs of an agent"), "{text}");
     let _dataplane = world(&place);
     let text = error(arguments(&place, "fd00::9", "10.96.0.1:80"));
     assert!(text.contains("different IP versions"), "{text}");
