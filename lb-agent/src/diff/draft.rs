@@ -110,7 +110,7 @@ impl<'a> Draft<'a> {
                 List::Cluster => cluster,
                 List::Local => local,
             });
-            self.frontend(*key, Frontend { service, flags: plan.flags, targets });
+            self.frontend(*key, Frontend { service, flags: plan.flags, affinity_timeout: 0, targets });
         }
         Ok(UnitRecord { service, backends, tables })
     }

@@ -199,6 +199,7 @@ const fn verdict(verdict: u32) -> &'static str {
         trace_verdict::REJECTED => "rejected",
         trace_verdict::DROPPED => "dropped",
         trace_verdict::LEFT_TO_TC => "left-to-tc",
+        trace_verdict::RESET => "reset",
         _ => "not-ours",
     }
 }
