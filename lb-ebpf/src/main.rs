@@ -201,7 +201,7 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
     }
     match stop.fate {
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
-        // XDP, which leaves that to TC; or a trace.
+        // A trace: other packets were answered.
         Fate::Reject => P::PASS,
         Fate::Drop => P::DROP,
     }

@@ -83,9 +83,11 @@ fn admit<P: Packet>(packet: &P, frontend: &Frontend, scope: Scope) -> Stage<Targ
         return Ok(target);
     }
     let is_drop = frontend.is_drop(scope);
-    // XDP leaves rejects to TC, which will count them.
+    if P::IS_XDP && !is_drop && !packet.is_trace() {
+        // TC sends the error, and counts it.
+        return Err(Stop::LEAVE_TO_TC);
+    }
     if !packet.is_trace()
-        && (is_drop || !P::IS_XDP)
         && let Some(counters) = maps::service_counters(frontend.service)
     {
         if is_drop {
