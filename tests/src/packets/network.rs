@@ -126,6 +126,12 @@ impl Network {
             addresses: addresses.into(),
         })
     }
+
+    /// Ethernet addresses, destination first, of frames that leave by a device for a neighbour.
+    #[must_use]
+    pub fn ethernet(&self, device: u32, neighbour: IpAddr) -> [u8; 12] {
+        [self.neighbours[&(device, neighbour)], self.devices[&device]].concat().try_into().expect("twice six bytes")
+    }
 }
 
 /// What one would type after `ip`, line by line.

@@ -36,6 +36,10 @@ pub const CLUSTER_IP: Both = ["10.96.0.1", "fd00:96::1"];
 pub const BACKEND_PORT: u16 = 8080;
 /// This node, where NodePorts are.
 pub const NODE: Both = ["192.0.2.1", "2001:db8:1::1"];
+/// What the uplink's routes lead to.
+pub const GATEWAY: Both = ["192.0.2.2", "2001:db8:1::2"];
+/// What the second uplink's routes lead to.
+pub const SECOND_GATEWAY: Both = ["198.51.100.2", "2001:db8:2::2"];
 /// A client outside, behind the uplink.
 pub const OUTSIDE: Both = ["203.0.113.7", "2001:db8:c::7"];
 /// A pod of this node that is a client.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kernel and reference model side by side: every packet goes through both, and all that can be seen must agree.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lb_common::trace::TraceRecord;
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
@@ -13,6 +13,8 @@ use super::{
     network::{Network, with_network},
 };
 use crate::reference::{Arrival, Counters, Model, Outcome, Setup, Tuple};
+
+const REFUSED: &str = "the kernel won't take such a frame for a test";
 
 /// Both, in step.
 pub struct Rig {
@@ -47,8 +49,24 @@ impl Rig {
     /// # Errors
     /// Where they don't agree about verdict, bytes, counters or the answer to a trace.
     pub fn try_send(&mut self, arrival: &Arrival) -> Result<Option<Outcome>> {
-        let Some(ran) = self.kernel.run(arrival)? else { return Ok(None) };
-        let seen = self.observe(arrival, &ran)?;
+        let ran = self.kernel.run(arrival)?;
+        ran.map(|ran| self.judge(arrival, &ran)).transpose()
+    }
+
+    /// Runs a trace whose cookie is not that of the record, which must be treated like any packet of the network.
+    ///
+    /// # Errors
+    /// As [`Rig::send`].
+    pub fn send_with_wrong_cookie(&mut self, arrival: &Arrival) -> Result<Outcome> {
+        self.kernel.maps.ask(COOKIE.map(|word| word + 1))?;
+        let ran = self.kernel.run(&Arrival { is_trace: true, ..arrival.clone() })?;
+        self.kernel.maps.ask(COOKIE)?;
+        self.judge(&Arrival { is_trace: false, ..arrival.clone() }, &ran.context(REFUSED)?)
+    }
+
+    /// Lets the model do what the kernel has done, and compares.
+    fn judge(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
+        let seen = self.observe(arrival, ran)?;
         let before = (ran.ticks.0 != ran.ticks.1).then(|| self.model.clone());
         let mut expected = self.model.step(arrival, ran.ticks.1);
         if let Some(before) = before
@@ -58,20 +76,15 @@ impl Rig {
             self.model = before;
             expected = self.model.step(arrival, ran.ticks.0);
         }
-        if expected == seen {
-            return Ok(Some(seen));
-        }
-        bail!(
-            "kernel and model disagree\n{arrival:?}\nkernel: {:?} {}\n{:02x?}\n{:?}\nmodel:  {:?} {}\n{:02x?}\n{:?}",
-            seen.verdict,
-            seen.moved,
-            seen.frame,
-            seen.record,
-            expected.verdict,
-            expected.moved,
-            expected.frame,
-            expected.record
-        )
+        ensure!(
+            expected == seen,
+            "kernel and model disagree about {:?} at {:?} of device {}\n{:02x?}\nkernel: {seen}\nmodel:  {expected}",
+            if arrival.is_trace { "a trace" } else { "a packet" },
+            arrival.door,
+            arrival.ifindex,
+            arrival.frame
+        );
+        Ok(seen)
     }
 
     /// The same for a frame that the kernel takes.
@@ -79,7 +92,7 @@ impl Rig {
     /// # Errors
     /// As [`Rig::try_send`], and when the kernel won't take it.
     pub fn send(&mut self, arrival: &Arrival) -> Result<Outcome> {
-        self.try_send(arrival)?.context("the kernel won't take such a frame for a test")
+        self.try_send(arrival)?.context(REFUSED)
     }
 
     fn observe(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The whole decision, one packet at a time.
 
+use std::fmt;
+
 use lb_common::{
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::Reason,
@@ -39,6 +41,13 @@ pub struct Outcome {
     pub moved: Counters,
     /// The answer to a trace; all zero for other packets.
     pub record: TraceRecord,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, counted {}\n{:02x?}", self.verdict, self.moved, self.frame)?;
+        if self.record == TraceRecord::default() { Ok(()) } else { write!(f, "\n{:?}", self.record) }
+    }
 }
 
 /// Shunt on one node.
