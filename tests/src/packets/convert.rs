@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 use anyhow::{Result, ensure};
@@ -79,29 +79,22 @@ pub fn flow_key_of<F: Family>(tuple: Tuple) -> FlowKey<F> {
 /// stands in the padding.
 pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(Tuple, Entry)> {
     let tuple = |src, dst, sport: u16, dport: u16| Tuple {
-        src: SocketAddr::new(F::widen(src).into(), u16::from_be(sport)),
-        dst: SocketAddr::new(F::widen(dst).into(), u16::from_be(dport)),
+        src: SocketAddr::new(ip_of::<F>(src), u16::from_be(sport)),
+        dst: SocketAddr::new(ip_of::<F>(dst), u16::from_be(dport)),
         protocol: key.protocol,
     };
     let from = tuple(&key.src, &key.dst, key.sport_be, key.dport_be);
     let to = tuple(&flow.src, &flow.dst, flow.sport_be, flow.dport_be);
-    let [addresses_before, addresses_after] = [from, to].map(|tuple| sum(&octets(tuple.src)) + sum(&octets(tuple.dst)));
-    let [ports_before, ports_after] = [from, to].map(|tuple| u64::from(tuple.src.port()) + u64::from(tuple.dst.port()));
-    let is_change =
-        |delta: u16, before: u64, after: u64| (before + u64::from(u16::from_be(delta))) % 0xffff == after % 0xffff;
-    ensure!(
-        is_change(flow.address_delta, addresses_before, addresses_after),
-        "wrong address difference: {from:?} {flow:?}"
-    );
-    ensure!(is_change(flow.port_delta, ports_before, ports_after), "wrong port difference: {from:?} {flow:?}");
+    let is_right = is_difference(flow.address_delta, from, to, addresses_sum)
+        && is_difference(flow.port_delta, from, to, |tuple| u64::from(tuple.src.port()) + u64::from(tuple.dst.port()));
+    ensure!(is_right, "a wrong checksum difference: {from:?} {flow:?}");
     ensure!(key.pad == [0; 3] && flow.pad == [0; 2] && flow.flags & !3 == 0, "something in the padding: {flow:?}");
-    let next_hop =
-        NextHop { ifindex: flow.ifindex, generation: flow.next_hop_generation, addresses: bytemuck::cast(flow.macs) };
+    let (ifindex, generation, addresses) = (flow.ifindex, flow.next_hop_generation, bytemuck::cast(flow.macs));
     let entry = Entry {
         to,
         backend: flow.backend,
         generation: flow.generation,
-        next_hop,
+        next_hop: NextHop { ifindex, generation, addresses },
         last_seen: flow.last_seen,
         state: flow.state,
         is_reply: flow.flags & flow_flags::REPLY != 0,
@@ -110,18 +103,26 @@ pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Res
     Ok((from, entry))
 }
 
-fn optional(address: Option<&IpAddr>) -> Address {
-    address.map_or(Address::UNSPECIFIED, |&address| address.into())
+/// An address of a packet. Of IPv6 it is always one, even where it looks like a mapped one of IPv4.
+fn ip_of<F: Family>(addr: &F::Addr) -> IpAddr {
+    let wide = F::widen(addr);
+    if F::IS_V4 { wide.into() } else { Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(*wide.words_be())).into() }
 }
 
-fn octets(end: SocketAddr) -> Vec<u8> {
-    match end.ip() {
+/// Whether `delta` is what must be added to a sum over one tuple to have that over the other.
+fn is_difference(delta: u16, from: Tuple, to: Tuple, sum: impl Fn(Tuple) -> u64) -> bool {
+    (sum(from) + u64::from(u16::from_be(delta))) % 0xffff == sum(to) % 0xffff
+}
+
+/// The sum of both addresses' big-endian words.
+fn addresses_sum(tuple: Tuple) -> u64 {
+    let octets = [tuple.src, tuple.dst].map(|end| match end.ip() {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
+    });
+    octets.concat().chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])).sum()
 }
 
-/// The sum of big-endian words.
-fn sum(octets: &[u8]) -> u64 {
-    octets.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])).sum()
+fn optional(address: Option<&IpAddr>) -> Address {
+    address.map_or(Address::UNSPECIFIED, |&address| address.into())
 }

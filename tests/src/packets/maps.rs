@@ -29,7 +29,7 @@ pub const BACKENDS: u32 = 64;
 const CHUNKS: u32 = 1024;
 const FRONTENDS: u32 = 256;
 const SERVICES: u32 = 64;
-const FLOWS: u32 = 16_384;
+const FLOWS: u32 = 8_192;
 
 /// All of them, by name.
 pub const CAPACITIES: [(&str, u32); 7] = [

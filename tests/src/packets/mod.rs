@@ -15,10 +15,12 @@ mod maps;
 mod network;
 pub mod node;
 mod object;
+mod random;
 mod rig;
 
 pub use build::{ETHERNET, Segment, port_unreachable};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size};
+pub use random::Random;
 pub use rig::{Rig, with_rig};

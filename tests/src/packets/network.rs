@@ -179,7 +179,12 @@ fn routes() -> Vec<Route> {
             routes.extend(&own[..if address.is_ipv4() { 3 } else { 2 }]);
         }
     }
-    routes.push(Route { network: parse("ff00::"), prefix_len: 8, device: None, gateway: None });
+    // Multicast, and what is valid on one link only.
+    let unforwarded = [("ff00::", 8), ("fe80::", 10)];
+    routes.extend(unforwarded.map(|(network, prefix_len)| {
+        let network = parse(network);
+        Route { network, prefix_len, device: None, gateway: None }
+    }));
     routes
 }
 

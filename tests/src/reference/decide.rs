@@ -80,7 +80,7 @@ fn choose_backend(setup: &Setup, frontend: &Frontend, question: &Question<'_>) -
         });
     }
     let hash = flow_hash(setup.seed, packet.key);
-    let slot = (hash >> 32) * slots.len() as u64 >> 32;
+    let slot = ((hash >> 32) * slots.len() as u64) >> 32;
     let index = slots[usize::try_from(slot).expect("below the number of slots")];
     let backend = setup.backend(index).ok_or(End::Drop(Reason::TableCorrupt))?;
     let (address, port) = backend.address.ok_or(End::Drop(Reason::TableCorrupt))?;
@@ -157,7 +157,7 @@ fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Questi
     let (first, last) = (u64::from(*setup.source_ports.start()), u64::from(*setup.source_ports.end()));
     for probe in 0..PROBES {
         let point = (hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP));
-        let port = first + (u64::from(point) * (last - first + 1) >> 32);
+        let port = first + ((u64::from(point) * (last - first + 1)) >> 32);
         entry.to.src.set_port(u16::try_from(port).expect("a port of the range"));
         if is_free(entry) {
             return Ok(());

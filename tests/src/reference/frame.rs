@@ -248,7 +248,7 @@ pub fn is_sound(frame: &[u8]) -> bool {
     let protocol = layout.protocol(frame);
     let is_unchecked =
         version == Version::V4 && protocol == protocol::UDP && word(frame, layout.check_at(protocol)) == 0;
-    is_header_sound && (is_unchecked || layout.l4_sum(frame) % 0xffff == 0)
+    is_header_sound && (is_unchecked || layout.l4_sum(frame).is_multiple_of(0xffff))
 }
 
 fn word(bytes: &[u8], at: usize) -> u16 {

@@ -3,6 +3,7 @@
 
 mod life;
 mod malformed;
+mod random;
 mod refuse;
 mod sizes;
 mod step;
