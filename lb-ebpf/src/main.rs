@@ -99,7 +99,11 @@ fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
 where
     XdpPacket: SlowPath<F>,
 {
-    let result = ingress::<_, F>(packet);
+    let result = match ingress::<_, F>(packet) {
+        // TC makes the answer, and counts it.
+        Err(stop) if matches!(stop.fate, Fate::Reject | Fate::Reset) && !packet.is_trace() => Err(Stop::LEAVE_TO_TC),
+        result => result,
+    };
     conclude(packet, result)
 }
 
@@ -220,7 +224,7 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
     }
     match stop.fate {
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
-        // XDP, which leaves that to TC; or a trace.
+        // A trace: other packets were answered.
         Fate::Reject | Fate::Reset => P::PASS,
         Fate::Drop => P::DROP,
     }
