@@ -57,10 +57,10 @@ pub(super) fn is_internal(setup: &Setup, ifindex: u32) -> bool {
 pub(super) fn decide(setup: &Setup, flows: &Flows, frontend: &Frontend, question: &Question<'_>) -> Decision {
     let mut backend = None;
     let result = choose_backend(setup, frontend, question).and_then(|(index, mut entry)| {
+        backend = Some(index);
         if entry.is_snat {
             translate_source(setup, &mut entry, question.door)?;
         }
-        backend = Some(index);
         let hash = flow_hash(setup.seed, question.packet.key);
         claim_port(setup, flows, &mut entry, question, hash)?;
         Ok(entry)
