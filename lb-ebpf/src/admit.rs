@@ -56,6 +56,10 @@ pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stag
 #[inline(always)]
 fn find_frontend<F: Header>(parsed: &Parsed<F>, key: &mut FrontendKey) -> Stage<&'static Frontend> {
     *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
+    // An IPv6 packet may bear a mapped IPv4 address; the IPv4 frontend that stands under it is not meant.
+    if key.address.is_v4() != F::IS_V4 {
+        return Err(Stop::NOT_OURS);
+    }
     if let Some(frontend) = maps::find_frontend(key) {
         return Ok(frontend);
     }

@@ -13,10 +13,12 @@ use aya_obj::generated::{bpf_attr, bpf_cmd};
 use bytemuck::Pod;
 use nix::{errno::Errno, libc};
 
+/// Elements read with one call. A hash gives its elements a bucket at a time: room for any bucket.
+const BATCH: usize = 256;
+
 /// A map of our object, by the types that it holds.
 pub struct Map<K, V> {
     fd: OwnedFd,
-    capacity: u32,
     /// Values of one key: 1, or one for each CPU.
     values: usize,
     types: PhantomData<(K, V)>,
@@ -27,9 +29,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
     ///
     /// # Errors
     /// When the process has no descriptor left.
-    pub fn new(fd: BorrowedFd<'_>, capacity: u32, values: usize) -> io::Result<Self> {
+    pub fn new(fd: BorrowedFd<'_>, values: usize) -> io::Result<Self> {
         assert!(values == 1 || size_of::<V>().is_multiple_of(8), "the kernel rounds values of a CPU up to 8 bytes");
-        Ok(Self { fd: fd.try_clone_to_owned()?, capacity, values, types: PhantomData })
+        Ok(Self { fd: fd.try_clone_to_owned()?, values, types: PhantomData })
     }
 
     /// Writes an element of a map with one value per key.
@@ -75,27 +77,30 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// # Errors
     /// Those of the kernel.
     pub fn entries(&self) -> io::Result<Vec<(K, Vec<V>)>> {
-        let mut keys = vec![K::zeroed(); self.capacity as usize];
-        let mut values = vec![V::zeroed(); self.capacity as usize * self.values];
+        let mut keys = [K::zeroed(); BATCH];
+        let mut values = vec![V::zeroed(); BATCH * self.values];
         let mut cursor = 0_u64;
-        let mut attr = attributes();
-        attr.batch.out_batch = &raw mut cursor as u64;
-        attr.batch.keys = keys.as_mut_ptr() as u64;
-        attr.batch.values = values.as_mut_ptr() as u64;
-        attr.batch.count = self.capacity;
-        attr.batch.map_fd = self.fd.as_raw_fd() as u32;
-        // SAFETY: there is room for as many keys and values as the map can hold, and for the kernel's cursor.
-        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
-        match result {
-            Ok(()) => {}
-            // So the kernel says that these were the last.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
+        let mut entries = Vec::new();
+        loop {
+            let mut attr = attributes();
+            attr.batch.in_batch = if entries.is_empty() { 0 } else { &raw const cursor as u64 };
+            attr.batch.out_batch = &raw mut cursor as u64;
+            attr.batch.keys = keys.as_mut_ptr() as u64;
+            attr.batch.values = values.as_mut_ptr() as u64;
+            attr.batch.count = BATCH as u32;
+            attr.batch.map_fd = self.fd.as_raw_fd() as u32;
+            // SAFETY: there is room for a batch of keys and values, and for the kernel's cursor.
+            let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+            // SAFETY: the kernel has written it, and any number is valid.
+            let count = unsafe { attr.batch.count } as usize;
+            entries.extend(keys.into_iter().zip(values.chunks(self.values).map(<[V]>::to_vec)).take(count));
+            match result {
+                Ok(()) => {}
+                // So the kernel says that these were the last.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                Err(error) => return Err(error),
+            }
         }
-        // SAFETY: the kernel has written it, and any number is valid.
-        let count = unsafe { attr.batch.count } as usize;
-        let rows = values.chunks(self.values).map(<[V]>::to_vec);
-        Ok(keys.into_iter().zip(rows).take(count).collect())
     }
 
     /// All elements of a map with one value per key.

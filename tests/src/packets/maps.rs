@@ -14,7 +14,7 @@ use lb_common::{
     hash,
     maps::{self as names, Chunk, FILTER_EGRESS, FILTER_INGRESS, FilterPlane, SLOTS_PER_CHUNK},
     trace::TraceRecord,
-    verdict::{REASON_COUNT, Reason},
+    verdict::Reason,
 };
 
 use super::{
@@ -65,20 +65,20 @@ impl Maps {
     pub fn of(object: &Object) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("can't read {path}: {error}"))?;
         Ok(Self {
-            config: object.map(names::CONFIG, 1, 1)?,
-            frontends: object.map(names::FRONTENDS, FRONTENDS, 1)?,
-            backends: object.map(names::BACKENDS, BACKENDS, 1)?,
-            tables: object.map(names::TABLES, CHUNKS, 1)?,
-            flows_v4: object.map(names::FLOWS_V4, FLOWS, 1)?,
-            flows_v6: object.map(names::FLOWS_V6, FLOWS, 1)?,
-            filter: object.map(names::FILTER, 2, 1)?,
-            node_addresses: object.map(names::NODE_ADDRESSES, names::capacity::NODE_ADDRESSES, 1)?,
-            interfaces: object.map(names::INTERFACES, names::capacity::INTERFACES, 1)?,
-            reasons: object.map(names::REASONS, REASON_COUNT, cpus)?,
-            backend_counters: object.map(names::BACKEND_COUNTERS, BACKENDS, cpus)?,
-            service_counters: object.map(names::SERVICE_COUNTERS, SERVICES, cpus)?,
-            reject_budget: object.map(names::REJECT_BUDGET, 1, cpus)?,
-            trace: object.map(names::TRACE, 1, 1)?,
+            config: object.map(names::CONFIG, 1)?,
+            frontends: object.map(names::FRONTENDS, 1)?,
+            backends: object.map(names::BACKENDS, 1)?,
+            tables: object.map(names::TABLES, 1)?,
+            flows_v4: object.map(names::FLOWS_V4, 1)?,
+            flows_v6: object.map(names::FLOWS_V6, 1)?,
+            filter: object.map(names::FILTER, 1)?,
+            node_addresses: object.map(names::NODE_ADDRESSES, 1)?,
+            interfaces: object.map(names::INTERFACES, 1)?,
+            reasons: object.map(names::REASONS, cpus)?,
+            backend_counters: object.map(names::BACKEND_COUNTERS, cpus)?,
+            service_counters: object.map(names::SERVICE_COUNTERS, cpus)?,
+            reject_budget: object.map(names::REJECT_BUDGET, cpus)?,
+            trace: object.map(names::TRACE, 1)?,
         })
     }
 
@@ -133,16 +133,15 @@ impl Maps {
         let mut counters = Counters::default();
         for (index, counts) in self.reasons.entries()? {
             let label = Reason::from_index(index).context("an index of a reason")?.as_str();
-            counters.reasons.insert(label, counts.iter().sum());
+            insert_moved(&mut counters.reasons, label, counts.iter().sum());
         }
         for (index, counts) in self.service_counters.entries()? {
-            counters.services.insert(index, sum(counts));
+            insert_moved(&mut counters.services, index, sum(counts));
         }
         for (index, counts) in self.backend_counters.entries()? {
-            counters.backends.insert(index, sum(counts));
+            insert_moved(&mut counters.backends, index, sum(counts));
         }
-        // Without those that have never moved.
-        Ok(counters.since(&Counters::default()))
+        Ok(counters)
     }
 
     /// The flow tables of both families.
@@ -187,6 +186,13 @@ impl Maps {
     pub fn answer(&self) -> Result<TraceRecord> {
         let (_, record) = self.trace.pairs()?[0];
         Ok(TraceRecord { cookie: [0; 4], ..record })
+    }
+}
+
+/// Leaves out what has never moved.
+fn insert_moved<K: Ord, V: Default + PartialEq>(counters: &mut BTreeMap<K, V>, key: K, value: V) {
+    if value != V::default() {
+        counters.insert(key, value);
     }
 }
 

@@ -72,18 +72,13 @@ impl Object {
     }
 
     /// A map by name. `values` is how many it has per key: see [`bpf::Map::new`].
-    pub(super) fn map<K: bytemuck::Pod, V: bytemuck::Pod>(
-        &self,
-        name: &str,
-        capacity: u32,
-        values: usize,
-    ) -> Result<bpf::Map<K, V>> {
+    pub(super) fn map<K: bytemuck::Pod, V: bytemuck::Pod>(&self, name: &str, values: usize) -> Result<bpf::Map<K, V>> {
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
         let data = match map {
             Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => data,
             _ => bail!("map {name} is of another kind"),
         };
-        bpf::Map::new(data.fd().as_fd(), capacity, values).with_context(|| format!("map {name}"))
+        bpf::Map::new(data.fd().as_fd(), values).with_context(|| format!("map {name}"))
     }
 
     /// What each program costs.

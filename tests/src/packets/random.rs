@@ -24,7 +24,14 @@ const CLIENTS: [Both; 8] = [
     ["224.0.0.9", "fe80::9"],
 ];
 /// Destinations beside those of Services.
-const STRANGERS: [Both; 4] = [OUTSIDE, CALLER, ["10.1.0.1", "fd00:1::1"], ["255.255.255.255", "ff02::1"]];
+const STRANGERS: [Both; 5] = [
+    OUTSIDE,
+    CALLER,
+    ["10.1.0.1", "fd00:1::1"],
+    ["255.255.255.255", "ff02::1"],
+    // As a destination in a packet, nobody's.
+    ["0.0.0.0", "::ffff:10.96.0.1"],
+];
 const FLAGS: [u8; 8] = [
     tcp_flags::SYN,
     tcp_flags::SYN,
@@ -107,7 +114,7 @@ impl Random {
         let tables = [0, 1].map(|_| {
             let slots = self.pick(&[0, 1, 1, 7, 101]);
             let first = 1 + offset;
-            let mut slots: Vec<u32> = (0..slots).map(|_| first + self.below(count as usize) as u32).collect();
+            let mut slots: Vec<u32> = (0..slots).map(|_| first + self.below(7) as u32).collect();
             if self.chance(2) {
                 slots.fill(self.pick(&[60, 64, u32::MAX]));
             }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Packets that are not what they should be: they pass as they came, and are counted.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::{Result, ensure};
 use lb_common::flow::protocol;
 use shunt_tests::{
@@ -54,6 +56,21 @@ fn a_strange_ip_header_is_counted_and_left_alone() -> Result<()> {
                     damage(&mut frame);
                     take(rig, Door::IN.map(|door| Step::untouched(what, (door, UPLINK), frame.clone(), moved)))?;
                 }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_ipv6_packet_to_a_mapped_ipv4_address_meets_no_ipv4_service() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for protocol in PROTOCOLS {
+            for dst in [HERE.at_cluster_ip(Version::V4), HERE.at_node(Version::V4)] {
+                let IpAddr::V4(v4) = dst.ip() else { unreachable!("an IPv4 Service") };
+                let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), dst.port());
+                let frame = first(protocol, end(OUTSIDE, Version::V6, 40_000), mapped).build();
+                take(rig, Door::IN.map(|door| Step::untouched("mapped", (door, UPLINK), frame.clone(), "")))?;
             }
         }
         Ok(())
