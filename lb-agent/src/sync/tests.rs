@@ -323,6 +323,9 @@ fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
     world.events(["a", "b"].map(|name| service(name).tcp("http", 80).applied())).event(Event::Synced).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 1,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 1, "b has no frontend");
+    let slice = slice("b-1", "b").tcp("http", 8080).with(endpoint("10.0.0.1"));
+    world.event(slice.applied()).settle();
+    assert_eq!(world.agent.reporter.total(), 1, "it is reported once");
     world.event(deleted(Kind::Service, "a")).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 2,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 0);
