@@ -4,4 +4,6 @@
 
 pub mod api_server;
 pub mod load;
+pub mod packets;
+pub mod reference;
 pub mod world;

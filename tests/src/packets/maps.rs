@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The maps: a reference [`Setup`] written into them as the agent would, counters and flows read out.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context, Result, anyhow};
+use bytemuck::Pod;
+use lb_common::{
+    address::{Address, V4, V6},
+    config::{self, Config},
+    counters::{BackendCounters, RejectBudget, ServiceCounters},
+    flow::{Flow, FlowKey},
+    frontend::{self, FrontendKey, Target},
+    hash,
+    maps::{self as names, Chunk, FILTER_EGRESS, FILTER_INGRESS, FilterPlane, SLOTS_PER_CHUNK},
+    trace::TraceRecord,
+    verdict::{REASON_COUNT, Reason},
+};
+
+use super::{
+    bpf::Map,
+    convert::{backend_of, config_of, entry_of, flow_key_of, frontend_flags_of, frontend_key_of, interface_of},
+    object::Object,
+};
+use crate::reference::{Counters, Entry, Setup, Tuple, Version};
+
+/// Capacities of the maps that tests have need of; small, as each test makes its own.
+pub const BACKENDS: u32 = 64;
+const CHUNKS: u32 = 1024;
+const FRONTENDS: u32 = 256;
+const SERVICES: u32 = 64;
+const FLOWS: u32 = 8_192;
+
+/// All of them, by name.
+pub const CAPACITIES: [(&str, u32); 7] = [
+    (names::BACKENDS, BACKENDS),
+    (names::BACKEND_COUNTERS, BACKENDS),
+    (names::TABLES, CHUNKS),
+    (names::FRONTENDS, FRONTENDS),
+    (names::SERVICE_COUNTERS, SERVICES),
+    (names::FLOWS_V4, FLOWS),
+    (names::FLOWS_V6, FLOWS),
+];
+
+/// The object's maps.
+pub struct Maps {
+    config: Map<u32, Config>,
+    frontends: Map<FrontendKey, frontend::Frontend>,
+    backends: Map<u32, frontend::Backend>,
+    tables: Map<u32, Chunk>,
+    flows_v4: Map<FlowKey<V4>, Flow<V4>>,
+    flows_v6: Map<FlowKey<V6>, Flow<V6>>,
+    filter: Map<u32, FilterPlane>,
+    node_addresses: Map<Address, u32>,
+    interfaces: Map<u32, config::Interface>,
+    reasons: Map<u32, u64>,
+    backend_counters: Map<u32, BackendCounters>,
+    service_counters: Map<u32, ServiceCounters>,
+    reject_budget: Map<u32, RejectBudget>,
+    trace: Map<u32, TraceRecord>,
+}
+
+impl Maps {
+    /// The maps of an object that was loaded with [`CAPACITIES`].
+    pub fn of(object: &Object) -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("can't read {path}: {error}"))?;
+        Ok(Self {
+            config: object.map(names::CONFIG, 1, 1)?,
+            frontends: object.map(names::FRONTENDS, FRONTENDS, 1)?,
+            backends: object.map(names::BACKENDS, BACKENDS, 1)?,
+            tables: object.map(names::TABLES, CHUNKS, 1)?,
+            flows_v4: object.map(names::FLOWS_V4, FLOWS, 1)?,
+            flows_v6: object.map(names::FLOWS_V6, FLOWS, 1)?,
+            filter: object.map(names::FILTER, 2, 1)?,
+            node_addresses: object.map(names::NODE_ADDRESSES, names::capacity::NODE_ADDRESSES, 1)?,
+            interfaces: object.map(names::INTERFACES, names::capacity::INTERFACES, 1)?,
+            reasons: object.map(names::REASONS, REASON_COUNT, cpus)?,
+            backend_counters: object.map(names::BACKEND_COUNTERS, BACKENDS, cpus)?,
+            service_counters: object.map(names::SERVICE_COUNTERS, SERVICES, cpus)?,
+            reject_budget: object.map(names::REJECT_BUDGET, 1, cpus)?,
+            trace: object.map(names::TRACE, 1, 1)?,
+        })
+    }
+
+    /// Writes a setup over the one before. Flows and counters stay.
+    pub fn apply(&self, setup: &Setup) -> Result<()> {
+        self.config.put(&0, &config_of(setup))?;
+        for (index, backend) in (0..).zip(&setup.backends) {
+            self.backends.put(&index, &backend_of(backend))?;
+        }
+        self.apply_filter(FILTER_INGRESS, &setup.ingress_filter)?;
+        self.apply_filter(FILTER_EGRESS, &setup.egress_filter)?;
+        self.apply_frontends(setup)?;
+        replace(&self.node_addresses, setup.node_port_addresses.iter().map(|&address| (address.into(), 0)))?;
+        replace(&self.interfaces, setup.interfaces.keys().map(|&index| (index, interface_of(setup, index))))
+    }
+
+    /// Tables first, each from a new chunk on, then the frontends that name them.
+    fn apply_frontends(&self, setup: &Setup) -> Result<()> {
+        let mut next_chunk = 0;
+        let mut frontends = Vec::new();
+        for (&(place, port, protocol), frontend) in &setup.frontends {
+            let mut targets = [Target::default(); 2];
+            for (target, slots) in targets.iter_mut().zip(&frontend.tables) {
+                *target = Target { offset: next_chunk * SLOTS_PER_CHUNK, slots: slots.len() as u32 };
+                for slots in slots.chunks(SLOTS_PER_CHUNK as usize) {
+                    let mut chunk = Chunk::default();
+                    chunk[..slots.len()].copy_from_slice(slots);
+                    self.tables.put(&next_chunk, &chunk)?;
+                    next_chunk += 1;
+                }
+            }
+            let (service, flags) = (frontend.service, frontend_flags_of(frontend));
+            frontends.push((
+                frontend_key_of(place, port, protocol),
+                frontend::Frontend { service, flags, affinity_timeout: 0, targets },
+            ));
+        }
+        replace(&self.frontends, frontends.into_iter())
+    }
+
+    fn apply_filter<'a>(&self, plane: u32, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Result<()> {
+        let mut bits: FilterPlane = [0; _];
+        for &address in addresses {
+            let bit = hash::filter_bit(&address.into());
+            bits[bit as usize / 64] |= 1 << (bit % 64);
+        }
+        Ok(self.filter.put(&plane, &bits)?)
+    }
+
+    /// All counters, summed over CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for (index, counts) in self.reasons.entries()? {
+            let label = Reason::from_index(index).context("an index of a reason")?.as_str();
+            counters.reasons.insert(label, counts.iter().sum());
+        }
+        for (index, counts) in self.service_counters.entries()? {
+            counters.services.insert(index, sum(counts));
+        }
+        for (index, counts) in self.backend_counters.entries()? {
+            counters.backends.insert(index, sum(counts));
+        }
+        // Without those that have never moved.
+        Ok(counters.since(&Counters::default()))
+    }
+
+    /// The flow tables of both families.
+    pub fn flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
+        let v4 = self.flows_v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+        let v6 = self.flows_v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+        v4.chain(v6).collect()
+    }
+
+    /// Removes a flow entry, as the table does when it is full.
+    pub fn evict(&self, tuple: Tuple) -> Result<()> {
+        match Version::of(tuple.src.ip()) {
+            Version::V4 => self.flows_v4.remove(&flow_key_of(tuple))?,
+            Version::V6 => self.flows_v6.remove(&flow_key_of(tuple))?,
+        }
+        Ok(())
+    }
+
+    /// Makes all flows older.
+    pub fn age(&self, ticks: u32) -> Result<()> {
+        age(&self.flows_v4, ticks, |flow| &mut flow.last_seen)?;
+        age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)
+    }
+
+    /// Removes all flows, and gives this tick's budget of ICMP errors back.
+    pub fn clear(&self) -> Result<()> {
+        for (key, _) in self.flows_v4.pairs()? {
+            self.flows_v4.remove(&key)?;
+        }
+        for (key, _) in self.flows_v6.pairs()? {
+            self.flows_v6.remove(&key)?;
+        }
+        Ok(self.reject_budget.zero(&0)?)
+    }
+
+    /// Writes the record that a trace with this cookie answers in.
+    pub fn ask(&self, cookie: [u32; 4]) -> Result<()> {
+        Ok(self.trace.put(&0, &TraceRecord { cookie, ..TraceRecord::default() })?)
+    }
+
+    /// The record, without its cookie.
+    pub fn answer(&self) -> Result<TraceRecord> {
+        let (_, record) = self.trace.pairs()?[0];
+        Ok(TraceRecord { cookie: [0; 4], ..record })
+    }
+}
+
+fn sum<T: Default + std::ops::AddAssign>(values: Vec<T>) -> T {
+    values.into_iter().fold(T::default(), |mut sum, value| {
+        sum += value;
+        sum
+    })
+}
+
+/// Makes a hash hold these elements and no others.
+fn replace<K: Pod + Ord, V: Pod>(map: &Map<K, V>, elements: impl Iterator<Item = (K, V)>) -> Result<()> {
+    let elements: BTreeMap<K, V> = elements.collect();
+    for (key, _) in map.pairs()? {
+        if !elements.contains_key(&key) {
+            map.remove(&key)?;
+        }
+    }
+    for (key, value) in &elements {
+        map.put(key, value)?;
+    }
+    Ok(())
+}
+
+fn age<K: Pod, V: Pod>(map: &Map<K, V>, ticks: u32, last_seen: impl Fn(&mut V) -> &mut u32) -> Result<()> {
+    for (key, mut flow) in map.pairs()? {
+        let last_seen = last_seen(&mut flow);
+        *last_seen = last_seen.wrapping_sub(ticks);
+        map.put(&key, &flow)?;
+    }
+    Ok(())
+}

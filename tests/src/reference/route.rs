@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel's routing, as far as packets are forwarded by it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// A route to a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The network's address.
+    pub network: IpAddr,
+    /// Bits of it that count.
+    pub prefix_len: u8,
+    /// The device; `None` where nothing is forwarded: an address of our own, a broadcast.
+    pub device: Option<u32>,
+    /// The neighbour to send to; `None` is the destination itself.
+    pub gateway: Option<IpAddr>,
+}
+
+/// How a packet would leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a device, to a neighbour whose Ethernet address is known.
+    Known {
+        /// The device.
+        ifindex: u32,
+        /// The neighbour.
+        neighbour: [u8; 6],
+    },
+    /// By a device, to a neighbour that must be asked first.
+    Unresolved {
+        /// The device.
+        ifindex: u32,
+    },
+    /// Not at all.
+    Nowhere,
+}
+
+/// The way of the longest prefix that matches.
+pub(super) fn way_to(routes: &[Route], neighbours: &BTreeMap<(u32, IpAddr), [u8; 6]>, destination: IpAddr) -> Way {
+    let matching = routes.iter().filter(|route| matches(route, destination));
+    let Some(route) = matching.max_by_key(|route| route.prefix_len) else { return Way::Nowhere };
+    let Some(ifindex) = route.device else { return Way::Nowhere };
+    match neighbours.get(&(ifindex, route.gateway.unwrap_or(destination))) {
+        Some(&neighbour) => Way::Known { ifindex, neighbour },
+        None => Way::Unresolved { ifindex },
+    }
+}
+
+fn matches(route: &Route, destination: IpAddr) -> bool {
+    let len = usize::from(route.prefix_len);
+    destination.is_ipv4() == route.network.is_ipv4() && bits(destination)[..len] == bits(route.network)[..len]
+}
+
+fn bits(address: IpAddr) -> Vec<bool> {
+    let octets = match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    octets.iter().flat_map(|octet| (0..8).map(move |bit| octet & (0x80 >> bit) != 0)).collect()
+}
