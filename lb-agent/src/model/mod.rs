@@ -9,6 +9,7 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -26,11 +27,13 @@ pub mod endpoints;
 mod fault;
 pub mod node;
 pub mod service;
+mod service_cidrs;
 mod value;
 
 use endpoints::Slice;
 use node::Node;
 use service::Service;
+use service_cidrs::ServiceCidrs;
 
 impl ServiceKey {
     /// The namespace and name of an object; its source has filled in the defaults.
@@ -47,6 +50,7 @@ pub struct Model {
     slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
     /// The Service of each slice, by the slice's namespace and name.
     slice_owners: BTreeMap<(String, String), ServiceKey>,
+    service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
     is_synced: bool,
 }
@@ -60,6 +64,7 @@ impl Model {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owners: BTreeMap::new(),
+            service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             is_synced: false,
         }
@@ -72,6 +77,7 @@ impl Model {
             Event::Apply(Object::Service(object)) => self.apply_service(&object),
             Event::Apply(Object::EndpointSlice(object)) => self.apply_slice(&object),
             Event::Apply(Object::Node(object)) => self.apply_node(&object),
+            Event::Apply(Object::ServiceCidr(object)) => return self.service_cidrs.apply(&object),
             Event::Delete(id) => self.delete(id),
             Event::Synced => self.is_synced = true,
             Event::Problem(problem) => return vec![problem],
@@ -119,6 +125,12 @@ impl Model {
     #[must_use]
     pub fn node_internal_addresses(&self) -> Vec<IpAddr> {
         self.node.internal_addresses.clone()
+    }
+
+    /// The ranges from which ClusterIPs are allocated; empty where that is not known.
+    #[must_use]
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.ranges()
     }
 
     /// Whether the agent's own Node is being removed from the cluster.
@@ -202,6 +214,7 @@ impl Model {
             Kind::EndpointSlice => self.remove_slice(&(id.namespace, id.name)),
             Kind::Node if id.name == self.node.name => self.replace_node(Node::new(id.name)),
             Kind::Node => {}
+            Kind::ServiceCidr => self.service_cidrs.remove(&id.name),
         }
     }
 }
