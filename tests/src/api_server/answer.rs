@@ -24,11 +24,11 @@ const GONE: u16 = 410;
 
 pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream: TcpStream) -> io::Result<()> {
     let plain = |stream| Answer::new(stream, Manner::default());
-    let is_known = shared
-        .state()
-        .tokens
-        .as_ref()
-        .is_none_or(|tokens| request.token.as_ref().is_some_and(|own| tokens.contains(own)));
+    let is_known = shared.change(|state| {
+        state.last_token.clone_from(&request.token);
+        let is_accepted = |accepted: &Vec<String>| request.token.as_ref().is_some_and(|own| accepted.contains(own));
+        state.tokens.as_ref().is_none_or(is_accepted)
+    });
     if !is_known {
         return plain(stream).whole(401, &failure(401, "Unauthorized"));
     }

@@ -199,6 +199,12 @@ impl ApiServer {
         self.shared.change(|state| state.tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect()));
     }
 
+    /// The token that came with the last request.
+    #[must_use]
+    pub fn last_token(&self) -> Option<String> {
+        self.shared.state().last_token.clone()
+    }
+
     /// How many requests of a kind there have been.
     #[must_use]
     pub fn count(&self, resource: Resource, verb: Verb) -> usize {

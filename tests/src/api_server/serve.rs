@@ -35,6 +35,7 @@ pub(super) struct State {
     pub(super) events: Vec<Value>,
     /// Who is answered; everybody without any.
     pub(super) tokens: Option<Vec<String>>,
+    pub(super) last_token: Option<String>,
     /// Open connections by their numbers.
     connections: BTreeMap<u64, TcpStream>,
     last_connection: u64,
