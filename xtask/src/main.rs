@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod bench_control;
 mod build_ebpf;
 mod demo;
 mod inspect;
@@ -31,6 +33,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
     Test(test::Arguments),
+    /// Measure, and show the figures beside what they shall reach.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,9 +5,10 @@
 //! forwarding then.
 
 mod args;
+mod config_file;
 mod values;
 
-use std::{fs, io::Read, path::Path};
+use std::{env, fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use lb_common::{
@@ -48,6 +49,7 @@ const WORKERS: usize = 2;
 /// # Errors
 /// Whatever keeps it from starting, and the end of its source.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let args = config_file::complete(args, env::args_os())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let result = runtime.block_on(start(args));
     // A source may be in the middle of reading a file: nothing that is worth waiting for.

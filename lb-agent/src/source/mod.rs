@@ -17,7 +17,7 @@ mod kube;
 
 pub use self::{
     dir::run_dir,
-    kube::{KubeOptions, run_kube},
+    kube::{KubeOptions, connect, run_kube},
 };
 
 /// What a source tells the one loop.

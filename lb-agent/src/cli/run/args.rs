@@ -21,6 +21,10 @@ pub struct RunArgs {
     /// Where Services, EndpointSlices and Nodes come from: `kube`, or `dir:PATH` for a directory of manifests
     #[arg(long, value_name = "kube|dir:PATH")]
     pub source: SourceSpec,
+    /// kube-proxy's own configuration file (kubeproxy.config.k8s.io/v1alpha1). Flags beside it win; what it holds and
+    /// means nothing here is named in the log
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Access to the Kubernetes API; default: $KUBECONFIG, else that of the pod
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

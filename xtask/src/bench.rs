@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `bench SUBJECT`: measures one part of Shunt and shows the figures beside what they shall reach.
+
+use anyhow::Result;
+
+use crate::bench_control;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(clap::Subcommand)]
+enum Subject {
+    /// From objects to maps: start, change, memory, by the number of Services.
+    Control(bench_control::Arguments),
+}
+
+/// Runs the bench of the subject.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.subject {
+        Subject::Control(arguments) => bench_control::run(arguments),
+    }
+}
