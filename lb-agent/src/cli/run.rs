@@ -33,7 +33,7 @@ use crate::{
     memory::{Bill, mebibytes},
     metrics::{self, Metrics},
     model::Model,
-    node::{checks, netlink::Follower},
+    node::{checks, netlink::Follower, service_cidrs},
     source::{self, SourceError},
     sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
@@ -94,6 +94,7 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
     let mut source = tokio::spawn(run_source(args, node_name, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics);
+    tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests }) => match ended {
             // The source itself knows why.

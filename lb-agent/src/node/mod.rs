@@ -11,4 +11,5 @@ pub mod decode;
 pub mod netlink;
 pub mod pattern;
 pub mod roles;
+pub mod service_cidrs;
 pub mod state;

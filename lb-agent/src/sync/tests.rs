@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     model::{
         Model,
-        builders::{deleted, endpoint, node, service, slice},
+        builders::{deleted, endpoint, node, service, service_cidr, slice},
     },
     node::{
         addresses::NodePortAddresses,
@@ -315,6 +315,20 @@ fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
         world.settle();
         assert_eq!(world.doors().sweeps, sweeps, "after {} Services", services.len());
     }
+}
+
+#[test]
+fn rule_6_service_cidrs_are_told_once_the_sources_have_synced() {
+    let mut world = World::new(fake_doors());
+    let mut told = world.agent.service_cidrs();
+    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).settle();
+    assert!(!told.has_changed().unwrap());
+    world.event(Event::Synced).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::from(["10.96.0.0/12".parse().unwrap()])));
+    world.events(web()).settle();
+    assert!(!told.has_changed().unwrap());
+    world.event(deleted(Kind::ServiceCidr, "kubernetes")).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()));
 }
 
 #[test]
