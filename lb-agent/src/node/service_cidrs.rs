@@ -5,7 +5,11 @@
 //! from sending them out by its default route. It stands behind every other route of the same range, and packets for a
 //! Service are translated before the kernel looks for a route.
 
-use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -37,9 +41,8 @@ pub async fn follow(mut ranges: watch::Receiver<Option<BTreeSet<IpNet>>>) {
         {
             warn!("addresses of ServiceCIDRs that are nobody's may leave this node: {error}; it is tried again");
         }
-        match tokio::time::timeout(LOOK_AGAIN, ranges.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, ranges.changed()).await {
+            return;
         }
     }
 }
