@@ -31,7 +31,9 @@ pub fn translate<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, com
         // The backend is a process of this node: nothing to send out, and its reply comes by anyway.
         let original = &mut scratch.original;
         original.flags &= !flow_flags::SNAT;
-        original.src = scratch.parsed.key.src;
+        original.ifindex = 0;
+        original.next_hop_generation = 0;
+        original.macs = [0; 3];
         return Ok(());
     }
     translated
