@@ -31,9 +31,7 @@ pub fn translate<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, com
         // The backend is a process of this node: nothing to send out, and its reply comes by anyway.
         let original = &mut scratch.original;
         original.flags &= !flow_flags::SNAT;
-        original.ifindex = 0;
-        original.next_hop_generation = 0;
-        original.macs = [0; 3];
+        original.src = scratch.parsed.key.src;
         return Ok(());
     }
     translated
