@@ -27,7 +27,8 @@ pub fn config_of(setup: &Setup) -> Config {
         node_addresses: Version::BOTH.map(|version| optional(setup.node.get(&version))),
         timeouts: setup.timeouts,
         rejects_per_tick: setup.rejects_per_tick,
-        cluster_cidrs: Version::BOTH.map(|version| setup.cluster_cidrs.get(&version).map_or_else(Cidr::default, cidr_of)),
+        cluster_cidrs: Version::BOTH
+            .map(|version| setup.cluster_cidrs.get(&version).map_or_else(Cidr::default, cidr_of)),
         flags: if setup.masquerades_all { config_flags::MASQUERADE_ALL } else { 0 },
         pad: 0,
     }
@@ -118,7 +119,7 @@ pub fn flow_key_of<F: Family>(tuple: Tuple) -> FlowKey<F> {
 }
 
 /// A flow entry as the reference model has it. Checks what the model has not: both checksum differences, and that nothing
-/// stands in the padding.
+/// stands in the padding. What a search for a way has left in an entry that is not forwarded has no meaning.
 pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(Tuple, Entry)> {
     let tuple = |src, dst, sport: u16, dport: u16| Tuple {
         src: SocketAddr::new(ip_of::<F>(src), u16::from_be(sport)),
@@ -132,15 +133,16 @@ pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Res
     ensure!(is_right, "a wrong checksum difference: {from:?} {flow:?}");
     ensure!(key.pad == [0; 3] && flow.pad == [0; 2] && flow.flags & !7 == 0, "something in the padding: {flow:?}");
     let (ifindex, generation, addresses) = (flow.ifindex, flow.next_hop_generation, bytemuck::cast(flow.macs));
+    let is_snat = flow.flags & flow_flags::SNAT != 0;
     let entry = Entry {
         to,
         backend: flow.backend,
         generation: flow.generation,
-        next_hop: NextHop { ifindex, generation, addresses },
+        next_hop: if is_snat { NextHop { ifindex, generation, addresses } } else { NextHop::default() },
         last_seen: flow.last_seen,
         state: flow.state,
         is_reply: flow.flags & flow_flags::REPLY != 0,
-        is_snat: flow.flags & flow_flags::SNAT != 0,
+        is_snat,
         resets: flow.flags & flow_flags::RESET != 0,
     };
     Ok((from, entry))

@@ -98,9 +98,10 @@ impl Maps {
         }
         self.apply_filter(FILTER_INGRESS, &setup.ingress_filter)?;
         self.apply_filter(FILTER_EGRESS, &setup.egress_filter)?;
-        let ranges = setup.source_ranges.iter().flat_map(|(&service, ranges)| {
-            ranges.iter().map(move |range| (source_range_of(service, range), 0))
-        });
+        let ranges = setup
+            .source_ranges
+            .iter()
+            .flat_map(|(&service, ranges)| ranges.iter().map(move |range| (source_range_of(service, range), 0)));
         replace(&self.source_ranges, ranges)?;
         self.apply_frontends(setup)?;
         replace(&self.node_addresses, setup.node_port_addresses.iter().map(|&address| (address.into(), 0)))?;

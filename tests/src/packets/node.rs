@@ -151,7 +151,8 @@ pub fn setup(network: &Network) -> Setup {
 pub fn add_backend(setup: &mut Setup, index: u32, address: (IpAddr, u16), is_local: bool) {
     let generation = setup.backends[index as usize].generation;
     let is_listed = [true, is_local];
-    setup.backends[index as usize] = Backend { address: Some(address), generation, is_local, is_listed, service: index };
+    setup.backends[index as usize] =
+        Backend { address: Some(address), generation, is_local, is_listed, service: index };
     setup.egress_filter.insert(address.0);
 }
 

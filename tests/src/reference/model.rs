@@ -137,7 +137,7 @@ impl Model {
         run.record.step = trace_step::FRONTEND;
         run.record.service = service;
         run.record.internal = u32::from(decide::is_internal(&self.setup, ifindex, client));
-        let Decision { backend, result } = 
+        let Decision { backend, result } =
             decide::decide(&self.setup, (&self.flows, &self.affinities), frontend, &question);
         if let Some(backend) = backend {
             run.record.step = trace_step::DECIDED;
