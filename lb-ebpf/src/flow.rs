@@ -8,7 +8,7 @@
 use lb_common::{
     config::Config,
     flow::{Direction, Flow, FlowState, flow_flags, protocol, tcp_flags},
-    verdict::{Reason, Stage, Stop},
+    verdict::{Reason, Stage},
 };
 
 use crate::{
@@ -21,6 +21,8 @@ use crate::{
 pub enum Found<F: Header> {
     /// Follow this instruction.
     Valid(&'static mut Flow<F>),
+    /// A TCP segment of the client, whose backend has gone and whose Service wants that reset.
+    Orphaned(&'static mut Flow<F>),
     /// The slow path must decide: there is no entry, or one that no longer holds.
     Undecided,
 }
@@ -31,7 +33,7 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
     let Some(flow) = maps::find_flow(&parsed.key) else { return Ok(Found::Undecided) };
     if flow.direction() == Direction::Original && concerns_backend(flow, parsed) && is_overtaken(flow, parsed) {
         let is_open = parsed.key.protocol == protocol::TCP && !is_syn(parsed);
-        return if is_open { Err(Stop::reset(Reason::BackendGone)) } else { Ok(Found::Undecided) };
+        return Ok(if is_open { Found::Orphaned(flow) } else { Found::Undecided });
     }
     if flow.last_seen != now {
         let config = maps::config()?;

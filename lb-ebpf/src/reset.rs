@@ -13,8 +13,19 @@ use lb_common::{
 use crate::{
     header::{ETHERNET_LEN, TCP_LEN, tcp},
     packet::{Frame, Packet, SkbPacket, swapped},
+    parse::Parsed,
     reject::Icmp,
 };
+
+/// What becomes of a segment whose backend has gone: it is answered, but for a reset.
+#[inline(always)]
+pub fn stop<F: Family>(parsed: &Parsed<F>) -> Stop {
+    if parsed.tcp_flags & tcp_flags::RST != 0 {
+        Stop::drop(Reason::BackendGone)
+    } else {
+        Stop::reset(Reason::BackendGone)
+    }
+}
 
 /// Turns the packet into the RST. It is then to be sent out of the device that it came in by.
 #[inline(always)]
@@ -22,10 +33,6 @@ pub fn turn_into_reset<F: Icmp>(packet: &mut SkbPacket) -> Stage<()> {
     let failed = Stop::drop(Reason::RejectFailed);
     let l4 = ETHERNET_LEN + F::HEADER_LEN;
     let segment = Segment::<F>::read(&packet.frame(l4 + TCP_LEN).ok_or(failed)?);
-    if segment.flags & tcp_flags::RST != 0 {
-        // Never in answer to a reset.
-        return Err(Stop::drop(Reason::BackendGone));
-    }
     let is_offloaded = cut(packet, l4)?;
     let frame = packet.frame(l4 + TCP_LEN).ok_or(failed)?;
     segment.write_answer(&frame, is_offloaded);
@@ -55,7 +62,6 @@ struct Segment<F: Family> {
     sport_be: u16,
     dport_be: u16,
     acknowledgement_be: u32,
-    flags: u8,
 }
 
 impl<F: Icmp> Segment<F> {
@@ -69,7 +75,6 @@ impl<F: Icmp> Segment<F> {
             sport_be: frame.load(l4),
             dport_be: frame.load(l4 + 2),
             acknowledgement_be: frame.load(l4 + tcp::ACKNOWLEDGEMENT),
-            flags: frame.load(l4 + tcp::FLAGS),
         }
     }
 

@@ -75,7 +75,11 @@ impl Object {
     pub(super) fn map<K: bytemuck::Pod, V: bytemuck::Pod>(&self, name: &str, values: usize) -> Result<bpf::Map<K, V>> {
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
         let data = match map {
-            Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => data,
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::LpmTrie(data) => data,
             _ => bail!("map {name} is of another kind"),
         };
         bpf::Map::new(data.fd().as_fd(), values).with_context(|| format!("map {name}"))
