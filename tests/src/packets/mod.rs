@@ -18,7 +18,7 @@ mod object;
 mod random;
 mod rig;
 
-pub use build::{ETHERNET, Segment, port_unreachable};
+pub use build::{ETHERNET, Segment, port_unreachable, reset};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size};
