@@ -252,7 +252,7 @@ impl Packet for SkbPacket {
     const IS_XDP: bool = false;
     // "No opinion": the next program or filter on the device still gets its turn (TCX_NEXT and TC_ACT_UNSPEC are both -1).
     const PASS: i32 = TC_ACT_UNSPEC;
-    const DROP: i32 = TC_ACT_SHOT as i32;
+    const DROP: i32 = TC_ACT_SHOT;
 
     #[inline(always)]
     fn context(&self) -> *mut c_void {
