@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `/metrics` in the OpenMetrics text format, and `/proxyMode` (rule 72).
 //!
-//! The counters of the packet path stand in the maps: a scrape asks the one loop for a [`Snapshot`] of them. What the
-//! agent itself does is counted in [`Metrics`].
+//! The counters of the packet path stand in the maps: a scrape reads them, and asks the one loop for the [`Directory`]
+//! that says what their indices stand for. What the agent itself does is counted in [`Metrics`].
 
 use std::{
     net::SocketAddr,
@@ -20,7 +20,7 @@ use axum::{
 use lb_common::{
     counters::{BackendCounters, ServiceCounters},
     flow::protocol,
-    verdict::Reason,
+    maps::{FLOWS_V4, FLOWS_V6},
 };
 use prometheus_client::{
     collector::Collector,
@@ -30,7 +30,10 @@ use prometheus_client::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::compile::UnitId;
+use crate::{
+    compile::UnitId,
+    dataplane::{Counters, MapError, Maps},
+};
 
 /// Boundaries of kube-proxy's histogram of the same name: 1 ms to 16 s, doubling.
 const SYNC_BUCKETS_SECS: [f64; 15] =
@@ -39,17 +42,48 @@ const SYNC_BUCKETS_SECS: [f64; 15] =
 /// How long a scrape waits for the one loop.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the maps count, at one moment.
+/// What indices in the maps stand for, at one moment, and how full the maps are.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// Decisions, by Service port.
-    pub services: Vec<(UnitId, ServiceCounters)>,
-    /// Traffic, by Service port and endpoint.
-    pub backends: Vec<(UnitId, SocketAddr, BackendCounters)>,
-    /// Packets that left the pipeline early.
-    pub reasons: Vec<(Reason, u64)>,
+pub struct Directory {
+    /// Service ports by their index.
+    pub services: Vec<(u32, UnitId)>,
+    /// Backends by their index.
+    pub backends: Vec<(u32, UnitId, SocketAddr)>,
     /// Name, entries and capacity of the maps that can get full.
-    pub maps: Vec<(&'static str, u64, u64)>,
+    pub usage: Vec<(&'static str, u64, u64)>,
+}
+
+/// What a scrape shows of the maps.
+#[derive(Clone, Debug, Default)]
+struct Snapshot {
+    directory: Directory,
+    counters: Counters,
+}
+
+impl Snapshot {
+    /// Reads the counters; the flow tables are counted entry by entry, which takes its time.
+    fn read(mut directory: Directory, maps: &Maps) -> Result<Self, MapError> {
+        let counters = maps.counters()?;
+        let capacities = [maps.flows_v4.capacity(), maps.flows_v6.capacity()];
+        for ((name, count), capacity) in [FLOWS_V4, FLOWS_V6].into_iter().zip(maps.flow_counts()?).zip(capacities) {
+            directory.usage.push((name, count, capacity.into()));
+        }
+        Ok(Self { directory, counters })
+    }
+
+    /// Decisions, by Service port.
+    fn services(&self) -> impl Iterator<Item = (&UnitId, ServiceCounters)> {
+        let counters = &self.counters.services;
+        let services = self.directory.services.iter();
+        services.map(|(index, unit)| (unit, counters.get(index).copied().unwrap_or_default()))
+    }
+
+    /// Traffic, by Service port and endpoint.
+    fn backends(&self) -> impl Iterator<Item = (&UnitId, &SocketAddr, BackendCounters)> {
+        let counters = &self.counters.backends;
+        let backends = self.directory.backends.iter();
+        backends.map(|(index, unit, socket)| (unit, socket, counters.get(index).copied().unwrap_or_default()))
+    }
 }
 
 /// What the agent counts of itself.
@@ -102,35 +136,33 @@ impl Metrics {
     }
 }
 
-/// Asks the one loop for a snapshot.
-pub type Requests = mpsc::Sender<oneshot::Sender<Snapshot>>;
+/// Asks the one loop for the directory.
+pub type Requests = mpsc::Sender<oneshot::Sender<Directory>>;
 
 #[derive(Clone)]
 struct Pages {
     requests: Requests,
+    /// Opened once more, so that reading them holds up nobody.
+    maps: Arc<Maps>,
     /// The collector within the registry shows the latest snapshot.
     latest: Arc<Mutex<Snapshot>>,
     registry: Arc<Registry>,
 }
 
 /// The pages.
-pub fn router(metrics: &Metrics, requests: Requests) -> Router {
+pub fn router(metrics: &Metrics, requests: Requests, maps: Maps) -> Router {
     let latest = Arc::new(Mutex::new(Snapshot::default()));
     let mut registry = Registry::default();
     metrics.register(&mut registry);
     registry.register_collector(Box::new(MapCounters(Arc::clone(&latest))));
-    let pages = Pages { requests, latest, registry: Arc::new(registry) };
+    let pages = Pages { requests, maps: Arc::new(maps), latest, registry: Arc::new(registry) };
     Router::new().route("/metrics", get(show_metrics)).route("/proxyMode", get(|| async { "shunt" })).with_state(pages)
 }
 
 async fn show_metrics(State(pages): State<Pages>) -> Response {
-    let (sender, receiver) = oneshot::channel();
-    let snapshot = async {
-        pages.requests.send(sender).await.ok()?;
-        receiver.await.ok()
-    };
-    let Ok(Some(snapshot)) = tokio::time::timeout(PATIENCE, snapshot).await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer\n").into_response();
+    let snapshot = match snapshot(&pages).await {
+        Ok(snapshot) => snapshot,
+        Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     };
     *pages.latest.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     let mut body = String::new();
@@ -143,6 +175,27 @@ async fn show_metrics(State(pages): State<Pages>) -> Response {
     }
 }
 
+/// A scrape that can't be answered.
+#[derive(Debug, thiserror::Error)]
+enum ScrapeError {
+    #[error("the agent's loop does not answer")]
+    NoAnswer,
+    #[error("the counters can't be read: {0}")]
+    Maps(#[from] MapError),
+}
+
+async fn snapshot(pages: &Pages) -> Result<Snapshot, ScrapeError> {
+    let (sender, receiver) = oneshot::channel();
+    let directory = async {
+        pages.requests.send(sender).await.ok()?;
+        receiver.await.ok()
+    };
+    let directory = tokio::time::timeout(PATIENCE, directory).await.ok().flatten().ok_or(ScrapeError::NoAnswer)?;
+    let maps = Arc::clone(&pages.maps);
+    let snapshot = tokio::task::spawn_blocking(move || Snapshot::read(directory, &maps)).await;
+    Ok(snapshot.map_err(|_| ScrapeError::NoAnswer)??)
+}
+
 /// Shows the latest snapshot.
 #[derive(Debug)]
 struct MapCounters(Arc<Mutex<Snapshot>>);
@@ -152,10 +205,10 @@ impl Collector for MapCounters {
         let snapshot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         encode_services(&mut encoder, &snapshot)?;
         encode_backends(&mut encoder, &snapshot)?;
-        let reasons = snapshot.reasons.iter().map(|(reason, count)| ([("reason", reason.as_str())], *count));
+        let reasons = snapshot.counters.reasons.iter().map(|(reason, count)| ([("reason", reason.as_str())], *count));
         counters(&mut encoder, "shunt_reasons", "Packets that left the pipeline early, by reason", reasons)?;
         let sizes = |pick: fn(&(&'static str, u64, u64)) -> u64| {
-            snapshot.maps.iter().map(move |map| ([("map", map.0)], pick(map))).collect::<Vec<_>>()
+            snapshot.directory.usage.iter().map(move |map| ([("map", map.0)], pick(map))).collect::<Vec<_>>()
         };
         gauges(&mut encoder, "shunt_map_entries", "Entries in a map", sizes(|map| map.1))?;
         gauges(&mut encoder, "shunt_map_capacity", "Entries that a map can hold", sizes(|map| map.2))
@@ -190,7 +243,7 @@ fn encode_services(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> 
         ("shunt_service_dropped_packets", "Packets dropped", |counters| counters.dropped),
     ];
     for (name, help, pick) in series {
-        let samples = snapshot.services.iter().map(|(unit, own)| (unit_labels(unit), pick(own)));
+        let samples = snapshot.services().map(|(unit, own)| (unit_labels(unit), pick(&own)));
         counters(encoder, name, help, samples)?;
     }
     Ok(())
@@ -207,8 +260,8 @@ fn encode_backends(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> 
         ("shunt_backend_bytes", "Bytes of the packets translated, by backend", |counters| counters.bytes),
     ];
     for (name, help, pick) in by_direction {
-        let samples = snapshot.backends.iter().flat_map(|(unit, backend, own)| {
-            ["original", "reply"].into_iter().zip(pick(own)).map(move |(direction, count)| {
+        let samples = snapshot.backends().flat_map(|(unit, backend, own)| {
+            ["original", "reply"].into_iter().zip(pick(&own)).map(move |(direction, count)| {
                 let mut labels = labels(unit, backend);
                 labels.push(("direction", direction.to_owned()));
                 (labels, count)
@@ -216,7 +269,7 @@ fn encode_backends(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> 
         });
         counters(encoder, name, help, samples)?;
     }
-    let flows = snapshot.backends.iter().map(|(unit, backend, own)| (labels(unit, backend), own.flows));
+    let flows = snapshot.backends().map(|(unit, backend, own)| (labels(unit, backend), own.flows));
     counters(encoder, "shunt_backend_flows", "New flows, by backend", flows)
 }
 
@@ -248,6 +301,10 @@ fn gauges<L: EncodeLabelSet>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use lb_common::verdict::Reason;
+
     use super::*;
 
     fn text(metrics: &Metrics, snapshot: Snapshot) -> String {
@@ -269,12 +326,17 @@ mod tests {
             is_v4: true,
         };
         let backend = "10.0.0.1:8080".parse().unwrap();
-        let snapshot = Snapshot {
-            services: vec![(unit.clone(), ServiceCounters { flows: 3, rejected: 0, dropped: 0 })],
-            backends: vec![(unit, backend, BackendCounters { packets: [5, 4], bytes: [500, 400], flows: 3 })],
-            reasons: vec![(Reason::NoRoute, 2)],
-            maps: vec![("FRONTENDS", 1, 10)],
+        let directory = Directory {
+            services: vec![(1, unit.clone())],
+            backends: vec![(7, unit, backend)],
+            usage: vec![("FRONTENDS", 1, 10)],
         };
+        let counters = Counters {
+            reasons: vec![(Reason::NoRoute, 2)],
+            services: BTreeMap::from([(1, ServiceCounters { flows: 3, rejected: 0, dropped: 0 })]),
+            backends: BTreeMap::from([(7, BackendCounters { packets: [5, 4], bytes: [500, 400], flows: 3 })]),
+        };
+        let snapshot = Snapshot { directory, counters };
         let text = text(&Metrics::default(), snapshot);
         let unit = "namespace=\"default\",service=\"web\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"";
         for line in [

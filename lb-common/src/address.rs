@@ -123,6 +123,12 @@ pub trait Family: Copy + 'static {
     const WORDS: usize;
     /// The address in the first words of sixteen bytes, the rest zero.
     fn first_words(addr: &Self::Addr) -> [u32; 4];
+    /// The keyed hash of a client alone, for session affinity.
+    #[inline(always)]
+    fn hash_client(seed: &[u64; 2], addr: &Self::Addr) -> u64 {
+        let words = Self::first_words(addr);
+        crate::hash::siphash13(seed, &[join(words[0], words[1]), join(words[2], words[3])])
+    }
     /// The keyed hash of a flow, from which Maglev takes its slot. See [`crate::hash`].
     fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64;
 }

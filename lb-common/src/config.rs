@@ -44,6 +44,43 @@ pub struct Config {
     pub timeouts: [u32; FlowState::COUNT],
     /// ICMP errors that each CPU may send in a tick.
     pub rejects_per_tick: u32,
+    /// Where the pods of the cluster are, IPv4 and IPv6 (`--cluster-cidr`): sources in it that come by an uplink are pods
+    /// of other nodes, and so internal clients.
+    pub cluster_cidrs: [Cidr; 2],
+    /// [`config_flags`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flags {
+    /// Every source is translated where the backend is not on the node itself (`--masquerade-all`).
+    pub const MASQUERADE_ALL: u32 = 1;
+}
+
+/// An address range as mask and value, in packet byte order. All zero matches nothing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Cidr {
+    /// First address.
+    pub address: Address,
+    /// Mask of the prefix; for IPv4 in the v4-mapped form.
+    pub mask: Address,
+}
+
+impl Cidr {
+    /// Whether an address lies in the range.
+    #[inline(always)]
+    #[must_use]
+    pub const fn contains(&self, address: &Address) -> bool {
+        let (value, mask, first) = (address.words_be(), self.mask.words_be(), self.address.words_be());
+        !self.mask.is_unspecified()
+            && value[0] & mask[0] == first[0]
+            && value[1] & mask[1] == first[1]
+            && value[2] & mask[2] == first[2]
+            && value[3] & mask[3] == first[3]
+    }
 }
 
 /// Bits of [`Interface::role`].
@@ -68,12 +105,25 @@ pub struct Interface {
     pub role: u16,
 }
 
-const _: () = assert!(size_of::<Config>() == 88);
+const _: () = assert!(size_of::<Config>() == 160);
 const _: () = assert!(size_of::<Interface>() == 40);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cidr_contains_its_own() {
+        let address = |text: &str| Address::from(text.parse::<core::net::IpAddr>().unwrap());
+        let cidr = Cidr { address: address("10.244.0.0"), mask: address("::ffff:255.255.0.0") };
+        let mut mask = *cidr.mask.words_be();
+        mask[..3].fill(u32::MAX);
+        let cidr = Cidr { mask: Address::from_words_be(mask), ..cidr };
+        assert!(cidr.contains(&address("10.244.255.1")));
+        assert!(!cidr.contains(&address("10.245.0.1")));
+        assert!(!cidr.contains(&address("fd00::1")));
+        assert!(!Cidr::default().contains(&Address::UNSPECIFIED));
+    }
 
     #[test]
     fn a_time_out_is_never_shorter_than_asked() {

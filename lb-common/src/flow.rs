@@ -199,6 +199,8 @@ pub mod flow_flags {
     /// The client's source address is translated: both directions are forwarded by route at the ingress where they
     /// arrive, and never handed to the local stack, which would drop a packet that claims to come from itself.
     pub const SNAT: u8 = 2;
+    /// TCP is reset when its backend goes: each packet of the client checks the backend's generation.
+    pub const RESET: u8 = 4;
 }
 
 /// A complete rewrite instruction.

@@ -37,6 +37,13 @@ impl FrontendKey {
         Self::new(Self::any_address(is_v4), port_be, protocol)
     }
 
+    /// The entry that makes undefined ports of a ClusterIP refused (rule 44): port and protocol 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any_port(address: Address) -> Self {
+        Self::new(address, 0, 0)
+    }
+
     /// The address under which NodePorts of a family stand.
     #[inline(always)]
     #[must_use]
@@ -70,6 +77,14 @@ pub mod frontend_flags {
     pub const INTERNAL_DROP: u32 = 1;
     /// The same for external clients.
     pub const EXTERNAL_DROP: u32 = 2;
+    /// Internal clients are served by the local list, else by the cluster list.
+    pub const INTERNAL_LOCAL: u32 = 4;
+    /// The same for external clients.
+    pub const EXTERNAL_LOCAL: u32 = 8;
+    /// Only sources within the Service's ranges are admitted (rule 35).
+    pub const SOURCE_RANGES: u32 = 16;
+    /// Established TCP flows are reset when their backend goes (`shunt.dev/on-backend-removal: reset`).
+    pub const RESET_ON_REMOVAL: u32 = 32;
 }
 
 /// What a new flow to a frontend gets. One update of this value switches a Service to its new backends.
@@ -80,6 +95,8 @@ pub struct Frontend {
     pub service: u32,
     /// [`frontend_flags`].
     pub flags: u32,
+    /// Idle time in ticks for which a client stays with its backend (session affinity); 0 for none.
+    pub affinity_timeout: u32,
     /// The tables, for internal and external clients; the two are often the same one.
     pub targets: [Target; 2],
 }
@@ -93,6 +110,17 @@ impl Frontend {
             Scope::Internal => self.targets[0],
             Scope::External => self.targets[1],
         }
+    }
+
+    /// The [`backend_flags`] bit of the list that serves clients of a scope.
+    #[inline(always)]
+    #[must_use]
+    pub const fn list(&self, scope: Scope) -> u8 {
+        let bit = match scope {
+            Scope::Internal => frontend_flags::INTERNAL_LOCAL,
+            Scope::External => frontend_flags::EXTERNAL_LOCAL,
+        };
+        if self.flags & bit != 0 { backend_flags::IN_LOCAL } else { backend_flags::IN_CLUSTER }
     }
 
     /// Whether clients of a scope that find no backend are dropped in silence, not rejected.
@@ -121,6 +149,10 @@ pub mod backend_state {
 pub mod backend_flags {
     /// On this node: outside clients keep their address.
     pub const LOCAL: u8 = 1;
+    /// In the cluster list: what an affinity entry names may be used on paths that this list serves.
+    pub const IN_CLUSTER: u8 = 2;
+    /// In the local list.
+    pub const IN_LOCAL: u8 = 4;
 }
 
 /// One endpoint of one Service port. An endpoint of two Services is two backends, so that it can leave one of them.
@@ -143,6 +175,67 @@ pub struct Backend {
     pub pad: u32,
 }
 
+/// A client of a Service port with session affinity.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct AffinityKey {
+    /// The client's own address, before any translation (rule 57).
+    pub client: Address,
+    /// Index of the Service port.
+    pub service: u32,
+}
+
+/// The backend that a client stays with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Affinity {
+    /// Index of the backend.
+    pub backend: u32,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// Tick of the client's last new flow.
+    pub last_used: u32,
+}
+
+/// An admitted source range of a Service port: the data of a longest-prefix key, whose length counts the 32 bits of the
+/// Service port, and for IPv4 the 96 bits of the v4-mapped prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct SourceRange {
+    /// Index of the Service port.
+    pub service: u32,
+    /// First address of the range.
+    pub address: Address,
+}
+
+impl SourceRange {
+    /// Length in bits of a key that names one address.
+    pub const FULL_LEN: u32 = 32 + 128;
+}
+
+/// A key of the map of source ranges, as `struct bpf_lpm_trie_key` of the kernel's UAPI wants it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct SourceRangeKey {
+    /// Bits of `range` that count.
+    pub prefix_len: u32,
+    /// What they are compared with.
+    pub range: SourceRange,
+}
+
+impl SourceRangeKey {
+    /// The range `address/prefix_len` of a Service port, with the prefix as people write it for the address's family.
+    #[must_use]
+    pub const fn new(service: u32, address: Address, prefix_len: u8) -> Self {
+        let before = if address.is_v4() { 32 + 96 } else { 32 };
+        Self { prefix_len: before + prefix_len as u32, range: SourceRange { service, address } }
+    }
+}
+
 const _: () = assert!(size_of::<FrontendKey>() == 20);
-const _: () = assert!(size_of::<Frontend>() == 24);
+const _: () = assert!(size_of::<Frontend>() == 28);
+const _: () = assert!(size_of::<AffinityKey>() == 20);
+const _: () = assert!(size_of::<Affinity>() == 12);
+const _: () = assert!(size_of::<SourceRange>() == 20);
+const _: () = assert!(size_of::<SourceRangeKey>() == 24);
 const _: () = assert!(size_of::<Backend>() == 32);

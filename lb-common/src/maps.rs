@@ -21,6 +21,10 @@ pub const FLOWS_V6: &str = "FLOWS_V6";
 pub const FILTER: &str = "FILTER";
 /// Hash: [`crate::address::Address`] -> `u32` (0): local addresses that answer NodePorts.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+/// LRU hash: [`crate::frontend::AffinityKey`] -> [`crate::frontend::Affinity`].
+pub const AFFINITY: &str = "AFFINITY";
+/// Longest-prefix trie: [`crate::frontend::SourceRange`] -> `u32` (0).
+pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
 /// Hash: ifindex -> [`crate::config::Interface`].
 pub const INTERFACES: &str = "INTERFACES";
 /// Hash: index of a Service port -> [`ServiceName`]. For people and restarts; no program reads it.
@@ -37,7 +41,7 @@ pub const REJECT_BUDGET: &str = "REJECT_BUDGET";
 pub const TRACE: &str = "TRACE";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 15] = [
+pub const PINNED: [&str; 17] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
@@ -46,6 +50,8 @@ pub const PINNED: [&str; 15] = [
     FLOWS_V6,
     FILTER,
     NODE_ADDRESSES,
+    AFFINITY,
+    SOURCE_RANGES,
     INTERFACES,
     SERVICE_NAMES,
     REASONS,
@@ -112,6 +118,10 @@ pub mod capacity {
     pub const SERVICES: u32 = 65_536;
     /// Local addresses that answer NodePorts.
     pub const NODE_ADDRESSES: u32 = 1_024;
+    /// Clients of Services with session affinity.
+    pub const AFFINITY: u32 = 65_536;
+    /// Source ranges of all Services.
+    pub const SOURCE_RANGES: u32 = 16_384;
     /// Network devices.
     pub const INTERFACES: u32 = 4_096;
 }

@@ -62,6 +62,8 @@ pub mod trace_verdict {
     pub const DROPPED: u32 = 5;
     /// XDP leaves it to TC.
     pub const LEFT_TO_TC: u32 = 6;
+    /// Answered with a TCP RST.
+    pub const RESET: u32 = 7;
 }
 
 const _: () = assert!(size_of::<TraceRecord>() == 48);

@@ -65,6 +65,12 @@ reasons! {
     NoSourceAddress = 14, "no-source-address";
     /// Header fields that contradict each other or the length of the packet; passed untranslated.
     Malformed = 15, "malformed";
+    /// A source outside the Service's ranges: dropped (rule 35).
+    SourceRange = 16, "source-range";
+    /// A port of a ClusterIP that no Service defines: rejected (rule 44).
+    UndefinedPort = 17, "undefined-port";
+    /// The backend of a TCP flow has gone, and its Service wants a reset: answered with RST.
+    BackendGone = 18, "backend-gone";
 }
 
 /// Number of reasons: size of the counter array.
@@ -83,6 +89,8 @@ pub enum Fate {
     Reject = 3,
     /// Dropped in silence.
     Drop = 4,
+    /// Answered with a TCP RST.
+    Reset = 5,
 }
 
 /// An early end of the pipeline. The entry point counts the reason and maps the fate to the hook's action.
@@ -114,6 +122,13 @@ impl Stop {
     #[must_use]
     pub const fn reject(reason: Reason) -> Self {
         Self { fate: Fate::Reject, reason: reason as u32 }
+    }
+
+    /// See [`Fate::Reset`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn reset(reason: Reason) -> Self {
+        Self { fate: Fate::Reset, reason: reason as u32 }
     }
 
     /// See [`Fate::Drop`].
@@ -173,6 +188,7 @@ impl Packed {
             1 => Fate::LeaveToTc,
             2 => Fate::Pass,
             3 => Fate::Reject,
+            5 => Fate::Reset,
             _ => Fate::Drop,
         };
         Err(Stop { fate, reason: self.0 as u32 })
@@ -193,8 +209,9 @@ mod tests {
 
     #[test]
     fn a_packed_result_is_the_result() {
-        let stops =
-            Reason::ALL.iter().flat_map(|&reason| [Stop::pass(reason), Stop::reject(reason), Stop::drop(reason)]);
+        let stops = Reason::ALL
+            .iter()
+            .flat_map(|&reason| [Stop::pass, Stop::reject, Stop::drop, Stop::reset].map(|stop| stop(reason)));
         for stop in stops.chain([Stop::NOT_OURS, Stop::LEAVE_TO_TC]) {
             assert_eq!(Packed::pack(Err(stop)).unpack(), Err(stop));
         }

@@ -7,7 +7,7 @@
 
 use lb_common::{
     config::Config,
-    flow::{Direction, Flow, FlowState, protocol, tcp_flags},
+    flow::{Direction, Flow, FlowState, flow_flags, protocol, tcp_flags},
     verdict::{Reason, Stage},
 };
 
@@ -21,6 +21,8 @@ use crate::{
 pub enum Found<F: Header> {
     /// Follow this instruction.
     Valid(&'static mut Flow<F>),
+    /// A TCP segment of the client, whose backend has gone and whose Service wants that reset.
+    Orphaned(&'static mut Flow<F>),
     /// The slow path must decide: there is no entry, or one that no longer holds.
     Undecided,
 }
@@ -29,8 +31,9 @@ pub enum Found<F: Header> {
 #[inline(always)]
 pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F>> {
     let Some(flow) = maps::find_flow(&parsed.key) else { return Ok(Found::Undecided) };
-    if flow.direction() == Direction::Original && is_overtaken(flow, parsed) {
-        return Ok(Found::Undecided);
+    if flow.direction() == Direction::Original && concerns_backend(flow, parsed) && is_overtaken(flow, parsed) {
+        let is_open = parsed.key.protocol == protocol::TCP && !is_syn(parsed);
+        return Ok(if is_open { Found::Orphaned(flow) } else { Found::Undecided });
     }
     if flow.last_seen != now {
         let config = maps::config()?;
@@ -56,15 +59,23 @@ pub fn is_expired<F: Header>(flow: &Flow<F>, config: &Config, now: u32) -> bool 
     now.wrapping_sub(flow.last_seen) > config.timeouts[flow.state.index()]
 }
 
-/// Whether the world has moved on since the decision: a UDP packet or a fresh SYN whose backend has gone, or a SYN on
-/// a tuple whose connection is over. Other TCP segments keep their backend, as with kube-proxy (rule 58).
+/// Whether it matters to this packet that its backend is still there: to UDP, to a fresh SYN, and to TCP that is reset
+/// when its backend goes. Other segments keep their backend, as with kube-proxy (rule 58).
+#[inline(always)]
+fn concerns_backend<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
+    parsed.key.protocol != protocol::TCP || flow.flags & flow_flags::RESET != 0 || is_syn(parsed)
+}
+
+#[inline(always)]
+fn is_syn<F: Header>(parsed: &Parsed<F>) -> bool {
+    parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// Whether the world has moved on since the decision: the backend has gone, or the connection is over and this is the
+/// SYN of another.
 #[inline(always)]
 fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
-    let is_syn = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-    if parsed.key.protocol == protocol::TCP && !is_syn {
-        return false;
-    }
-    if is_syn && flow.state == FlowState::CLOSING {
+    if is_syn(parsed) && flow.state == FlowState::CLOSING {
         return true;
     }
     maps::find_backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     config::role,
     flow::Flow,
-    verdict::{Reason, Stage, Stop},
+    verdict::{Packed, Reason, Stage, Stop},
 };
 
 use crate::{
@@ -32,7 +32,7 @@ pub fn resolve<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u
         return Err(Stop::drop(Reason::TtlExpired));
     }
     if flow.next_hop_generation != maps::config()?.next_hop_generation {
-        refresh(packet, flow, protocol)?;
+        refresh(packet, flow, protocol).unpack()?;
     }
     if flow.next_hop_generation == 0 {
         return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { Ok(Exit::Neighbour) };
@@ -43,9 +43,10 @@ pub fn resolve<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u
     Ok(Exit::Wire)
 }
 
+// Packed, because the kernel's BTF checker refuses the debug information of an enum with data, and with it the whole.
 #[inline(never)]
-fn refresh<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u8) -> Stage<()> {
-    look_up(packet, flow, protocol, &mut maps::scratch::<F>()?.fib)
+fn refresh<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u8) -> Packed {
+    Packed::pack(maps::scratch::<F>().and_then(|scratch| look_up(packet, flow, protocol, &mut scratch.fib)))
 }
 
 /// Asks the kernel's routing tables for the way to `flow.dst`. Writes the device, and the Ethernet addresses where the

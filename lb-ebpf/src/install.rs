@@ -30,11 +30,10 @@ const REUSABLE: u32 = 2;
 
 /// Installs the pair for the original entry in the scratch space; chooses its source port.
 #[inline(always)]
-pub fn install<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, hash: u64, now: u32) -> Stage<()> {
+pub fn install<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, start: u32, now: u32) -> Stage<()> {
     let key = &scratch.parsed.key;
     scratch.original.write_peer_key(key, &mut scratch.peer_key);
-    // The low half of the hash: the high one chose the backend.
-    let holder = F::choose_source_port_apart(hash as u32, now);
+    let holder = F::choose_source_port_apart(start, now);
     if holder == OTHER {
         return Err(Stop::drop(Reason::NoSourcePort));
     }

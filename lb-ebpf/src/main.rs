@@ -15,17 +15,22 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
+mod admit;
 mod apart;
 mod clock;
 mod flow;
 mod forward;
 mod header;
 mod install;
+mod log;
 mod maps;
 mod packet;
 mod parse;
 mod reject;
+mod reset;
+mod select;
 mod service;
+mod source;
 mod trace;
 mod wire;
 
@@ -94,7 +99,11 @@ fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
 where
     XdpPacket: SlowPath<F>,
 {
-    let result = ingress::<_, F>(packet);
+    let result = match ingress::<_, F>(packet) {
+        // TC makes the answer, and counts it.
+        Err(stop) if matches!(stop.fate, Fate::Reject | Fate::Reset) && !packet.is_trace() => Err(Stop::LEAVE_TO_TC),
+        result => result,
+    };
     conclude(packet, result)
 }
 
@@ -104,15 +113,20 @@ where
     SkbPacket: SlowPath<F>,
 {
     let result = ingress::<_, F>(packet);
-    if let Err(stop) = result
-        && stop.fate == Fate::Reject
-        && !packet.is_trace()
-    {
-        maps::count_reason(stop.reason);
-        let answered = reject::<F>(packet).unpack().map(|()| packet.send(packet.ifindex(), Exit::Wire));
-        return conclude(packet, answered);
-    }
-    conclude(packet, result)
+    let answered = match result {
+        Err(stop) if packet.is_trace() => Err(stop),
+        Err(stop) if stop.fate == Fate::Reject => answer(packet, stop, reject::<F>),
+        Err(stop) if stop.fate == Fate::Reset => answer(packet, stop, reset::<F>),
+        result => result,
+    };
+    conclude(packet, answered)
+}
+
+/// Sends a refused packet back as the answer that `turn` makes of it.
+#[inline(always)]
+fn answer(packet: &mut SkbPacket, stop: Stop, turn: impl FnOnce(&mut SkbPacket) -> Packed) -> Stage<i32> {
+    maps::count_reason(stop.reason);
+    turn(packet).unpack().map(|()| packet.send(packet.ifindex(), Exit::Wire))
 }
 
 #[inline(never)]
@@ -128,6 +142,10 @@ fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let flow = match flow::find(&parsed, now, packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => return Err(Stop::NOT_OURS),
         Found::Valid(flow) => follow(packet, flow)?,
+        Found::Orphaned(flow) => {
+            note_flow(packet, flow);
+            return Err(reset::stop(&parsed));
+        }
         Found::Undecided => {
             let scratch = maps::scratch::<F>()?;
             scratch.parsed = parsed;
@@ -156,13 +174,19 @@ fn follow<P: Packet, F: Header>(packet: &P, flow: &'static mut Flow<F>) -> Stage
     if !packet.is_trace() {
         return Ok(flow);
     }
+    note_flow(packet, flow);
+    let scratch = maps::scratch::<F>()?;
+    scratch.original = *flow;
+    Ok(&mut scratch.original)
+}
+
+/// Lets `trace` say whose flow it is.
+#[inline(always)]
+fn note_flow<P: Packet, F: Header>(packet: &P, flow: &Flow<F>) {
     trace::note(packet, |record| {
         record.step = trace_step::FLOW;
         record.backend = flow.backend;
     });
-    let scratch = maps::scratch::<F>()?;
-    scratch.original = *flow;
-    Ok(&mut scratch.original)
 }
 
 /// The fast path's end: follow the instruction.
@@ -181,7 +205,13 @@ fn transmit<P: Packet, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow: &mut
     Ok(packet.send(ifindex, exit))
 }
 
-// verifier: not inlined, as for `decide`.
+// verifier: not inlined, for the stack.
+#[inline(never)]
+fn reset<F: Icmp>(packet: &mut SkbPacket) -> Packed {
+    Packed::pack(reset::turn_into_reset::<F>(packet))
+}
+
+// verifier: as above.
 #[inline(never)]
 fn reject<F: Icmp>(packet: &mut SkbPacket) -> Packed {
     Packed::pack(reject::turn_into_error::<F>(packet))
@@ -194,6 +224,9 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
         Ok(action) => return action,
         Err(stop) => stop,
     };
+    if stop.fate != Fate::NotOurs {
+        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate as u32, stop.reason);
+    }
     if packet.is_trace() {
         trace::note_end(packet, stop);
     } else if stop.fate != Fate::NotOurs {
@@ -202,7 +235,7 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
     match stop.fate {
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
         // A trace: other packets were answered.
-        Fate::Reject => P::PASS,
+        Fate::Reject | Fate::Reset => P::PASS,
         Fate::Drop => P::DROP,
     }
 }

@@ -8,14 +8,17 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{
+        Array, HashMap, LruHashMap, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use lb_common::{
     address::{Address, Family, V4, V6},
     config::{Config, Interface},
     counters::{BackendCounters, RejectBudget, ServiceCounters},
     flow::{Flow, FlowKey},
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
@@ -44,6 +47,10 @@ static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entrie
 static FILTER: Array<FilterPlane> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(capacity::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+#[map]
+static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::with_max_entries(capacity::SOURCE_RANGES, BPF_F_NO_PREALLOC);
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, BPF_F_NO_PREALLOC);
 #[map]
@@ -129,6 +136,10 @@ pub struct Scratch<F: Family> {
     /// The reply's entry.
     pub peer: Flow<F>,
     pub frontend_key: FrontendKey,
+    pub affinity_key: AffinityKey,
+    pub affinity: Affinity,
+    /// A [`SourceRange`] of full length, as the trie wants it.
+    pub source: Key<SourceRange>,
     pub fib: FibParameters,
 }
 
@@ -217,6 +228,25 @@ pub fn find_frontend(key: &FrontendKey) -> Option<&'static Frontend> {
     // SAFETY: not preallocated, so a removed value stays intact until the program ends (RCU). The agent replaces values
     // whole: both targets that are read belong together.
     unsafe { FRONTENDS.get(key) }
+}
+
+/// The backend that a client stays with.
+#[inline(always)]
+pub fn find_affinity(key: &AffinityKey) -> Option<Affinity> {
+    // SAFETY: as in `find_flow`; the three words are copied at once.
+    unsafe { AFFINITY.get(key).copied() }
+}
+
+/// Notes the backend that a client stays with. A full or contended table costs the client its affinity, not its packet.
+#[inline(always)]
+pub fn put_affinity(key: &AffinityKey, affinity: &Affinity) {
+    let _ = AFFINITY.insert(key, affinity, BPF_ANY);
+}
+
+/// Whether a source lies in a range of its Service port.
+#[inline(always)]
+pub fn is_in_source_ranges(key: &Key<SourceRange>) -> bool {
+    SOURCE_RANGES.get(key).is_some()
 }
 
 /// Whether a local address answers NodePorts.

@@ -18,7 +18,7 @@ use crate::{
     clock,
     header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, ethernet},
     maps,
-    packet::{Frame, Packet, SkbPacket},
+    packet::{Frame, Packet, SkbPacket, swapped},
 };
 
 /// Length of an ICMP or ICMPv6 error's header.
@@ -26,47 +26,65 @@ const ICMP_LEN: usize = 8;
 /// TTL and hop limit of our own packets: Linux' default.
 const TTL: u8 = 64;
 
-/// What differs between ICMP and ICMPv6. Offsets count from the Ethernet header.
+/// What our own packets need of a family. Offsets count from the Ethernet header.
 pub trait Icmp: Header {
+    /// Protocol number.
+    const ICMP: u8;
     /// Type and code of "port unreachable", network byte order.
     const PORT_UNREACHABLE_BE: u16;
+    /// Whether ICMP's checksum covers a pseudo-header.
+    const ICMP_HAS_PSEUDO_HEADER: bool;
 
-    /// Writes the IP header of an error of `icmp_len` bytes, and gives the sum of the pseudo-header, if there is one.
-    fn write_ip(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr, icmp_len: usize) -> u64;
+    /// Writes the IP header of a packet with `payload_len` bytes behind it.
+    fn write_ip(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr, protocol: u8, payload_len: usize);
+
+    /// The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1).
+    #[inline(always)]
+    fn pseudo_sum(src: &Self::Addr, dst: &Self::Addr, protocol: u8, payload_len: usize) -> u64 {
+        let (src, dst) = (Self::first_words(src), Self::first_words(dst));
+        let mut sum = u64::from((payload_len as u32).to_be()) + u64::from(u32::from(protocol).to_be());
+        let mut index = 0;
+        while index < Self::WORDS {
+            sum += u64::from(src[index]) + u64::from(dst[index]);
+            index += 1;
+        }
+        sum
+    }
 }
 
 impl Icmp for V4 {
+    const ICMP: u8 = protocol::ICMP;
     const PORT_UNREACHABLE_BE: u16 = 0x0303_u16.to_be();
+    const ICMP_HAS_PSEUDO_HEADER: bool = false;
 
     #[inline(always)]
-    fn write_ip(frame: &Frame<'_>, src: &u32, dst: &u32, icmp_len: usize) -> u64 {
-        let total_len = (Self::HEADER_LEN + icmp_len) as u16;
+    fn write_ip(frame: &Frame<'_>, src: &u32, dst: &u32, protocol: u8, payload_len: usize) {
+        let total_len = (Self::HEADER_LEN + payload_len) as u32;
         let words: [u32; 5] = [
-            (0x4500_0000 | u32::from(total_len)).to_be(),
+            (0x4500_0000 | total_len).to_be(),
             // Don't fragment: then the identification may be zero (RFC 6864).
             0x0000_4000_u32.to_be(),
-            ((TTL as u32) << 24 | (protocol::ICMP as u32) << 16).to_be(),
+            (u32::from(TTL) << 24 | u32::from(protocol) << 16).to_be(),
             *src,
             *dst,
         ];
         let check = checksum::finish(words.iter().map(|&word| u64::from(word)).sum());
         frame.store(ETHERNET_LEN, words);
         frame.store(ETHERNET_LEN + 10, check);
-        0
     }
 }
 
 impl Icmp for V6 {
+    const ICMP: u8 = protocol::ICMPV6;
     const PORT_UNREACHABLE_BE: u16 = 0x0104_u16.to_be();
+    const ICMP_HAS_PSEUDO_HEADER: bool = true;
 
     #[inline(always)]
-    fn write_ip(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4], icmp_len: usize) -> u64 {
-        frame.store(ETHERNET_LEN, 0x6000_0000_u32.to_be());
-        frame.store(ETHERNET_LEN + 4, ((icmp_len as u32) << 16 | (protocol::ICMPV6 as u32) << 8 | TTL as u32).to_be());
+    fn write_ip(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4], protocol: u8, payload_len: usize) {
+        let lengths = (payload_len as u32) << 16 | u32::from(protocol) << 8 | u32::from(TTL);
+        frame.store(ETHERNET_LEN, [0x6000_0000_u32.to_be(), lengths.to_be()]);
         frame.store(Self::SRC, *src);
         frame.store(Self::DST, *dst);
-        let addresses: u64 = src.iter().chain(dst).map(|&word| u64::from(word)).sum();
-        addresses + u64::from((icmp_len as u32).to_be()) + u64::from(u32::from(protocol::ICMPV6).to_be())
     }
 }
 
@@ -81,13 +99,6 @@ pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket) -> Stage<()> {
     let is_tcp = is_tcp::<F>(packet)?;
     // The whole TCP header: where its checksum is left to the device, the kernel refuses to cut it off.
     if is_tcp { turn_round::<F, { TCP_LEN }>(packet) } else { turn_round::<F, { UDP_LEN }>(packet) }
-}
-
-/// The first twelve bytes of a frame with its two addresses exchanged.
-#[inline(always)]
-fn swapped(macs: [u32; 3]) -> [u32; 3] {
-    let pair = |low: u32, high: u32| low >> 16 | high << 16;
-    [pair(macs[1], macs[2]), pair(macs[2], macs[0]), pair(macs[0], macs[1])]
 }
 
 #[inline(always)]
@@ -123,7 +134,9 @@ fn turn_round<F: Icmp, const L4_LEN: usize>(packet: &mut SkbPacket) -> Stage<()>
 
     frame.store(0, swapped(macs));
     frame.store(ethernet::ETHERTYPE, F::ETHERTYPE_BE);
-    let mut sum = F::write_ip(&frame, &source, &client, ICMP_LEN + quote_len);
+    let icmp_len = ICMP_LEN + quote_len;
+    F::write_ip(&frame, &source, &client, F::ICMP, icmp_len);
+    let mut sum = if F::ICMP_HAS_PSEUDO_HEADER { F::pseudo_sum(&source, &client, F::ICMP, icmp_len) } else { 0 };
     let icmp = ETHERNET_LEN + F::HEADER_LEN;
     frame.store(icmp, u32::from(F::PORT_UNREACHABLE_BE));
     frame.store(icmp + 4, 0_u32);

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The agent comes and goes, is misused and misled: packets must not notice.
+//! The agent comes and goes: packets must not notice.
 
 use std::{thread::sleep, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use shunt_tests::{
     load::{self, Target},
-    world::{Family, Node, Options, World, Xdp, sample, wait_until},
+    world::{Family, Node, Options, World, sample},
 };
 
 const PAUSE: Duration = Duration::from_secs(1);
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// That requests go through, right now.
 fn serves(world: &World) -> Result<()> {
@@ -105,57 +104,4 @@ fn cleanup_removes_everything() -> Result<()> {
     // And everything can be made anew.
     world.start_agents()?;
     serves(&world)
-}
-
-/// Runs an agent that is expected to give up; what it says.
-fn fails(node: &Node, arguments: &[String]) -> Result<String> {
-    let output = node.agent_command(arguments)?.output().context("can't start the agent")?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    ensure!(!output.status.success(), "it should have failed: {said}");
-    Ok(said)
-}
-
-fn replace(arguments: &mut [String], option: &str, value: &str) {
-    let position = arguments.iter().position(|word| word == option).expect("an option that is given");
-    value.clone_into(&mut arguments[position + 1]);
-}
-
-#[test]
-fn a_second_agent_on_the_same_bpffs_is_refused() -> Result<()> {
-    let world = World::with_agents(Options::TC)?;
-    let node = world.node("node-a");
-    let mut arguments = node.agent_arguments(Xdp::Off);
-    replace(&mut arguments, "--healthz-bind-address", "127.0.0.1:20256");
-    replace(&mut arguments, "--metrics-bind-address", "127.0.0.1:20249");
-    let said = fails(node, &arguments)?;
-    ensure!(said.contains(&node.bpffs().display().to_string()), "names the directory: {said}");
-    serves(&world)
-}
-
-/// An uplink that does not exist is named, with what to do.
-#[test]
-fn an_uplink_that_does_not_exist_is_named() -> Result<()> {
-    let world = World::new(Options::TC)?;
-    world.apply_sample()?;
-    let node = world.node("node-a");
-    let mut arguments = node.agent_arguments(Xdp::Off);
-    replace(&mut arguments, "--uplink", "eth7");
-    let said = fails(node, &arguments)?;
-    ensure!(said.contains("eth7"), "{said}");
-    Ok(())
-}
-
-/// Broken files are named, and what worked before keeps working; mended ones are applied.
-#[test]
-fn broken_manifests_are_named_and_change_nothing() -> Result<()> {
-    let world = World::with_agents(Options::TC)?;
-    world.apply("web-endpoints.yaml", "kind: EndpointSlice\n  nonsense: [")?;
-    world.apply("impossible.yaml", "{ apiVersion: v1, kind: Service, metadata: { name: odd }, spec: { ports: 7 } }")?;
-    for node in world.nodes() {
-        for file in ["web-endpoints.yaml", "impossible.yaml"] {
-            wait_until(&format!("{file} being named in the log"), LIMIT, || Ok(node.agent().log().contains(file)))?;
-        }
-    }
-    serves(&world)?;
-    world.route_web_to(&["web-1", "web-3"])
 }

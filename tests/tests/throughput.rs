@@ -12,6 +12,7 @@ use shunt_tests::{
 
 const LIMIT: Duration = Duration::from_secs(20);
 const IPERF_PORT: u16 = 5201;
+const SECONDS: [&str; 2] = ["-t", "2"];
 /// Below this share of the direct speed something is broken, not slow: lost offloads cost far more.
 const LEAST_SHARE: f64 = 0.4;
 
@@ -46,7 +47,7 @@ endpoints: [{ addresses: ['fd00:244:2::12'], nodeName: node-b, conditions: { rea
 /// One run of iperf3; what it reports at the end.
 fn iperf(client: &Namespace, to: &str, port: u16, more: &[&str]) -> Result<Value> {
     let port = port.to_string();
-    let arguments = [&["-c", to, "-p", &port, "-J", "-t", "2", "--connect-timeout", "5000"], more].concat();
+    let arguments = [&["-c", to, "-p", &port, "-J", "--connect-timeout", "5000"], more].concat();
     let report: Value = serde_json::from_str(&client.run("iperf3", &arguments)?)?;
     ensure!(report["error"].is_null(), "{to}: {}", report["error"]);
     Ok(report["end"].clone())
@@ -69,14 +70,14 @@ fn iperf3_runs_through_a_service_about_as_fast_as_without() -> Result<()> {
         let direct = world.pod("web-2").address(family).to_string();
         let service = family.pick("10.96.0.52", "fd00:96::52").to_string();
         wait_until("iperf3 through the Service", LIMIT, || Ok(iperf(client, &service, 5000, &["-n", "1K"]).is_ok()))?;
-        let without = bits_per_second(&iperf(client, &direct, IPERF_PORT, &[])?)?;
-        let with = bits_per_second(&iperf(client, &service, 5000, &[])?)?;
+        let without = bits_per_second(&iperf(client, &direct, IPERF_PORT, &SECONDS)?)?;
+        let with = bits_per_second(&iperf(client, &service, 5000, &SECONDS)?)?;
         println!("{family:?}: {:.1} Gbit/s direct, {:.1} Gbit/s through the Service", without / 1e9, with / 1e9);
         ensure!(with > LEAST_SHARE * without, "{family:?}: {with:.0} of {without:.0} bit/s");
         // The other direction: replies are translated on egress.
-        let reverse = bits_per_second(&iperf(client, &service, 5000, &["-R"])?)?;
+        let reverse = bits_per_second(&iperf(client, &service, 5000, &["-R", "-t", "2"])?)?;
         ensure!(reverse > LEAST_SHARE * without, "{family:?} from the server: {reverse:.0} of {without:.0} bit/s");
-        let datagrams = iperf(client, &service, 5000, &["-u", "-b", "20M", "-l", "1200"])?;
+        let datagrams = iperf(client, &service, 5000, &["-u", "-t", "2", "-b", "20M", "-l", "1200"])?;
         let lost = datagrams["sum"]["lost_packets"].as_u64().context("no count of lost datagrams")?;
         ensure!(lost == 0, "{family:?}: {lost} of {} datagrams lost", datagrams["sum"]["packets"]);
     }

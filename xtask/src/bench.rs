@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `bench`: builds what is measured, and becomes the bench.
+//! `bench SUBJECT`: measures one part of Shunt and shows the figures beside what they shall reach.
 
-use std::{os::unix::process::CommandExt, process::Command};
+use anyhow::Result;
 
-use anyhow::{Context, Result, ensure};
-
-use crate::{build_ebpf, run, shell};
+use crate::{bench_control, bench_packet};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// What to measure and how, for the bench itself: `packet --rounds 21 --json results.json`.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-    arguments: Vec<String>,
+    #[command(subcommand)]
+    subject: Subject,
 }
 
-/// Builds everything and becomes the bench: its exit status is ours.
+#[derive(clap::Subcommand)]
+enum Subject {
+    /// From objects to maps: start, change, memory, by the number of Services.
+    Control(bench_control::Arguments),
+    /// Nanoseconds per packet of the programs themselves.
+    Packet(bench_packet::Arguments),
+}
+
+/// Runs the bench of the subject.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(shell::is_root(), "the bench makes network namespaces and loads eBPF programs: run it as root");
-    build_ebpf::build(&build_ebpf::Arguments::default())?;
-    shell::run(shell::cargo().args(["build", "--package", "shunt-tests", "--bin", "shunt-bench"]))?;
-    let bench = run::built("shunt-bench")?;
-    let error = Command::new(&bench).args(&arguments.arguments).exec();
-    Err(error).with_context(|| format!("can't start {}", bench.display()))
+    match &arguments.subject {
+        Subject::Control(arguments) => bench_control::run(arguments),
+        Subject::Packet(arguments) => bench_packet::run(arguments),
+    }
 }

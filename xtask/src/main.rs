@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bench_control;
+mod bench_packet;
 mod build_ebpf;
 mod demo;
 mod inspect;
@@ -32,7 +34,7 @@ enum Task {
     Demo(demo::Arguments),
     /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
     Test(test::Arguments),
-    /// Measure: `bench packet` for nanoseconds per packet.
+    /// Measure, and show the figures beside what they shall reach.
     Bench(bench::Arguments),
 }
 

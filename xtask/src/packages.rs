@@ -32,11 +32,10 @@ pub fn ensure(packages: &[&str], purpose: &str) -> Result<()> {
     let install = || {
         let mut command = Command::new(&apt);
         command.args(["install", "--yes", "--no-install-recommends"]).args(&lacking);
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        shell::run(command.stdout(std::io::stderr()))
+        shell::run_quietly(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
     // A fresh machine has no package lists, an old one has outdated ones.
-    shell::run(Command::new(&apt).arg("update").stdout(std::io::stderr()))
+    shell::run_quietly(Command::new(&apt).arg("update"))
         .and_then(|()| install())
         .with_context(|| format!("needed to {purpose}: {names}. Is this machine's apt configured, with a network?"))
 }

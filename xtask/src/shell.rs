@@ -31,6 +31,16 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// The same, but shows what it prints only when it fails.
+pub fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("can't start {}", display(command)))?;
+    if !output.status.success() {
+        let printed = [output.stdout, output.stderr].concat();
+        bail!("`{}` failed: {}\n{}", display(command), output.status, String::from_utf8_lossy(&printed).trim());
+    }
+    Ok(())
+}
+
 /// The command as one would type it, without its environment.
 fn display(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());

@@ -28,10 +28,11 @@ pub struct LoggingArgs {
 impl LoggingArgs {
     /// Starts logging. To be called once, first of all.
     pub fn start(&self) {
-        // The netlink library reports as errors what is handled here, or is merely unknown to it.
+        // The netlink library reports as errors what is handled here, or is merely unknown to it; aya tells at length that
+        // a kernel dislikes the debug information, which nothing needs.
         let filter = match self.verbose {
-            0 => "info,netlink_proto=off,netlink_packet_route=off",
-            1 => "info,lb_agent=debug,netlink_proto=off,netlink_packet_route=off",
+            0 => "info,aya=error,netlink_proto=off,netlink_packet_route=off",
+            1 => "info,aya=error,lb_agent=debug,netlink_proto=off,netlink_packet_route=off",
             _ => "debug,lb_agent=trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: every flag and its default stands here or in its subcommand's file, and nowhere else.
 
+mod answer;
 pub mod cleanup;
 pub mod get;
 pub mod logging;
@@ -22,12 +23,12 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards.
+    /// Load-balance the traffic of this network namespace, until told to stop; forwarding goes on afterwards
     Run(Box<run::RunArgs>),
-    /// Show what the maps hold.
+    /// Show what the maps hold; needs no running agent
     Get(get::GetArgs),
-    /// Ask the live programs where a packet would go, and why; changes nothing.
+    /// Ask the live programs where a packet would go, and why; leaves no mark on flows or counters
     Trace(trace::TraceArgs),
-    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is no longer balanced then.
+    /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is not balanced any more then
     Cleanup(cleanup::CleanupArgs),
 }

@@ -1,233 +1,215 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `lb-agent run`: its flags. What they start stands in [`crate::start`].
+//! `lb-agent run`: checks the machine, puts the agent together, and runs it until it is told to stop.
+//!
+//! Whatever can be found wrong is found before a map is made or a device touched, and what an earlier agent left goes on
+//! forwarding then.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
+mod args;
+mod config_file;
+mod values;
+
+use std::{env, fs, io::Read, path::Path};
+
+use anyhow::{Context, bail};
+use lb_common::{
+    config::{Config, TICK_SHIFT, ticks},
+    flow::FlowState,
 };
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tracing::{info, warn};
 
-use lb_common::maps::capacity;
-
+pub use self::args::RunArgs;
+use self::{args::FlowArgs, values::SourceSpec};
 use crate::{
-    dataplane::{Capacities, XdpMode},
-    node::{addresses::NodePortAddresses, checks::PortRange, pattern::Pattern, roles::Selection},
+    dataplane::{self, Dataplane, Options, Pins},
+    diff::State,
+    health::{self, Health},
+    http,
+    memory::{Bill, mebibytes},
+    metrics::{self, Metrics},
+    model::Model,
+    node::{checks, netlink::Follower},
+    source::{self, SourceError},
+    sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
 
-/// Flags of `run`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct RunArgs {
-    /// Where Services, EndpointSlices and Nodes come from: `kube`, or `dir:PATH` for a directory of manifests
-    #[arg(long, value_name = "kube|dir:PATH")]
-    pub source: SourceSpec,
-    /// Access to the Kubernetes API; default: $KUBECONFIG, else that of the pod
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Name of this machine's Node object; default: the host name
-    #[arg(long, value_name = "NAME")]
-    pub node_name: Option<String>,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would take a comment here for the help of the whole command")]
-    pub devices: DeviceArgs,
-    /// Directory of the pinned maps and programs, on a bpffs that is mounted there if none is; one per agent
-    #[arg(long, value_name = "DIR", default_value = crate::dataplane::DEFAULT_BPFFS)]
-    pub bpffs: PathBuf,
-    /// The cgroup v2 directory whose sockets are this node's. Only checked for now: sockets of the node itself are
-    /// not balanced yet
-    #[arg(long, value_name = "DIR")]
-    pub cgroup: Option<PathBuf>,
-    /// Local addresses that answer NodePorts: `primary`, `all`, or ranges
-    #[arg(long, value_name = "primary|all|CIDR,..", default_value = "primary")]
-    pub nodeport_addresses: NodePortAddresses,
-    /// Where to answer /healthz and /livez
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: SocketAddr,
-    /// Where to answer /metrics and /proxyMode
-    #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)))]
-    pub metrics_bind_address: SocketAddr,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "as above")]
-    pub flows: FlowArgs,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "as above")]
-    pub capacities: CapacityArgs,
+/// Events and changes that may wait for the loop.
+const QUEUE_LENGTH: usize = 1024;
+
+/// Threads beside that of the loop: for sources, probes and scrapes.
+const WORKERS: usize = 2;
+
+/// Runs the agent. Returns when it is told to stop; forwarding goes on.
+///
+/// # Errors
+/// Whatever keeps it from starting, and the end of its source.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let args = config_file::complete(args, env::args_os())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let result = runtime.block_on(start(args));
+    // A source may be in the middle of reading a file: nothing that is worth waiting for.
+    runtime.shutdown_background();
+    result
 }
 
-/// Flags about devices.
-#[derive(Clone, Debug, clap::Args)]
-pub struct DeviceArgs {
-    /// Devices that lead outside; default: those with a default route, and those with the node's own addresses
-    #[arg(long, value_name = "IF,..", value_delimiter = ',')]
-    pub uplink: Vec<String>,
-    /// Names of the devices that lead to pods
-    #[arg(long, value_name = "GLOB,..", value_delimiter = ',', default_value = "veth*,cali*,lxc*,eni*,gke*,azv*,tap*")]
-    pub pod_interface: Vec<Pattern>,
-    /// How to use XDP on uplinks; `auto` takes what the driver offers and leaves veth to TC
-    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
-    pub xdp: XdpMode,
-}
-
-impl DeviceArgs {
-    /// How devices are chosen.
-    #[must_use]
-    pub fn selection(&self) -> Selection {
-        Selection { uplinks: self.uplink.clone(), pods: self.pod_interface.clone() }
+async fn start(args: RunArgs) -> anyhow::Result<()> {
+    let node_name = node_name(args.node_name.as_deref())?;
+    check_machine(&args)?;
+    let selection = args.devices.selection();
+    let (follower, machine) = Follower::start().await?;
+    if let Some(problem) = selection.problems(&machine).into_iter().next() {
+        return Err(problem.into());
     }
-}
+    probe_lock(&args.bpffs)?;
+    let healthz = http::bind(args.healthz_bind_address, "--healthz-bind-address").await?;
+    let metricsz = http::bind(args.metrics_bind_address, "--metrics-bind-address").await?;
 
-/// Flags about flows.
-#[derive(Clone, Debug, clap::Args)]
-pub struct FlowArgs {
-    /// Ports for source translation; nobody else may use them on the node's addresses
-    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
-    pub source_ports: PortRange,
-    /// Key of the flow hash, 32 hex digits: the same on all nodes, and secret, so that nobody can aim at a backend.
-    /// Default: the one in use, at first a random one
-    #[arg(long, value_name = "HEX32")]
-    pub hash_seed: Option<HashSeed>,
-    /// Idle time of a TCP connection that the client has not confirmed
-    #[arg(long, value_name = "TIME", default_value = "60s")]
-    pub tcp_timeout_half_open: Seconds,
-    /// Idle time of an established TCP connection
-    #[arg(long, value_name = "TIME", default_value = "24h")]
-    pub tcp_timeout_established: Seconds,
-    /// Idle time of a TCP connection after both FINs or an RST
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    pub tcp_timeout_closing: Seconds,
-    /// Idle time of a TCP connection that one side has closed
-    #[arg(long, value_name = "TIME", default_value = "1h")]
-    pub tcp_timeout_close_wait: Seconds,
-    /// Idle time of a UDP flow without a reply
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    pub udp_timeout_unreplied: Seconds,
-    /// Idle time of a UDP flow with replies
-    #[arg(long, value_name = "TIME", default_value = "180s")]
-    pub udp_timeout_replied: Seconds,
-    /// ICMP errors that each CPU may send in a second to clients of Services without endpoints
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    pub reject_rate: u32,
-}
+    let capacities = args.capacities.capacities();
+    let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::new(error).context(path))?;
+    let bill = Bill::new(&capacities, cpus).check(args.capacities.max_map_memory)?;
+    info!("node {node_name}; the maps take up to {} MiB: {bill}", mebibytes(bill.total()));
+    let options = Options { bpffs: args.bpffs.clone(), capacities, xdp: args.devices.xdp, log: args.program_log };
+    let mut dataplane = Dataplane::open(&options)?;
+    dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
+    let counters = dataplane::Maps::open(&Pins::new(&args.bpffs))?;
+    let dump = dataplane.maps().dump()?;
 
-/// Flags about the sizes of maps.
-#[derive(Clone, Debug, clap::Args)]
-pub struct CapacityArgs {
-    /// Frontends: addresses times ports
-    #[arg(long, value_name = "N", default_value_t = capacity::FRONTENDS)]
-    pub max_frontends: u32,
-    /// Backends of all Service ports together
-    #[arg(long, value_name = "N", default_value_t = capacity::BACKENDS)]
-    pub max_backends: u32,
-    /// Slots of all lookup tables together; a table takes about 100 for each backend
-    #[arg(long, value_name = "N", default_value_t = capacity::TABLE_SLOTS)]
-    pub max_table_slots: u32,
-    /// Flow entries of each family; a flow takes two
-    #[arg(long, value_name = "N", default_value_t = capacity::FLOWS)]
-    pub max_flows: u32,
-    /// Service ports, each family's counted
-    #[arg(long, value_name = "N", default_value_t = capacity::SERVICES)]
-    pub max_services: u32,
-    /// Memory that all maps together may take, in MiB: more is refused at the start
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
-    pub max_map_memory: u32,
-}
+    let devices = Devices::new(machine, selection, args.nodeport_addresses.clone(), dump.interfaces.clone());
+    let services = Services::new(Model::new(node_name.clone()), args.flows.source_ports);
+    let state = State::adopt(dump, &dataplane.capacities());
+    let maps = Maps { state, doors: dataplane };
+    let (health, metrics) = (Health::default(), Metrics::default());
+    let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
+    let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
+    let (request_sender, requests) = mpsc::channel(1);
 
-impl CapacityArgs {
-    /// The capacities of the maps.
-    #[must_use]
-    pub fn capacities(&self) -> Capacities {
-        Capacities {
-            frontends: self.max_frontends,
-            backends: self.max_backends,
-            table_slots: self.max_table_slots,
-            flows: self.max_flows,
-            services: self.max_services,
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follower.run(change_sender));
+    tasks.spawn(http::serve(healthz, health::router(health.clone())));
+    tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
+    let mut source = tokio::spawn(run_source(args, node_name, event_sender));
+    let agent = Loop::new(services, devices, maps, health, metrics);
+    tokio::select! {
+        ended = agent.run(Inputs { events, changes, requests }) => match ended {
+            // The source itself knows why.
+            LoopError::SourceEnded => source.await?.and(Err(ended.into())),
+            LoopError::NetlinkEnded => Err(ended.into()),
+        },
+        ended = &mut source => ended?.and(Err(LoopError::SourceEnded.into())),
+        () = told_to_stop()? => {
+            info!("told to stop; what is in the kernel goes on forwarding");
+            Ok(())
         }
     }
 }
 
-/// The flag `--source`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceSpec {
-    /// The Kubernetes API.
-    Kube,
-    /// A directory of manifests.
-    Dir(PathBuf),
+/// The Node's name: as given or the host's, lower-cased and trimmed (rule 9).
+fn node_name(given: Option<&str>) -> anyhow::Result<String> {
+    let name = match given {
+        Some(name) => name.to_owned(),
+        None => {
+            nix::unistd::gethostname().context("can't get the host name; give --node-name")?.to_string_lossy().into()
+        }
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        bail!("the node has no name; give --node-name");
+    }
+    Ok(name)
 }
 
-/// `--source` could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no source; give `kube`, or `dir:PATH` for a directory of manifests")]
-pub struct SourceSpecError {
-    text: String,
+fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
+    checks::check_source_ports(args.flows.source_ports)?;
+    for problem in checks::forwarding_problems() {
+        warn!("{problem}");
+    }
+    if let Some(cgroup) = &args.cgroup {
+        check_cgroup(cgroup)?;
+    }
+    if let SourceSpec::Dir(path) = &args.source {
+        fs::read_dir(path).map_err(|source| SourceError::Directory { path: path.clone(), source })?;
+    }
+    Ok(())
 }
 
-impl FromStr for SourceSpec {
-    type Err = SourceSpecError;
+/// A second agent on the same directory shall hear of that, and not of the ports that the first one has, too.
+fn probe_lock(bpffs: &Path) -> anyhow::Result<()> {
+    let pins = Pins::new(bpffs);
+    pins.create()?;
+    pins.lock()?;
+    Ok(())
+}
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once(':') {
-            None if text == "kube" => Ok(Self::Kube),
-            Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ => Err(SourceSpecError { text: text.into() }),
+fn check_cgroup(path: &Path) -> anyhow::Result<()> {
+    let remedy = "mount one (`mount -t cgroup2 none DIR`), or see `findmnt -t cgroup2` for where it is";
+    let filesystem = statfs(path).with_context(|| format!("--cgroup {}: {remedy}", path.display()))?;
+    if filesystem.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        bail!("--cgroup {} is not on a cgroup v2 file system; {remedy}", path.display());
+    }
+    Ok(())
+}
+
+/// The configuration as the flags want it, on top of what an earlier agent left.
+fn configuration(former: Config, flows: &FlowArgs) -> anyhow::Result<Config> {
+    let seed = match flows.hash_seed {
+        Some(seed) => seed.0,
+        None if former.seed != [0; 2] => former.seed,
+        None => random_seed().context("can't read /dev/urandom; give --hash-seed")?,
+    };
+    let mut timeouts = [0; FlowState::COUNT];
+    for (states, timeout) in [
+        (&[FlowState::HALF_OPEN] as &[_], flows.tcp_timeout_half_open),
+        (&[FlowState::ESTABLISHED], flows.tcp_timeout_established),
+        (&[FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY], flows.tcp_timeout_close_wait),
+        (&[FlowState::CLOSING], flows.tcp_timeout_closing),
+        (&[FlowState::UNREPLIED], flows.udp_timeout_unreplied),
+        (&[FlowState::REPLIED], flows.udp_timeout_replied),
+    ] {
+        states.iter().for_each(|state| timeouts[state.index()] = ticks(timeout.0));
+    }
+    let rejects_per_tick = (u64::from(flows.reject_rate) << TICK_SHIFT) / 1_000_000_000;
+    Ok(Config {
+        seed,
+        source_port_first: flows.source_ports.first,
+        source_port_last: flows.source_ports.last,
+        timeouts,
+        rejects_per_tick: u32::try_from(rejects_per_tick).unwrap_or(u32::MAX),
+        next_hop_generation: former.next_hop_generation.max(1),
+        ..former
+    })
+}
+
+fn random_seed() -> std::io::Result<[u64; 2]> {
+    let mut seed = [0; 2];
+    fs::File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut seed))?;
+    Ok(seed)
+}
+
+async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {
+    match args.source {
+        SourceSpec::Dir(path) => source::run_dir(path, events).await?,
+        SourceSpec::Kube => {
+            let options = source::KubeOptions { kubeconfig: args.kubeconfig, node_name };
+            source::run_kube(options, events).await?;
         }
     }
+    Ok(())
 }
 
-/// A time span in whole seconds, written with a unit: `90s`, `15m`, `24h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seconds(pub u32);
-
-/// A time span could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no time span such as 90s, 15m or 24h")]
-pub struct SecondsError {
-    text: String,
-}
-
-impl FromStr for Seconds {
-    type Err = SecondsError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let unit = text.chars().next_back()?;
-            let factor = match unit {
-                's' => 1,
-                'm' => 60,
-                'h' => 3600,
-                _ => return None,
-            };
-            let number: u32 = text[..text.len() - 1].parse().ok()?;
-            number.checked_mul(factor).filter(|&seconds| seconds > 0)
-        };
-        parse().map(Self).ok_or_else(|| SecondsError { text: text.into() })
-    }
-}
-
-/// The key of the flow hash.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct HashSeed(pub [u64; 2]);
-
-impl fmt::Debug for HashSeed {
-    /// Secret, thus not shown.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HashSeed(..)")
-    }
-}
-
-/// A hash seed could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("a hash seed has exactly 32 hex digits, not all 0; `openssl rand -hex 16` makes one")]
-pub struct HashSeedError;
-
-impl FromStr for HashSeed {
-    type Err = HashSeedError;
-
-    fn from_str(text: &str) -> Result<Self, HashSeedError> {
-        let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let value = u128::from_str_radix(text, 16).ok().filter(|&value| is_hex && value != 0).ok_or(HashSeedError)?;
-        Ok(Self([(value >> 64) as u64, value as u64]))
-    }
+/// Ends with the first SIGTERM or SIGINT.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 #[cfg(test)]
@@ -235,48 +217,51 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Cli, Command};
 
-    fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
-        let cli = Cli::try_parse_from(["lb-agent", "run"].iter().chain(args))?;
-        match cli.command {
-            Command::Run(args) => Ok(*args),
-            other => panic!("{other:?}"),
-        }
+    /// The flags of `run` alone.
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn flows(flags: &str) -> FlowArgs {
+        let given = flags.split_whitespace();
+        Flags::parse_from(["run", "--source", "kube"].into_iter().chain(given)).run.flows
     }
 
     #[test]
-    fn the_command_line_is_sound() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+    fn rule_9_the_nodes_name_is_lower_cased_and_trimmed() {
+        assert_eq!(node_name(Some(" Node-1.Example ")).unwrap(), "node-1.example");
+        assert!(node_name(Some(" ")).is_err());
+        assert!(!node_name(None).unwrap().is_empty());
     }
 
     #[test]
-    fn a_source_is_all_that_is_needed() {
-        let args = run(&["--source", "dir:/etc/shunt"]).unwrap();
-        assert_eq!(args.source, SourceSpec::Dir("/etc/shunt".into()));
-        assert_eq!(args.nodeport_addresses, NodePortAddresses::Primary);
-        assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
-        assert_eq!(args.devices.pod_interface.len(), 7);
-        assert!(run(&[]).is_err());
+    fn rule_63_every_state_of_a_flow_has_its_time_out() {
+        let flows =
+            flows("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
+        let config = configuration(Config::default(), &flows).unwrap();
+        let expected = [60, 86_400, 1800, 1800, 10, 30, 180].map(ticks);
+        assert_eq!(config.timeouts, expected);
+        assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
+        assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));
+        assert_eq!(config.seed, [1, 10]);
+        assert_eq!(config.next_hop_generation, 1);
     }
 
     #[test]
-    fn bad_values_say_what_is_wanted() {
-        for (args, wanted) in [
-            (["--source", "file:x"], "dir:PATH"),
-            (["--hash-seed", "12"], "32 hex digits"),
-            (["--udp-timeout-replied", "3"], "90s"),
-            (["--source-ports", "9"], "61000-65535"),
-        ] {
-            let text = run(&args).unwrap_err().to_string();
-            assert!(text.contains(wanted), "{text}");
-        }
+    fn an_adopted_configuration_keeps_its_seed_and_generation() {
+        let first = configuration(Config::default(), &flows("")).unwrap();
+        assert_ne!(first.seed, [0; 2]);
+        let former = Config { next_hop_generation: 7, ..first };
+        assert_eq!(configuration(former, &flows("")).unwrap(), former);
     }
 
     #[test]
-    fn seeds_are_whole() {
-        let seed: HashSeed = "0123456789abcdeffedcba9876543210".parse().unwrap();
-        assert_eq!(seed.0, [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
-        assert!("+123456789abcdeffedcba9876543210".parse::<HashSeed>().is_err());
+    fn a_cgroup_directory_must_be_one() {
+        let error = check_cgroup(Path::new("/proc")).unwrap_err().to_string();
+        assert!(error.contains("--cgroup /proc is not on a cgroup v2 file system"), "{error}");
+        assert!(check_cgroup(Path::new("/nonexistent")).is_err());
     }
 }

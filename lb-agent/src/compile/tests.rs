@@ -8,8 +8,10 @@ use super::*;
 use crate::model::builders::{EndpointBuilder, ServiceBuilder, SliceBuilder, endpoint, service, slice};
 
 fn compiled(builder: ServiceBuilder, slices: &[SliceBuilder]) -> BTreeMap<UnitId, Unit> {
-    let slices = slices.iter().map(|one| (one.0.metadata.name.clone().unwrap(), Slice::parse(&one.0).unwrap()));
-    compile(&Service::parse(&builder.0).unwrap(), &slices.collect(), &Node::new("node-1".into()))
+    let service = Service::parse(&builder.0).unwrap();
+    let slices: Vec<_> = slices.iter().map(|one| Slice::parse(&one.0).unwrap()).collect();
+    let part = Part { ports: &service.ports, slices: slices.iter().collect(), weight: 1 };
+    compile(&service, &[part], &Node::new("node-1".into()))
 }
 
 fn only(units: BTreeMap<UnitId, Unit>) -> Unit {
@@ -43,8 +45,12 @@ fn a_plain_unit_as_a_whole() {
     let unit = Unit {
         backends: [(key("10.0.0.1", 8080), BackendSpec { active: true, local: true })].into(),
         cluster: [(key("10.0.0.1", 8080), 1)].into(),
-        local: BTreeMap::new(),
-        frontends: [(frontend, FrontendPlan { internal: List::Cluster, external: List::Cluster, flags: 0 })].into(),
+        frontends: [
+            (frontend, FrontendPlan { internal: List::Cluster, external: List::Cluster, flags: 0 }),
+            (FrontendKey::any_port(frontend.address), FrontendPlan::REFUSED),
+        ]
+        .into(),
+        ..Unit::default()
     };
     assert_eq!(units, [(id, unit)].into());
 }
@@ -140,7 +146,7 @@ proptest! {
         for key in unit.cluster.keys().chain(unit.local.keys()) {
             prop_assert!(unit.backends.contains_key(key));
         }
-        prop_assert_eq!(unit.frontends.len(), 2);
+        prop_assert_eq!(unit.frontends.len(), 3);
         // A drop means that somebody serves, but not for these clients.
         let is_dropped = unit.frontends.values().any(|plan| plan.flags != 0);
         prop_assert!(!is_dropped || (unit.local.is_empty() && !endpoints.is_empty()));

@@ -1,4 +1,209 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel's side of the agent: programs, maps, links and pins.
+//!
+//! In: [`Operation`]s, and devices with their roles. Out: what the maps hold, and counters. It must not know of
+//! Kubernetes, Services or time.
+//!
+//! Everything is pinned and outlives the process: the next agent adopts it. What runs is replaced in place, so that no
+//! packet meets a gap.
 
+mod attach;
+mod capabilities;
+mod counters;
+mod doors;
+mod dump;
 pub mod fake;
+mod filters;
+mod load;
+mod logs;
+mod maps;
+mod pins;
+mod question;
+mod remove;
+mod sys;
+#[cfg(test)]
+pub(crate) mod tests;
+mod usage;
+mod write;
+
+use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering};
+
+use aya::{Ebpf, EbpfError, programs::ProgramError};
+use lb_common::{
+    address::Address,
+    config::Config,
+    maps::{FILTER_INGRESS, SLOTS_PER_CHUNK},
+};
+
+use self::{attach::Links, pins::Lock};
+pub use self::{
+    attach::{AttachError, Attachment},
+    counters::Counters,
+    doors::{Door, XdpMode},
+    dump::FlowEntry,
+    maps::{MapError, Maps},
+    pins::{DEFAULT_BPFFS, PinError, Pins},
+    question::{Answer, QuestionError, ask},
+    remove::{Item, remove_all},
+    usage::MapUsage,
+};
+pub use crate::diff::Capacities;
+use crate::diff::{Operation, WriteError, Writer};
+
+/// How to open the data plane.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory of all pins.
+    pub bpffs: PathBuf,
+    /// Sizes of maps that are made; adopted ones keep theirs.
+    pub capacities: Capacities,
+    /// How to use XDP.
+    pub xdp: XdpMode,
+    /// Whether to pass on the programs' debug log, if they were built with it.
+    pub log: bool,
+}
+
+/// The data plane can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Privileges are missing.
+    #[error("this process lacks {}; run as root, or with these capabilities", .missing.join(", "))]
+    Capabilities {
+        /// Their names.
+        missing: Vec<&'static str>,
+    },
+    /// Built for looking at, not for running.
+    #[error("this lb-agent was built with SHUNT_NO_EBPF=1 and has no programs; build it without")]
+    NoObject,
+    /// Agent and object don't fit together.
+    #[error("the embedded eBPF object has no {name}; build both again: `cargo xtask build-ebpf`, then the agent")]
+    MissingFromObject {
+        /// The map or program.
+        name: &'static str,
+    },
+    /// The directory of pins.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Making maps, or the object as a whole.
+    #[error("loading the eBPF object: {}", load::object_text(cause))]
+    Load {
+        /// What aya or the kernel said.
+        cause: EbpfError,
+    },
+    /// The kernel refused a program.
+    #[error("loading program {name}: {}", load::verifier_text(cause))]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        cause: ProgramError,
+    },
+}
+
+/// Maps, programs and links of this agent. Dropping it ends the ownership; everything goes on as it is.
+pub struct Dataplane {
+    maps: Maps,
+    links: Links,
+    ebpf: Ebpf,
+    /// Held, not used: see [`Pins::lock`].
+    _lock: Lock,
+}
+
+impl Dataplane {
+    /// Makes maps, or adopts those of an earlier agent; loads the programs; and lets its links run them.
+    ///
+    /// # Errors
+    /// With what can be done about it. Nothing that ran before has stopped then.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        let missing = capabilities::missing();
+        if !missing.is_empty() {
+            return Err(OpenError::Capabilities { missing });
+        }
+        let pins = Pins::new(&options.bpffs);
+        pins.create()?;
+        let lock = pins.lock()?;
+        let load::Loaded { mut ebpf, programs } = load::load(&pins, &options.capacities)?;
+        if options.log {
+            logs::start(&mut ebpf);
+        }
+        let maps = Maps::open(&pins)?;
+        let links = Links::adopt(pins, programs, options.xdp, &mut ebpf);
+        Ok(Self { maps, links, ebpf, _lock: lock })
+    }
+
+    /// The maps.
+    #[must_use]
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// What the maps can really hold: adopted ones keep their sizes.
+    #[must_use]
+    pub fn capacities(&self) -> Capacities {
+        Capacities {
+            frontends: self.maps.frontends.capacity(),
+            backends: self.maps.backends.capacity(),
+            table_slots: self.maps.tables.capacity() * SLOTS_PER_CHUNK,
+            flows: self.maps.flows_v4.capacity(),
+            services: self.maps.names.capacity(),
+            source_ranges: self.maps.source_ranges.capacity(),
+            affinity: self.maps.affinity.capacity(),
+        }
+    }
+
+    /// The configuration. All zero in new maps.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.maps.config.get(0).unwrap_or_default()
+    }
+
+    /// Writes the configuration, and lets the node's addresses pass the filter first.
+    pub fn set_config(&mut self, config: &Config) {
+        for address in config.node_addresses.iter().filter(|address| !address.is_unspecified()) {
+            self.pass(address);
+        }
+        let words: &[u32] = bytemuck::cast_slice(std::slice::from_ref(config));
+        self.maps.config.words().iter().zip(words).for_each(|(to, &from)| to.store(from, Ordering::Release));
+    }
+
+    /// Makes every cached next hop be looked up again. Never makes the generation 0.
+    pub fn bump_next_hops(&mut self) {
+        let mut config = self.config();
+        config.next_hop_generation = config.next_hop_generation.wrapping_add(1).max(1);
+        self.set_config(&config);
+    }
+
+    /// Attaches the programs that a device's role asks for ([`lb_common::config::role`]); those that are there stay.
+    ///
+    /// # Errors
+    /// Where a door that the device can't do without is refused.
+    pub fn attach(&mut self, ifindex: u32, name: &str, role: u16, is_veth: bool) -> Result<Attachment, AttachError> {
+        self.links.attach(&mut self.ebpf, (ifindex, name), role, is_veth)
+    }
+
+    /// Takes the programs off a device, or forgets it if it has gone.
+    pub fn detach(&mut self, ifindex: u32) {
+        self.links.detach(ifindex);
+    }
+
+    /// Devices with programs, those adopted from an earlier agent among them.
+    #[must_use]
+    pub fn attached(&self) -> BTreeSet<u32> {
+        self.links.devices()
+    }
+
+    fn pass(&mut self, address: &Address) {
+        let operation = Operation::SetFilterBit { plane: FILTER_INGRESS, address: *address };
+        // A store to mapped memory: it can't fail.
+        let _ = self.maps.write(&operation);
+    }
+}
+
+impl Writer for Dataplane {
+    fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
+        self.maps.write(operation)
+    }
+}

@@ -6,7 +6,7 @@ use std::io;
 use lb_common::{
     address::Address,
     config::Interface,
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::ServiceName,
 };
 
@@ -41,6 +41,10 @@ pub enum Operation {
         /// The name.
         name: Box<ServiceName>,
     },
+    /// Admits a range of sources to a Service port.
+    UpsertSourceRange(SourceRangeKey),
+    /// Admits it no longer.
+    RemoveSourceRange(SourceRangeKey),
     /// Makes a frontend, or switches it to other tables.
     UpsertFrontend {
         /// Where it is reached.
@@ -80,12 +84,12 @@ pub enum Operation {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The kernel refused it.
-    #[error("writing map {map}: {source}")]
+    #[error("writing map {map}: {cause}")]
     Refused {
         /// Name of the map.
         map: &'static str,
         /// What it said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The map has no such element.
     #[error("writing map {map}: element {index} is outside its {capacity} elements")]

@@ -20,7 +20,15 @@ use crate::{
 };
 
 fn small() -> Capacities {
-    Capacities { frontends: 4, backends: 6, table_slots: 3 * 416, flows: 16, services: 4 }
+    Capacities {
+        frontends: 4,
+        backends: 6,
+        table_slots: 3 * 416,
+        flows: 16,
+        services: 4,
+        source_ranges: 4,
+        affinity: 1,
+    }
 }
 
 #[test]
@@ -31,16 +39,16 @@ fn a_service_from_its_birth_to_its_end() {
         world.fake.to_string(),
         "service 1 default/web:http TCP IPv4\n\
          frontend 10.96.0.1:80/TCP -> service 1, internal 401 slots (1: 201, 2: 200), external 401 slots (1: 201, 2: 200)\n\
-         backend 1 10.0.0.1:8080 service 1 active generation 0\n\
-         backend 2 10.0.0.2:8080 service 1 active generation 0\n"
+         backend 1 10.0.0.1:8080 service 1 active in-cluster-list generation 0\n\
+         backend 2 10.0.0.2:8080 service 1 active in-cluster-list generation 0\n"
     );
     world.want("web", 10, unit(&[(2, 1), (3, 3)], &[(1, List::Cluster)]));
     assert_eq!(
         world.fake.to_string(),
         "service 1 default/web:http TCP IPv4\n\
          frontend 10.96.0.1:80/TCP -> service 1, internal 401 slots (2: 100, 3: 301), external 401 slots (2: 100, 3: 301)\n\
-         backend 2 10.0.0.2:8080 service 1 active generation 0\n\
-         backend 3 10.0.0.3:8080 service 1 active generation 0\n"
+         backend 2 10.0.0.2:8080 service 1 active in-cluster-list generation 0\n\
+         backend 3 10.0.0.3:8080 service 1 active in-cluster-list generation 0\n"
     );
     world.remove("web");
     assert_eq!(world.fake.to_string(), "");

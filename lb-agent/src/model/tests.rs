@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::builders::{ServiceBuilder, deleted, endpoint, node, service, slice};
+use crate::model::builders::{ServiceBuilder, deleted, endpoint, node, service, service_cidr, slice};
 
 fn key(name: &str) -> ServiceKey {
     ServiceKey { namespace: "default".into(), name: name.into() }
@@ -82,6 +82,22 @@ fn rule_5_the_zone_of_the_own_node_concerns_every_service() {
 fn rule_5_internal_addresses_are_those_of_the_own_node() {
     let model = model([node("node-2", None, &["192.0.2.2"]), node("node-1", None, &["192.0.2.1", "fd00::1", "?"])]);
     assert_eq!(model.node_internal_addresses(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+}
+
+#[test]
+fn rule_6_service_cidrs_are_followed() {
+    let ranges = |model: &Model| model.service_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut model = model([service_cidr("kubernetes", &["10.96.0.0/12", "fd00:96::/108"])]);
+    assert_eq!(model.handle(service_cidr("more", &["10.96.0.0/12", "172.30.0.0/16"])), []);
+    assert_eq!(ranges(&model), ["10.96.0.0/12", "172.30.0.0/16", "fd00:96::/108"]);
+    let problems = model.handle(service_cidr("more", &["10.1.0.0", "0.0.0.0/0"]));
+    assert_eq!(
+        problems[0].to_string().split(';').next(),
+        Some("ServiceCIDR more: \"10.1.0.0\" is no range of ClusterIPs, and is skipped")
+    );
+    assert_eq!(problems.len(), 2);
+    model.handle(deleted(Kind::ServiceCidr, "kubernetes"));
+    assert_eq!(ranges(&model), [""; 0]);
 }
 
 #[test]
@@ -247,6 +263,7 @@ fn delete_of(event: &Event) -> Event {
         Event::Apply(Object::Service(object)) => (Kind::Service, &object.metadata),
         Event::Apply(Object::EndpointSlice(object)) => (Kind::EndpointSlice, &object.metadata),
         Event::Apply(Object::Node(object)) => (Kind::Node, &object.metadata),
+        Event::Apply(Object::ServiceCidr(object)) => (Kind::ServiceCidr, &object.metadata),
         other => unreachable!("not an object: {other:?}"),
     };
     deleted(kind, metadata.name.as_deref().unwrap())

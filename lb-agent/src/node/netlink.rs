@@ -70,8 +70,12 @@ impl Follower {
     /// # Errors
     /// Where netlink fails.
     pub async fn start() -> Result<(Self, NodeState), NetlinkError> {
+        Self::start_with_room(RECEIVE_BUFFER_BYTES).await
+    }
+
+    async fn start_with_room(bytes: u32) -> Result<(Self, NodeState), NetlinkError> {
         let (mut connection, _, reports) = rtnetlink::new_multicast_connection(&GROUPS).map_err(NetlinkError::Open)?;
-        if let Err(error) = connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER_BYTES) {
+        if let Err(error) = connection.socket_mut().socket_mut().set_rx_buf_sz(bytes) {
             debug!("the netlink socket keeps its small receive buffer: {error}");
         }
         tokio::spawn(connection);
@@ -164,5 +168,121 @@ async fn look_at_next_hops(handle: &Handle, state: &mut NodeState) -> Result<(),
 fn take_in(state: &mut NodeState, message: RouteNetlinkMessage) {
     if let Some(change) = decode(message) {
         state.apply(change);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::IpAddr, process::Command, thread};
+
+    use nix::{
+        errno::Errno,
+        sched::{CloneFlags, unshare},
+    };
+
+    use super::*;
+
+    fn ip(arguments: &str) {
+        let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
+        assert!(status.success(), "ip {arguments}");
+    }
+
+    /// Runs the test on a thread in a network namespace of its own, which goes with the thread. Skips it without root,
+    /// saying so.
+    fn in_new_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+        let thread = thread::spawn(move || {
+            match unshare(CloneFlags::CLONE_NEWNET) {
+                Err(Errno::EPERM) => return eprintln!("skipped: a network namespace needs root"),
+                made => made.unwrap(),
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(test());
+        });
+        thread.join().unwrap();
+    }
+
+    async fn follow_until(
+        changes: &mut mpsc::Receiver<Change>,
+        state: &mut NodeState,
+        is_done: impl Fn(&NodeState) -> bool,
+    ) {
+        let follow = async {
+            while !is_done(state) {
+                state.apply(changes.recv().await.unwrap());
+            }
+        };
+        let patience = Duration::from_secs(5);
+        assert!(tokio::time::timeout(patience, follow).await.is_ok(), "{state:#?}");
+    }
+
+    #[test]
+    fn devices_addresses_and_routes_are_followed() {
+        in_new_namespace(|| async {
+            ip("link add veth0 type veth peer name peer0");
+            ip("address add 192.0.2.1/24 dev veth0");
+            let (follower, mut state) = Follower::start().await.unwrap();
+            let (&veth0, link) = state.links().iter().find(|(_, link)| link.name == "veth0").unwrap();
+            assert!(link.is_veth() && link.is_ethernet && link.mac != [0; 6]);
+            assert_eq!(state.addresses(veth0)[0].ip, "192.0.2.1".parse::<IpAddr>().unwrap());
+            assert!(!state.is_default_device(veth0));
+
+            let (sender, mut changes) = mpsc::channel(1);
+            tokio::spawn(follower.run(sender));
+            ip("link set veth0 up");
+            ip("route add default via 192.0.2.9 dev veth0");
+            follow_until(&mut changes, &mut state, |state| state.is_default_device(veth0)).await;
+            ip("address add fd00::1/64 dev veth0 nodad");
+            let fd00: IpAddr = "fd00::1".parse().unwrap();
+            follow_until(&mut changes, &mut state, |state| {
+                state.addresses(veth0).iter().any(|own| own.ip == fd00 && own.is_global)
+            })
+            .await;
+            ip("link del veth0");
+            follow_until(&mut changes, &mut state, |state| state.links().len() == 1).await;
+        });
+    }
+
+    #[test]
+    fn a_bridge_keeps_the_device_that_leaves_it() {
+        in_new_namespace(|| async {
+            ip("link add veth0 type veth peer name peer0");
+            ip("link add bridge0 type bridge");
+            ip("link set veth0 master bridge0");
+            let (follower, mut state) = Follower::start().await.unwrap();
+            let (sender, mut changes) = mpsc::channel(1);
+            tokio::spawn(follower.run(sender));
+            ip("link set veth0 nomaster");
+            ip("link set peer0 name peer1");
+            follow_until(&mut changes, &mut state, |state| state.links().values().any(|link| link.name == "peer1"))
+                .await;
+            assert!(state.links().values().any(|link| link.name == "veth0"));
+        });
+    }
+
+    #[test]
+    fn a_burst_that_overflows_the_socket_is_made_up_for() {
+        in_new_namespace(|| async {
+            let (follower, mut state) = Follower::start_with_room(1 << 14).await.unwrap();
+            // Nobody reads meanwhile: this runtime has one thread, and it is here.
+            for index in 0..30 {
+                ip(&format!("link add burst{index} type veth peer name tsrub{index}"));
+            }
+            for index in 0..30 {
+                ip(&format!("link del burst{index}"));
+            }
+            ip("link add last0 type veth peer name last1");
+            let (sender, mut changes) = mpsc::channel(1);
+            tokio::spawn(follower.run(sender));
+            let mut is_resynced = false;
+            while !is_resynced {
+                let change = changes.recv().await.unwrap();
+                is_resynced = matches!(change, Change::Resync(_));
+                state.apply(change);
+            }
+            follow_until(&mut changes, &mut state, |state| {
+                state.links().len() == 3 && state.links().values().any(|link| link.name == "last0")
+            })
+            .await;
+        });
     }
 }

@@ -3,9 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::address::Address;
+use lb_common::{address::Address, config::Config};
 
-use crate::{diff::Writer, metrics::Snapshot, node::state::Link, problem::Problem};
+use crate::{
+    dataplane::{AttachError, Dataplane, MapError},
+    diff::{Filter, Writer},
+    node::state::Link,
+    problem::Problem,
+};
 
 /// The programs on the devices, and the part of the configuration that changes while they run.
 pub trait Doors: Writer {
@@ -27,11 +32,11 @@ pub trait Doors: Writer {
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
 
-    /// What the programs have counted.
+    /// Takes out of the address filter what nothing needs any more, neither `needed` nor a flow. Returns what is left.
     ///
     /// # Errors
-    /// Where the maps can't be read.
-    fn snapshot(&self) -> Result<Snapshot, Problem>;
+    /// When the flows can't be read; the filter is as before then.
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem>;
 }
 
 /// How a device's programs are attached.
@@ -57,4 +62,42 @@ pub enum DoorError {
         /// What can be done.
         remedy: String,
     },
+}
+
+impl From<AttachError> for DoorError {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::Gone { .. } => Self::Gone,
+            refused => Self::Refused { cause: refused.to_string(), remedy: refused.remedy().to_owned() },
+        }
+    }
+}
+
+impl Doors for Dataplane {
+    fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError> {
+        let attachment = Self::attach(self, ifindex, &link.name, role, link.is_veth())?;
+        Ok(Attached { is_native_xdp: attachment.is_native_xdp(), text: attachment.to_string() })
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        Self::detach(self, ifindex);
+    }
+
+    fn attached(&self) -> BTreeSet<u32> {
+        Self::attached(self)
+    }
+
+    fn bump_next_hops(&mut self) {
+        Self::bump_next_hops(self);
+    }
+
+    fn set_node_addresses(&mut self, addresses: [Address; 2]) {
+        self.set_config(&Config { node_addresses: addresses, ..self.config() });
+    }
+
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+        let problem =
+            |error: MapError| Problem::new("address filter", error.to_string(), "it is swept again in an hour");
+        self.maps().sweep_filter(needed).map_err(problem)
+    }
 }

@@ -5,7 +5,7 @@
 //!  sources --events--> Services: model -> compile -> diff --+
 //!                                                           +--> Maps: State (mirror) + Doors (kernel)
 //!  netlink --changes--> Devices: roles, addresses ----------+
-//!  scrapes --requests--> counters
+//!  scrapes --requests--> what the counters' indices stand for
 //! ```
 //!
 //! A burst is drained before anything is planned; devices come before Services, so that a pod's traffic finds its door
@@ -17,21 +17,29 @@ pub mod doors;
 mod queue;
 mod report;
 mod services;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use jiff::Timestamp;
+use lb_common::maps::FILTER_INGRESS;
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
 pub use self::{devices::Devices, services::Services};
-use self::{devices::Told, doors::Doors, report::Reporter};
+use self::{
+    devices::Told,
+    doors::Doors,
+    report::Reporter,
+    sweep::{Sweep, sweep},
+};
 use crate::{
+    compile::BackendKey,
     diff::State,
     health::Health,
-    metrics::{Metrics, Snapshot},
+    metrics::{Directory, Metrics},
     node::state::Change,
     source::Event,
 };
@@ -59,7 +67,7 @@ pub struct Inputs {
     /// From the kernel.
     pub changes: mpsc::Receiver<Change>,
     /// From scrapes of the metrics.
-    pub requests: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+    pub requests: mpsc::Receiver<oneshot::Sender<Directory>>,
 }
 
 /// A channel that the loop can't do without was closed.
@@ -81,6 +89,7 @@ pub struct Loop<D> {
     reporter: Reporter,
     health: Health,
     metrics: Metrics,
+    sweep: Sweep,
     was_done: bool,
 }
 
@@ -88,23 +97,26 @@ impl<D: Doors> Loop<D> {
     /// With everything in place, but nothing done yet.
     #[must_use]
     pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
-        Self { services, devices, maps, reporter: Reporter::default(), health, metrics, was_done: false }
+        let (reporter, sweep) = (Reporter::default(), Sweep::default());
+        Self { services, devices, maps, reporter, health, metrics, sweep, was_done: false }
     }
 
-    /// Runs until an input ends. Dropping the future at any time is safe: every turn is finished before it waits.
-    ///
-    /// # Errors
-    /// Which input has ended.
-    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), LoopError> {
+    /// Runs until an input ends, and says which. Dropping the future at any time is safe: every turn is finished before it
+    /// waits.
+    pub async fn run(mut self, mut inputs: Inputs) -> LoopError {
         loop {
             let wake_at = self.turn(Instant::now());
             tokio::select! {
-                event = inputs.events.recv() => {
-                    let event = event.ok_or(LoopError::SourceEnded)?;
-                    self.take_event(event, Instant::now());
-                }
-                change = inputs.changes.recv() => self.devices.take_change(change.ok_or(LoopError::NetlinkEnded)?),
-                Some(request) = inputs.requests.recv() => self.answer(request, Instant::now()),
+                event = inputs.events.recv() => match event {
+                    Some(event) => self.take_event(event, Instant::now()),
+                    None => return LoopError::SourceEnded,
+                },
+                change = inputs.changes.recv() => match change {
+                    Some(change) => self.devices.take_change(change),
+                    None => return LoopError::NetlinkEnded,
+                },
+                // A scrape that has given up meanwhile is none.
+                Some(request) = inputs.requests.recv() => drop(request.send(self.directory())),
                 () = sleep_until(wake_at) => {}
             }
             self.drain(&mut inputs);
@@ -140,6 +152,8 @@ impl<D: Doors> Loop<D> {
             self.was_done = false;
         }
         self.services.work(SERVICES_A_TURN, &mut self.maps, &mut self.reporter, now);
+        // What was written may concern other Services: a frontend that one gave up is another's now.
+        self.services.gather(&mut self.maps.state, now);
         if self.services.is_done() && !self.was_done {
             self.finish();
         }
@@ -147,7 +161,20 @@ impl<D: Doors> Loop<D> {
         if self.services.has_ready() {
             return Some(now);
         }
-        [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at()].into_iter().flatten().min()
+        if self.sweep.is_due(now) {
+            self.sweep(now);
+        }
+        let timers = [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at(), self.sweep.wake_at()];
+        timers.into_iter().flatten().min()
+    }
+
+    /// Before the first sync nothing is known to be needless.
+    fn sweep(&mut self, now: Instant) {
+        if self.was_done {
+            let mut needed = self.maps.state.needed_filter();
+            self.devices.local_addresses().for_each(|address| needed.insert(FILTER_INGRESS, &address));
+            sweep(&needed, &mut self.maps, &mut self.reporter, now);
+        }
     }
 
     /// Everything known is in the maps.
@@ -163,12 +190,14 @@ impl<D: Doors> Loop<D> {
         }
     }
 
-    /// Answers a scrape; one that gets no answer reports that itself.
-    fn answer(&mut self, request: oneshot::Sender<Snapshot>, now: Instant) {
-        match self.maps.doors.snapshot() {
-            // The scrape may have given up meanwhile.
-            Ok(snapshot) => drop(request.send(snapshot)),
-            Err(problem) => self.reporter.note(problem, now),
+    /// What the indices in the counters' maps stand for at this moment.
+    fn directory(&self) -> Directory {
+        let state = &self.maps.state;
+        let socket = |key: &BackendKey| SocketAddr::new(key.address.into(), key.port);
+        Directory {
+            services: state.service_ports().map(|(index, unit)| (index, unit.clone())).collect(),
+            backends: state.backends().map(|(index, unit, key)| (index, unit.clone(), socket(key))).collect(),
+            usage: state.usage().to_vec(),
         }
     }
 }

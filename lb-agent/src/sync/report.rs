@@ -38,11 +38,15 @@ impl Reporter {
     /// The problems of a scope are these now, and no others.
     pub fn set(&mut self, scope: Scope, problems: Vec<Problem>) {
         let former = self.standing.remove(&scope).unwrap_or_default();
-        for problem in problems.iter().filter(|problem| !former.contains(problem)) {
+        // A remedy may name what there is to choose from, which changes while the problem stays.
+        let is_among = |problem: &Problem, others: &[Problem]| {
+            others.iter().any(|other| (&other.subject, &other.cause) == (&problem.subject, &problem.cause))
+        };
+        for problem in problems.iter().filter(|problem| !is_among(problem, &former)) {
             self.total += 1;
             warn!("{problem}");
         }
-        for problem in former.iter().filter(|problem| !problems.contains(problem)) {
+        for problem in former.iter().filter(|problem| !is_among(problem, &problems)) {
             info!("{}: no longer: {}", problem.subject, problem.cause);
         }
         if !problems.is_empty() {

@@ -7,16 +7,17 @@ use std::{
 };
 
 use lb_common::{address::Address, config::role};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Devices, Loop, Maps, Services,
+    Devices, Inputs, Loop, LoopError, Maps, Services,
     doors::{Attached, DoorError, Doors},
 };
 use crate::{
     dataplane::fake::Fake,
-    diff::{Capacities, Dump, Operation, State, WriteError, Writer},
+    diff::{Capacities, Dump, Filter, Operation, State, WriteError, Writer},
     health::Health,
-    metrics::{Metrics, Snapshot},
+    metrics::Metrics,
     model::{
         Model,
         builders::{deleted, endpoint, node, service, slice},
@@ -39,6 +40,7 @@ struct FakeDoors {
     bumps: usize,
     node_addresses: [Address; 2],
     writes: usize,
+    sweeps: usize,
 }
 
 impl Writer for FakeDoors {
@@ -73,8 +75,9 @@ impl Doors for FakeDoors {
         self.node_addresses = addresses;
     }
 
-    fn snapshot(&self) -> Result<Snapshot, Problem> {
-        Ok(Snapshot::default())
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+        self.sweeps += 1;
+        Ok(needed.clone())
     }
 }
 
@@ -240,7 +243,7 @@ fn a_device_that_refuses_is_reported_and_tried_again() {
     assert_eq!(world.agent.reporter.standing(), 2);
     world.doors().refuses = false;
     world.now = wake_at;
-    assert_eq!(world.settle(), None);
+    world.settle();
     assert_eq!(world.doors().attached.len(), 2);
     assert_eq!(world.agent.reporter.standing(), 0);
 }
@@ -295,4 +298,52 @@ fn cilium_23604_a_node_port_among_the_source_ports_is_reported() {
     assert_eq!(world.agent.reporter.standing(), 1);
     world.event(deleted(Kind::Service, "web")).settle();
     assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+#[test]
+fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
+    let mut world = World::new(fake_doors());
+    world.event(Event::Synced).settle();
+    let an_hour = Duration::from_secs(3600);
+    for (services, sweeps) in [(10, 0), (5000, 1), (0, 1)] {
+        let ip = |index: u32| format!("10.{}.{}.{}", 96 + (index >> 16), index >> 8 & 255, index & 255);
+        let services: Vec<(String, String)> = (0..services).map(|index| (format!("web-{index}"), ip(index))).collect();
+        world.events(services.iter().map(|(name, ip)| service(name).cluster_ips(&[ip]).tcp("http", 80).applied()));
+        world.settle();
+        world.events(services.iter().map(|(name, _)| deleted(Kind::Service, name))).settle();
+        world.now += an_hour;
+        world.settle();
+        assert_eq!(world.doors().sweeps, sweeps, "after {} Services", services.len());
+    }
+}
+
+#[test]
+fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
+    let mut world = World::new(fake_doors());
+    world.events(["a", "b"].map(|name| service(name).tcp("http", 80).applied())).event(Event::Synced).settle();
+    assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 1,"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 1, "b has no frontend");
+    world.event(deleted(Kind::Service, "a")).settle();
+    assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 2,"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+#[tokio::test]
+async fn the_loop_runs_until_an_input_ends() {
+    let world = World::new(fake_doors());
+    let health = world.health.clone();
+    let (event_sender, events) = mpsc::channel(8);
+    let (_change_sender, changes) = mpsc::channel(8);
+    let (request_sender, requests) = mpsc::channel(1);
+    let agent = tokio::spawn(world.agent.run(Inputs { events, changes, requests }));
+    for event in web().into_iter().chain([Event::Synced]) {
+        event_sender.send(event).await.unwrap();
+    }
+    let (sender, directory) = oneshot::channel();
+    request_sender.send(sender).await.unwrap();
+    let ports: Vec<String> = directory.await.unwrap().services.iter().map(|(_, unit)| unit.to_string()).collect();
+    assert!(ports.is_empty() || ports == ["default/web:http"], "{ports:?}");
+    drop(event_sender);
+    assert_eq!(agent.await.unwrap(), LoopError::SourceEnded);
+    assert!(health.is_synced());
 }

@@ -23,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 const DNS_LIMIT: Duration = Duration::from_secs(2);
 /// Threads that share a given number of requests.
 const THREADS: usize = 4;
+/// After so many failures of one thread the rest would fail too, each after its time-out.
+const MAX_FAILURES: u64 = 5;
 
 /// What to ask of whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,8 @@ impl Target {
     }
 }
 
-/// Sends `count` requests from inside `namespace`, to the targets in turn. Calls `done` after each.
+/// Sends `count` requests from inside `namespace`, to the targets in turn, or fewer where nearly all fail. Calls `done`
+/// after each.
 ///
 /// # Errors
 /// When the namespace can't be entered, or on Ctrl-C. A request that fails is no error: it is counted.
@@ -72,7 +75,7 @@ pub fn send(namespace: &Namespace, targets: &[Target], count: usize, done: &(dyn
         let mut tally = Tally::default();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
+            if number >= count || tally.failed() >= MAX_FAILURES {
                 return Ok(tally);
             }
             check_interrupt()?;

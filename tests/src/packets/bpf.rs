@@ -79,7 +79,8 @@ impl<K: Pod, V: Pod> Map<K, V> {
     pub fn entries(&self) -> io::Result<Vec<(K, Vec<V>)>> {
         let mut keys = [K::zeroed(); BATCH];
         let mut values = vec![V::zeroed(); BATCH * self.values];
-        let mut cursor = 0_u64;
+        // A number, or the last key.
+        let mut cursor = (0_u64, K::zeroed());
         let mut entries = Vec::new();
         loop {
             let mut attr = attributes();

@@ -113,7 +113,9 @@ impl fmt::Display for Size {
 /// The descriptor of a map that holds plain bytes.
 pub(super) fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => Ok(data.fd().as_fd()),
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) => {
+            Ok(data.fd().as_fd())
+        }
         other => bail!("not a map of plain bytes: {other:?}"),
     }
 }

@@ -3,6 +3,23 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+/// A network: an address, and how many of its bits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The network's first address.
+    pub network: IpAddr,
+    /// Bits of it that count.
+    pub len: u8,
+}
+
+impl Prefix {
+    /// Whether an address lies in it.
+    pub(super) fn contains(self, address: IpAddr) -> bool {
+        let len = usize::from(self.len);
+        address.is_ipv4() == self.network.is_ipv4() && bits(address)[..len] == bits(self.network)[..len]
+    }
+}
+
 /// A route to a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -47,8 +64,7 @@ pub(super) fn way_to(routes: &[Route], neighbours: &BTreeMap<(u32, IpAddr), [u8;
 }
 
 fn matches(route: &Route, destination: IpAddr) -> bool {
-    let len = usize::from(route.prefix_len);
-    destination.is_ipv4() == route.network.is_ipv4() && bits(destination)[..len] == bits(route.network)[..len]
+    Prefix { network: route.network, len: route.prefix_len }.contains(destination)
 }
 
 fn bits(address: IpAddr) -> Vec<bool> {

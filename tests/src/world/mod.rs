@@ -29,7 +29,7 @@ mod xdp_pass;
 
 use std::{net::IpAddr, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use self::{
     agent::{Agent, agent_binary},
@@ -295,13 +295,21 @@ impl World {
     /// Starts the agents of both nodes and waits until they are ready.
     ///
     /// # Errors
-    /// When one is not ready in time; the error holds the end of its log.
+    /// When one is not ready in time (the error holds the end of its log), or has not attached XDP as it was told to.
     pub fn start_agents(&mut self) -> Result<()> {
         let xdp = self.options.xdp;
         for node in &mut self.nodes {
             node.start_agent(xdp)?;
         }
-        self.nodes.iter().try_for_each(|node| node.agent().wait_ready())
+        self.nodes.iter().try_for_each(|node| node.agent().wait_ready())?;
+        if xdp == Xdp::Driver {
+            // Or tests of XDP would quietly be tests of TC.
+            for node in &self.nodes {
+                let link = node.namespace().run("ip", &["link", "show", "eth0"])?;
+                ensure!(link.contains("prog/xdp"), "no XDP program on {}'s eth0: {link}", node.name());
+            }
+        }
+        Ok(())
     }
 
     /// The outside client.

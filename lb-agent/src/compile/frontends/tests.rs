@@ -21,7 +21,7 @@ fn lists(cluster: &[&str], local: &[&str]) -> Lists {
 
 fn plan_v4(builder: ServiceBuilder, lists: &Lists) -> BTreeMap<FrontendKey, FrontendPlan> {
     let service = Service::parse(&builder.0).unwrap();
-    plan(&service, &service.ports[0], true, lists)
+    plan(&service, &service.ports[0], true, lists, false)
 }
 
 fn at(ip: &str) -> FrontendKey {
@@ -55,7 +55,7 @@ fn rules_27_to_33_every_way_in_has_its_frontend() {
 fn rule_80_each_family_has_its_own_frontends() {
     let dual = everywhere().cluster_ips(&["10.96.0.1", "fd00::1"]).external_ips(&["192.0.2.7", "2001:db8::7"]);
     let service = Service::parse(&dual.0).unwrap();
-    let v6 = plan(&service, &service.ports[0], false, &lists(&[], &[]));
+    let v6 = plan(&service, &service.ports[0], false, &lists(&[], &[]), false);
     assert_eq!(v6, [at("fd00::1"), at("2001:db8::7"), node_port(false)].map(|key| (key, CLUSTER)).into());
 }
 

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `packet`: nanoseconds per packet of the XDP door. Each case first proves that it does what it claims to measure.
-
-mod case;
-mod report;
-mod scene;
+//! Measuring: all cases in turns, on one core. Each case first proves that it does what it claims to measure.
 
 use std::time::Duration;
 
@@ -14,8 +10,11 @@ use shunt_tests::{
     reference::Outcome,
 };
 
-use case::{Case, Flows};
-pub use report::Report;
+use crate::{
+    case::{Case, Flows},
+    report::Report,
+    scene,
+};
 
 /// Flows that are looked at before and after the measurement.
 const SAMPLES: u32 = 256;
@@ -23,7 +22,7 @@ const SAMPLES: u32 = 256;
 /// Measures all cases in turns.
 pub fn measure(rounds: u32) -> Result<Report> {
     with_rig_for(bench::FLOWS, scene::setup, |rig| {
-        let mut cases = case::all();
+        let mut cases = crate::case::all();
         // All through kernel and model first: of what the wrapper sends, the model knows nothing.
         let outcomes = cases.iter_mut().map(|case| scene::begin(rig, case)).collect::<Result<Vec<_>>>()?;
         rig.compare_flows()?;

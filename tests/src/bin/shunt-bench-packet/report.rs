@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 use shunt_tests::{packets::Size, reference::Version};
 
-use super::case::Case;
+use crate::case::Case;
 
 /// All results of a run.
 #[derive(Serialize)]

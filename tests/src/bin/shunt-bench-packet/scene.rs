@@ -16,7 +16,7 @@ use shunt_tests::{
     reference::{Arrival, Door, Outcome, Place, Setup, Tuple, Version},
 };
 
-use super::case::{Case, frame_of, template};
+use crate::case::{Case, frame_of, template};
 
 /// Backends elsewhere. Each takes as many flows as there are source ports.
 const BACKENDS: u32 = 40;

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The flags of `lb-agent run`, and their defaults.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use lb_common::maps::capacity;
+
+use super::values::{HashSeed, Seconds, SourceSpec};
+use crate::{
+    dataplane::XdpMode,
+    diff::Capacities,
+    node::{addresses::NodePortAddresses, checks::PortRange, pattern::Pattern, roles::Selection},
+};
+
+/// Flags of `run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Where Services, EndpointSlices and Nodes come from: `kube`, or `dir:PATH` for a directory of manifests
+    #[arg(long, value_name = "kube|dir:PATH")]
+    pub source: SourceSpec,
+    /// kube-proxy's own configuration file (kubeproxy.config.k8s.io/v1alpha1). Flags beside it win; what it holds and
+    /// means nothing here is named in the log
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Access to the Kubernetes API; default: $KUBECONFIG, else that of the pod
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this machine's Node object; default: the host name
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take a comment here for the help of the whole command")]
+    pub devices: DeviceArgs,
+    /// Directory of the pinned maps and programs, on a bpffs that is mounted there if none is; one per agent
+    #[arg(long, value_name = "DIR", default_value = crate::dataplane::DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+    /// The cgroup v2 directory whose sockets are this node's. Only checked for now: sockets of the node itself are
+    /// not balanced yet
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Local addresses that answer NodePorts: `primary`, `all`, or ranges
+    #[arg(long, value_name = "primary|all|CIDR,..", default_value = "primary")]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Where to answer /healthz and /livez
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
+    /// Where to answer /metrics and /proxyMode
+    #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)))]
+    pub metrics_bind_address: SocketAddr,
+    /// Pass on the programs' own log, if they were built with one (`cargo xtask build-ebpf --log`)
+    #[arg(long)]
+    pub program_log: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "as above")]
+    pub flows: FlowArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "as above")]
+    pub capacities: CapacityArgs,
+}
+
+/// Flags about devices.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DeviceArgs {
+    /// Devices that lead outside; default: those with a default route, and those with the node's own addresses
+    #[arg(long, value_name = "IF,..", value_delimiter = ',')]
+    pub uplink: Vec<String>,
+    /// Names of the devices that lead to pods
+    #[arg(long, value_name = "GLOB,..", value_delimiter = ',', default_value = "veth*,cali*,lxc*,eni*,gke*,azv*,tap*")]
+    pub pod_interface: Vec<Pattern>,
+    /// How to use XDP on uplinks; `auto` takes what the driver offers and leaves veth to TC
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
+    pub xdp: XdpMode,
+}
+
+impl DeviceArgs {
+    /// How devices are chosen.
+    #[must_use]
+    pub fn selection(&self) -> Selection {
+        Selection { uplinks: self.uplink.clone(), pods: self.pod_interface.clone() }
+    }
+}
+
+/// Flags about flows.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FlowArgs {
+    /// Ports for source translation; nobody else may use them on the node's addresses
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
+    pub source_ports: PortRange,
+    /// Key of the flow hash, 32 hex digits: the same on all nodes, and secret, so that nobody can aim at a backend.
+    /// Default: the one in use, at first a random one
+    #[arg(long, value_name = "HEX32")]
+    pub hash_seed: Option<HashSeed>,
+    /// Idle time of a TCP connection that the client has not confirmed
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub tcp_timeout_half_open: Seconds,
+    /// Idle time of an established TCP connection
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub tcp_timeout_established: Seconds,
+    /// Idle time of a TCP connection after both FINs or an RST
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub tcp_timeout_closing: Seconds,
+    /// Idle time of a TCP connection that one side has closed
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub tcp_timeout_close_wait: Seconds,
+    /// Idle time of a UDP flow without a reply
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub udp_timeout_unreplied: Seconds,
+    /// Idle time of a UDP flow with replies
+    #[arg(long, value_name = "TIME", default_value = "180s")]
+    pub udp_timeout_replied: Seconds,
+    /// ICMP errors that each CPU may send in a second to clients of Services without endpoints
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub reject_rate: u32,
+}
+
+/// Flags about the sizes of maps.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CapacityArgs {
+    /// Frontends: addresses times ports
+    #[arg(long, value_name = "N", default_value_t = capacity::FRONTENDS)]
+    pub max_frontends: u32,
+    /// Backends of all Service ports together
+    #[arg(long, value_name = "N", default_value_t = capacity::BACKENDS)]
+    pub max_backends: u32,
+    /// Slots of all lookup tables together; a table takes about 100 for each backend
+    #[arg(long, value_name = "N", default_value_t = capacity::TABLE_SLOTS)]
+    pub max_table_slots: u32,
+    /// Flow entries of each family; a flow takes two
+    #[arg(long, value_name = "N", default_value_t = capacity::FLOWS)]
+    pub max_flows: u32,
+    /// Service ports, each family's counted
+    #[arg(long, value_name = "N", default_value_t = capacity::SERVICES)]
+    pub max_services: u32,
+    /// Source ranges of all Service ports together
+    #[arg(long, value_name = "N", default_value_t = capacity::SOURCE_RANGES)]
+    pub max_source_ranges: u32,
+    /// Clients of Services with session affinity; of more than that, the longest idle are forgotten
+    #[arg(long, value_name = "N", default_value_t = capacity::AFFINITY)]
+    pub max_affinity: u32,
+    /// Memory that all maps together may take, in MiB: more is refused at the start
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    pub max_map_memory: u32,
+}
+
+impl CapacityArgs {
+    /// The capacities of the maps.
+    #[must_use]
+    pub fn capacities(&self) -> Capacities {
+        Capacities {
+            frontends: self.max_frontends,
+            backends: self.max_backends,
+            table_slots: self.max_table_slots,
+            flows: self.max_flows,
+            services: self.max_services,
+            source_ranges: self.max_source_ranges,
+            affinity: self.max_affinity,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
+        let cli = Cli::try_parse_from(["lb-agent", "run"].iter().chain(args))?;
+        match cli.command {
+            Command::Run(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_source_is_all_that_is_needed() {
+        let args = run(&["--source", "dir:/etc/shunt"]).unwrap();
+        assert_eq!(args.source, SourceSpec::Dir("/etc/shunt".into()));
+        assert_eq!(args.nodeport_addresses, NodePortAddresses::Primary);
+        assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
+        assert_eq!(args.devices.pod_interface.len(), 7);
+        assert!(run(&[]).is_err());
+    }
+
+    #[test]
+    fn bad_values_say_what_is_wanted() {
+        for (args, wanted) in [
+            (["--source", "file:x"], "dir:PATH"),
+            (["--hash-seed", "12"], "32 hex digits"),
+            (["--udp-timeout-replied", "3"], "90s"),
+            (["--source-ports", "9"], "61000-65535"),
+        ] {
+            let text = run(&args).unwrap_err().to_string();
+            assert!(text.contains(wanted), "{text}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the programs count, summed over all CPUs.
+
+use std::{collections::BTreeMap, ops::AddAssign};
+
+use lb_common::{
+    counters::{BackendCounters, ServiceCounters},
+    frontend::backend_state,
+    verdict::Reason,
+};
+
+use super::maps::{MapError, Maps, PerCpu};
+
+/// All counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets that left the pipeline early.
+    pub reasons: Vec<(Reason, u64)>,
+    /// By index of the Service port, for those that have a name.
+    pub services: BTreeMap<u32, ServiceCounters>,
+    /// By index of the backend, for those that are not free.
+    pub backends: BTreeMap<u32, BackendCounters>,
+}
+
+impl Maps {
+    /// Reads all counters. One system call for each index in use.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn counters(&self) -> Result<Counters, MapError> {
+        let mut counters = Counters::default();
+        for &reason in Reason::ALL {
+            counters.reasons.push((reason, sum(&self.reasons, reason as u32)?));
+        }
+        for service in self.names.entries()?.into_keys() {
+            counters.services.insert(service, sum(&self.service_counters, service)?);
+        }
+        for (index, backend) in (0..).zip(self.live_backends()) {
+            if backend.state != backend_state::FREE {
+                counters.backends.insert(index, sum(&self.backend_counters, index)?);
+            }
+        }
+        Ok(counters)
+    }
+}
+
+/// An index beyond the counters, in maps of different sizes, has counted nothing.
+fn sum<V: bytemuck::Pod + AddAssign>(counters: &PerCpu<V>, index: u32) -> Result<V, MapError> {
+    let mut sum = V::zeroed();
+    if index < counters.capacity() {
+        counters.get(index)?.into_iter().for_each(|value| sum += value);
+    }
+    Ok(sum)
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The hooks of a device, and the names of their pins. Pure.
+
+use std::fmt;
+
+use aya_obj::generated::{
+    BPF_F_BEFORE, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+    bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS, BPF_XDP},
+};
+use lb_common::{config::role, maps::programs};
+
+/// Where a program of ours runs on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Door {
+    /// TC, packets that arrive.
+    TcIngress,
+    /// TC, packets that leave.
+    TcEgress,
+    /// XDP in the driver.
+    XdpDriver,
+    /// XDP in the network stack, for drivers without.
+    XdpGeneric,
+}
+
+impl Door {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::TcIngress, Self::TcEgress, Self::XdpDriver, Self::XdpGeneric];
+
+    /// Start of the pin's name. The kernel does not tell how XDP was attached, so the name has to.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::TcIngress => "tc-ingress",
+            Self::TcEgress => "tc-egress",
+            Self::XdpDriver => "xdp",
+            Self::XdpGeneric => "xdp-generic",
+        }
+    }
+
+    /// Name of the pin of a device's link.
+    #[must_use]
+    pub fn pin_name(self, ifindex: u32) -> String {
+        format!("{}-{ifindex}", self.prefix())
+    }
+
+    /// Door and device of a pin.
+    #[must_use]
+    pub fn of_pin(name: &str) -> Option<(Self, u32)> {
+        let (prefix, ifindex) = name.rsplit_once('-')?;
+        let door = Self::ALL.into_iter().find(|door| door.prefix() == prefix)?;
+        Some((door, ifindex.parse().ok()?))
+    }
+
+    /// The program that runs there.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::TcIngress => programs::TC_INGRESS,
+            Self::TcEgress => programs::TC_EGRESS,
+            Self::XdpDriver | Self::XdpGeneric => programs::XDP,
+        }
+    }
+
+    /// Attach type and flags of `BPF_LINK_CREATE`. TC: before all others, whose view of a packet is the translated one.
+    #[must_use]
+    pub const fn attach(self) -> (u32, u32) {
+        match self {
+            Self::TcIngress => (BPF_TCX_INGRESS as u32, BPF_F_BEFORE),
+            Self::TcEgress => (BPF_TCX_EGRESS as u32, BPF_F_BEFORE),
+            Self::XdpDriver => (BPF_XDP as u32, XDP_FLAGS_DRV_MODE),
+            Self::XdpGeneric => (BPF_XDP as u32, XDP_FLAGS_SKB_MODE),
+        }
+    }
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TcIngress => "TC ingress",
+            Self::TcEgress => "TC egress",
+            Self::XdpDriver => "XDP in the driver",
+            Self::XdpGeneric => "generic XDP",
+        })
+    }
+}
+
+/// How to use XDP on uplinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum XdpMode {
+    /// In the driver where it can; not on veth; TC serves otherwise
+    #[default]
+    Auto,
+    /// In the driver, or the device is in error
+    Driver,
+    /// In the network stack, for drivers without XDP: slower than in the driver
+    Generic,
+    /// Not at all: TC serves
+    Off,
+}
+
+/// What is wanted of XDP on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpWish {
+    /// This door, and without it the device is in error.
+    Must(Door),
+    /// This door, if it can be had.
+    May(Door),
+    /// None, and why.
+    No(&'static str),
+}
+
+impl XdpMode {
+    /// What this mode means for a device of a role.
+    #[must_use]
+    pub const fn wish(self, role: u16, is_veth: bool) -> XdpWish {
+        if role & role::UPLINK == 0 {
+            return XdpWish::No("not an uplink");
+        }
+        match self {
+            Self::Off => XdpWish::No("--xdp off"),
+            Self::Driver => XdpWish::Must(Door::XdpDriver),
+            Self::Generic => XdpWish::Must(Door::XdpGeneric),
+            // Local senders leave the checksum to a device that does not exist: XDP can't know, TC does.
+            Self::Auto if is_veth => XdpWish::No("a veth hands over packets with unfinished checksums"),
+            Self::Auto => XdpWish::May(Door::XdpDriver),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_say_door_and_device() {
+        for door in Door::ALL {
+            assert_eq!(Door::of_pin(&door.pin_name(7)), Some((door, 7)));
+        }
+        for other in ["xdp", "xdp-", "xdp-x", "tc-7", "filter-7"] {
+            assert_eq!(Door::of_pin(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn xdp_is_for_uplinks_and_auto_spares_veth() {
+        let both = role::UPLINK | role::POD;
+        assert_eq!(XdpMode::Auto.wish(both, false), XdpWish::May(Door::XdpDriver));
+        assert!(matches!(XdpMode::Auto.wish(role::UPLINK, true), XdpWish::No(_)));
+        assert_eq!(XdpMode::Driver.wish(role::UPLINK, true), XdpWish::Must(Door::XdpDriver));
+        assert_eq!(XdpMode::Generic.wish(role::UPLINK, true), XdpWish::Must(Door::XdpGeneric));
+        assert!(matches!(XdpMode::Driver.wish(role::POD, false), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Off.wish(role::UPLINK, false), XdpWish::No(_)));
+    }
+}

@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Typed access to pinned maps. The sizes of keys and values are compared with the map's when it is opened; after that
+//! every access is safe. Works without an agent: the command line reads through this too.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    marker::PhantomData,
+    mem::size_of,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use aya_obj::generated::bpf_map_type;
+use bytemuck::{NoUninit, Pod};
+use lb_common::{
+    address::{Address, V4, V6},
+    config::{Config, Interface},
+    counters::{BackendCounters, ServiceCounters},
+    flow::{Flow, FlowKey},
+    frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
+    maps::{self, Chunk, FilterPlane, ServiceName},
+    trace::TraceRecord,
+};
+
+use super::{
+    pins::Pins,
+    sys::{self, MapInfo, Mapping},
+};
+
+/// A map can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// It could not be opened.
+    #[error("map {path}: {cause}; is this the --bpffs of an agent, and are you root?")]
+    Open {
+        /// Its pin.
+        path: String,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// It is not what this version of Shunt makes.
+    #[error(
+        "map {path} has another layout than this version of Shunt; run `lb-agent cleanup`, then start the agent again"
+    )]
+    Layout {
+        /// Its pin.
+        path: String,
+    },
+    /// It could not be read.
+    #[error("reading map {map}: {cause}")]
+    Read {
+        /// Its name.
+        map: &'static str,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// It could not be written.
+    #[error("writing map {map}: {cause}")]
+    Write {
+        /// Its name.
+        map: &'static str,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+/// All pinned maps but those that only programs use.
+#[derive(Debug)]
+pub struct Maps {
+    /// [`maps::CONFIG`]
+    pub config: Shared<Config>,
+    /// [`maps::FRONTENDS`]
+    pub frontends: Hash<FrontendKey, Frontend>,
+    /// [`maps::BACKENDS`]
+    pub backends: Shared<Backend>,
+    /// [`maps::TABLES`]
+    pub tables: Shared<Chunk>,
+    /// [`maps::FLOWS_V4`]
+    pub flows_v4: Hash<FlowKey<V4>, Flow<V4>>,
+    /// [`maps::FLOWS_V6`]
+    pub flows_v6: Hash<FlowKey<V6>, Flow<V6>>,
+    /// [`maps::FILTER`]
+    pub filter: Shared<FilterPlane>,
+    /// [`maps::NODE_ADDRESSES`]
+    pub node_addresses: Hash<Address, u32>,
+    /// [`maps::AFFINITY`]
+    pub affinity: Hash<AffinityKey, Affinity>,
+    /// [`maps::SOURCE_RANGES`]
+    pub source_ranges: Trie<SourceRangeKey>,
+    /// [`maps::INTERFACES`]
+    pub interfaces: Hash<u32, Interface>,
+    /// [`maps::SERVICE_NAMES`]
+    pub names: Hash<u32, ServiceName>,
+    /// [`maps::REASONS`]
+    pub reasons: PerCpu<u64>,
+    /// [`maps::BACKEND_COUNTERS`]
+    pub backend_counters: PerCpu<BackendCounters>,
+    /// [`maps::SERVICE_COUNTERS`]
+    pub service_counters: PerCpu<ServiceCounters>,
+    /// [`maps::TRACE`]
+    pub trace: Array<TraceRecord>,
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// When one is missing or has another layout.
+    pub fn open(pins: &Pins) -> Result<Self, MapError> {
+        Ok(Self {
+            config: Shared::open(pins, maps::CONFIG)?,
+            frontends: Hash::open(pins, maps::FRONTENDS)?,
+            backends: Shared::open(pins, maps::BACKENDS)?,
+            tables: Shared::open(pins, maps::TABLES)?,
+            flows_v4: Hash::open(pins, maps::FLOWS_V4)?,
+            flows_v6: Hash::open(pins, maps::FLOWS_V6)?,
+            filter: Shared::open(pins, maps::FILTER)?,
+            node_addresses: Hash::open(pins, maps::NODE_ADDRESSES)?,
+            affinity: Hash::open(pins, maps::AFFINITY)?,
+            source_ranges: Trie::open(pins, maps::SOURCE_RANGES)?,
+            interfaces: Hash::open(pins, maps::INTERFACES)?,
+            names: Hash::open(pins, maps::SERVICE_NAMES)?,
+            reasons: PerCpu::open(pins, maps::REASONS)?,
+            backend_counters: PerCpu::open(pins, maps::BACKEND_COUNTERS)?,
+            service_counters: PerCpu::open(pins, maps::SERVICE_COUNTERS)?,
+            trace: Array::open(pins, maps::TRACE)?,
+        })
+    }
+}
+
+/// A map's descriptor, name and capacity.
+#[derive(Debug)]
+struct Handle {
+    name: &'static str,
+    fd: OwnedFd,
+    info: MapInfo,
+}
+
+impl Handle {
+    fn open<K, V>(pins: &Pins, name: &'static str, types: &[bpf_map_type]) -> Result<Self, MapError> {
+        let path = pins.map(name);
+        let text = || path.display().to_string();
+        let (fd, info) = open_map(&path).map_err(|cause| MapError::Open { path: text(), cause })?;
+        let is_known = types.iter().any(|&known| known as u32 == info.map_type);
+        if !is_known || info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
+            return Err(MapError::Layout { path: text() });
+        }
+        Ok(Self { name, fd, info })
+    }
+
+    fn reading(&self) -> impl Fn(io::Error) -> MapError + use<> {
+        let map = self.name;
+        move |cause| MapError::Read { map, cause }
+    }
+
+    fn writing(&self) -> impl Fn(io::Error) -> MapError + use<> {
+        let map = self.name;
+        move |cause| MapError::Write { map, cause }
+    }
+}
+
+/// Opens a pinned map and asks about it.
+pub fn open_map(path: &Path) -> io::Result<(OwnedFd, MapInfo)> {
+    let fd = sys::open_pin(path)?;
+    let info = sys::map_info(fd.as_fd())?;
+    Ok((fd, info))
+}
+
+/// A hash map, plain or LRU.
+#[derive(Debug)]
+pub struct Hash<K, V> {
+    handle: Handle,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Pod, V: Pod> Hash<K, V> {
+    /// Elements read by one system call.
+    const BATCH: usize = 4096;
+
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let types = [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
+        Ok(Self { handle: Handle::open::<K, V>(pins, name, &types)?, types: PhantomData })
+    }
+
+    /// Most elements that it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.handle.info.max_entries
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn get(&self, key: &K) -> Result<Option<V>, MapError> {
+        // SAFETY: `Handle::open` has compared both sizes.
+        unsafe { sys::lookup(self.handle.fd.as_fd(), key) }.map_err(self.handle.reading())
+    }
+
+    /// Inserts or replaces.
+    ///
+    /// # Errors
+    /// When the map is full, or the kernel refuses.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<()> {
+        // SAFETY: `Handle::open` has compared both sizes.
+        unsafe { sys::update(self.handle.fd.as_fd(), key, std::slice::from_ref(value)) }
+    }
+
+    /// Removes; it need not be there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&self, key: &K) -> io::Result<()> {
+        // SAFETY: `Handle::open` has compared the size.
+        unsafe { sys::delete(self.handle.fd.as_fd(), key) }.map(drop)
+    }
+
+    /// Calls `visit` with every element. What comes or goes meanwhile may be met or not.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), MapError> {
+        let mut size = Self::BATCH;
+        let mut cursor = None;
+        let (mut keys, mut values) = (vec![K::zeroed(); size], vec![V::zeroed(); size]);
+        loop {
+            // SAFETY: `Handle::open` has compared both sizes.
+            match unsafe { sys::lookup_batch(self.handle.fd.as_fd(), cursor, &mut keys, &mut values) } {
+                Ok((count, next)) => {
+                    keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(key, value));
+                    if next.is_none() {
+                        return Ok(());
+                    }
+                    cursor = next;
+                }
+                // A bucket with more elements than the buffers take.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC) => {
+                    size *= 2;
+                    keys.resize(size, K::zeroed());
+                    values.resize(size, V::zeroed());
+                }
+                Err(error) => return Err(self.handle.reading()(error)),
+            }
+        }
+    }
+
+    /// All elements.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn entries(&self) -> Result<BTreeMap<K, V>, MapError>
+    where
+        K: Ord,
+    {
+        let mut entries = BTreeMap::new();
+        self.for_each(|key, value| {
+            entries.insert(*key, *value);
+        })?;
+        Ok(entries)
+    }
+
+    /// How many elements it holds, by counting them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn count(&self) -> Result<u64, MapError> {
+        let mut count = 0;
+        self.for_each(|_, _| count += 1)?;
+        Ok(count)
+    }
+}
+
+/// A set of prefixes: a longest-prefix trie whose values mean nothing.
+#[derive(Debug)]
+pub struct Trie<K> {
+    handle: Handle,
+    types: PhantomData<fn() -> K>,
+}
+
+impl<K: Pod + Ord> Trie<K> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let handle = Handle::open::<K, u32>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_LPM_TRIE])?;
+        Ok(Self { handle, types: PhantomData })
+    }
+
+    /// Most prefixes that it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.handle.info.max_entries
+    }
+
+    /// Inserts; it may be there already.
+    ///
+    /// # Errors
+    /// When the map is full, or the kernel refuses.
+    pub fn insert(&self, key: &K) -> io::Result<()> {
+        // SAFETY: `Handle::open` has compared both sizes.
+        unsafe { sys::update(self.handle.fd.as_fd(), key, &[0_u32]) }
+    }
+
+    /// Removes; it need not be there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&self, key: &K) -> io::Result<()> {
+        // SAFETY: `Handle::open` has compared the size.
+        unsafe { sys::delete(self.handle.fd.as_fd(), key) }.map(drop)
+    }
+
+    /// All prefixes, one system call for each: tries have no batches before Linux 5.13.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn entries(&self) -> Result<Vec<K>, MapError> {
+        let mut entries: Vec<K> = Vec::new();
+        // After a key that has gone meanwhile the kernel begins anew.
+        for _ in 0..self.capacity() {
+            // SAFETY: `Handle::open` has compared the size.
+            let next = unsafe { sys::next_key(self.handle.fd.as_fd(), entries.last()) };
+            match next.map_err(self.handle.reading())? {
+                Some(key) => entries.push(key),
+                None => break,
+            }
+        }
+        entries.sort_unstable();
+        entries.dedup();
+        Ok(entries)
+    }
+}
+
+/// An array with a value for each CPU.
+#[derive(Debug)]
+pub struct PerCpu<V> {
+    handle: Handle,
+    cpus: usize,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Pod> PerCpu<V> {
+    /// The kernel pads each CPU's value to 8 bytes: ours need none.
+    const IS_PADDED: () = assert!(size_of::<V>().is_multiple_of(8));
+
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        const { Self::IS_PADDED };
+        let handle = Handle::open::<u32, V>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY])?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, cause)| MapError::Read { map: name, cause })?;
+        Ok(Self { handle, cpus, types: PhantomData })
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.handle.info.max_entries
+    }
+
+    /// The values of all CPUs.
+    ///
+    /// # Errors
+    /// When the index is out of range.
+    pub fn get(&self, index: u32) -> Result<Vec<V>, MapError> {
+        let mut values = vec![V::zeroed(); self.cpus];
+        // SAFETY: `open` has compared the sizes, and there is room for all possible CPUs.
+        let found = unsafe { sys::lookup_into(self.handle.fd.as_fd(), &index, &mut values) };
+        match found {
+            Ok(true) => Ok(values),
+            Ok(false) => Err(self.handle.reading()(io::ErrorKind::NotFound.into())),
+            Err(error) => Err(self.handle.reading()(error)),
+        }
+    }
+
+    /// Sets the values of all CPUs to zero.
+    ///
+    /// # Errors
+    /// When the index is out of range.
+    pub fn reset(&self, index: u32) -> io::Result<()>
+    where
+        V: NoUninit,
+    {
+        // SAFETY: as in `get`.
+        unsafe { sys::update(self.handle.fd.as_fd(), &index, &vec![V::zeroed(); self.cpus]) }
+    }
+}
+
+/// A plain array.
+#[derive(Debug)]
+pub struct Array<V> {
+    handle: Handle,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Pod> Array<V> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let handle = Handle::open::<u32, V>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_ARRAY])?;
+        Ok(Self { handle, types: PhantomData })
+    }
+
+    /// The element at an index.
+    ///
+    /// # Errors
+    /// When the index is out of range.
+    pub fn get(&self, index: u32) -> Result<V, MapError> {
+        // SAFETY: `open` has compared the sizes.
+        let value = unsafe { sys::lookup(self.handle.fd.as_fd(), &index) }.map_err(self.handle.reading())?;
+        value.ok_or_else(|| self.handle.reading()(io::ErrorKind::NotFound.into()))
+    }
+
+    /// Sets the element at an index.
+    ///
+    /// # Errors
+    /// When the index is out of range.
+    pub fn set(&self, index: u32, value: &V) -> Result<(), MapError> {
+        // SAFETY: `open` has compared the sizes.
+        let written = unsafe { sys::update(self.handle.fd.as_fd(), &index, std::slice::from_ref(value)) };
+        written.map_err(self.handle.writing())
+    }
+}
+
+/// A memory-mapped array: no system call for reading or writing, and no atomicity beyond a word.
+#[derive(Debug)]
+pub struct Shared<V> {
+    handle: Handle,
+    mapping: Mapping,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Pod> Shared<V> {
+    /// The kernel rounds elements up to 8 bytes: ours need none.
+    const IS_PADDED: () = assert!(size_of::<V>().is_multiple_of(8));
+    /// 32-bit words in an element.
+    const WORDS: usize = size_of::<V>() / size_of::<u32>();
+
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        const { Self::IS_PADDED };
+        let handle = Handle::open::<u32, V>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_ARRAY])?;
+        let len = handle.info.max_entries as usize * size_of::<V>();
+        let mapping = Mapping::new(handle.fd.as_fd(), len).map_err(handle.reading())?;
+        Ok(Self { handle, mapping, types: PhantomData })
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.handle.info.max_entries
+    }
+
+    /// All elements as 32-bit words.
+    #[must_use]
+    pub fn words(&self) -> &[AtomicU32] {
+        self.mapping.words()
+    }
+
+    /// All elements as 64-bit words.
+    #[must_use]
+    pub fn long_words(&self) -> &[AtomicU64] {
+        self.mapping.long_words()
+    }
+
+    /// The words of an element; `None` outside the array.
+    #[must_use]
+    pub fn element(&self, index: u32) -> Option<&[AtomicU32]> {
+        let start = index as usize * Self::WORDS;
+        self.words().get(start..start + Self::WORDS)
+    }
+
+    /// Reads an element. Where it is written meanwhile, some words may be old and some new.
+    #[must_use]
+    pub fn get(&self, index: u32) -> Option<V> {
+        let words: Vec<u32> = self.element(index)?.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        Some(bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words)))
+    }
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where everything is pinned: one directory on a bpffs, which only one agent at a time may own.
+//!
+//! ```text
+//! DIR/v1/maps/NAME
+//! DIR/v1/programs/NAME
+//! DIR/v1/links/DOOR-IFINDEX
+//! ```
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use lb_common::maps::LAYOUT_VERSION;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+
+use super::sys;
+
+/// Where an agent keeps its pins by default.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/shunt";
+
+/// Where bpffs belongs.
+const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
+
+/// `BPF_FS_MAGIC` of the kernel's `include/uapi/linux/magic.h`.
+const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+
+/// The mount source by which `cleanup` knows a bpffs that an agent has mounted.
+pub const MOUNT_SOURCE: &str = "shunt";
+
+/// The directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// No bpffs, and none could be mounted.
+    #[error(
+        "mounting a bpffs at {path}: {cause}; run `mount -t bpf bpf {path}` as root, or name a directory on a bpffs in --bpffs"
+    )]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// A directory could not be made, read or removed.
+    #[error("directory {path}: {cause}; check that it lies on a bpffs and that the agent is root")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// It exists, on some other file system.
+    #[error("{path} is not on a bpffs: nothing of Shunt's can be there; check --bpffs")]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another agent owns it.
+    #[error("another agent{} runs on {path}; stop it, or give this one a directory of its own in --bpffs", pid_text(*pid))]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The other agent's process, where it can be seen.
+        pid: Option<u32>,
+    },
+    /// A pin could not be made or replaced.
+    #[error("pin {path}: {cause}")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+fn pid_text(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+}
+
+/// The paths of all pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// Ownership of a pin directory. It ends with the process, however that ends.
+#[derive(Debug)]
+pub struct Lock {
+    /// Held for its `flock`.
+    _file: Flock<File>,
+}
+
+impl Pins {
+    /// The pins below a directory.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The pin of a map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory("maps").join(name)
+    }
+
+    /// The pin of a program.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.directory("programs").join(name)
+    }
+
+    /// The directory of all links.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.directory("links")
+    }
+
+    fn directory(&self, kind: &str) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}")).join(kind)
+    }
+
+    /// Makes the directories, on a bpffs that is mounted first if there is none.
+    ///
+    /// # Errors
+    /// Where that fails, with what to do about it.
+    pub fn create(&self) -> Result<(), PinError> {
+        if !is_bpffs(existing_ancestor(&self.root)) {
+            mount_for(&self.root)?;
+        }
+        for kind in ["maps", "programs", "links"] {
+            let path = self.directory(kind);
+            fs::create_dir_all(&path).map_err(|cause| PinError::Directory { path, cause })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no other process asks the programs a question.
+    ///
+    /// # Errors
+    /// Where there are no pins.
+    pub fn wait_for_turn(&self) -> Result<Lock, PinError> {
+        let path = self.directory("maps");
+        let error = |cause| PinError::Directory { path: path.clone(), cause };
+        let file = File::open(&path).map_err(error)?;
+        let locked = Flock::lock(file, FlockArg::LockExclusive);
+        locked.map(|file| Lock { _file: file }).map_err(|(_, errno)| error(errno.into()))
+    }
+
+    /// Becomes the one agent that owns the directory, which must exist.
+    ///
+    /// # Errors
+    /// Where another owns it.
+    pub fn lock(&self) -> Result<Lock, PinError> {
+        let directory = |cause| PinError::Directory { path: self.root.clone(), cause };
+        let file = File::open(&self.root).map_err(directory)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Lock { _file: file }),
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let pid = file.metadata().ok().and_then(|metadata| lock_owner(metadata.ino()));
+                Err(PinError::Locked { path: self.root.clone(), pid })
+            }
+            Err((_, errno)) => Err(directory(errno.into())),
+        }
+    }
+}
+
+/// Pins, replacing what was pinned there in one step.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
+    let error = |cause| PinError::Pin { path: path.into(), cause };
+    // No dot: bpffs reserves names with dots.
+    let mut new = path.to_path_buf().into_os_string();
+    new.push("-new");
+    let new = PathBuf::from(new);
+    match fs::remove_file(&new) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(error(cause)),
+        _ => {}
+    }
+    sys::pin(fd.as_fd(), &new).and_then(|()| fs::rename(&new, path)).map_err(error)
+}
+
+/// Takes a pinned link off its device and removes the pin; it need not be there.
+///
+/// # Errors
+/// When the pin can't be removed.
+pub fn remove_link(path: &Path) -> io::Result<()> {
+    if let Ok(link) = sys::open_pin(path) {
+        // Refused where the device has gone, which has taken the link along. Without this the kernel would do it a
+        // little after the pin is removed, and another XDP mode would be refused until then.
+        let _ = sys::detach_link(link.as_fd());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a path lies on a bpffs.
+#[must_use]
+pub fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|statfs| statfs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// What is mounted exactly at a path, as its mounter named it; `None` where nothing is.
+#[must_use]
+pub fn mount_source(path: &Path) -> Option<String> {
+    source_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, path)
+}
+
+/// Lines such as `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - bpf shunt rw` (proc(5)); the last mount is on top.
+fn source_in(mounts: &str, path: &Path) -> Option<String> {
+    mounts.lines().rev().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let target = place.split_whitespace().nth(4)?;
+        (Path::new(target) == path).then(|| kind.split_whitespace().nth(1).map(str::to_owned)).flatten()
+    })
+}
+
+fn existing_ancestor(path: &Path) -> &Path {
+    path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or_else(|| Path::new("/"))
+}
+
+/// Mounts a bpffs where it belongs, or on the directory itself where that lies elsewhere.
+fn mount_for(root: &Path) -> Result<(), PinError> {
+    let system = Path::new(SYSTEM_BPFFS);
+    let (target, name) = if root.starts_with(system) { (system, "bpf") } else { (root, MOUNT_SOURCE) };
+    fs::create_dir_all(target).map_err(|cause| PinError::Directory { path: target.into(), cause })?;
+    mount(Some(name), target, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| PinError::Mount { path: target.into(), cause: errno.into() })
+}
+
+/// The process that holds a `flock` on an inode, from `/proc/locks`.
+fn lock_owner(inode: u64) -> Option<u32> {
+    owner_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+}
+
+/// Lines such as `1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF`: kind, process, device and inode.
+fn owner_in(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
+        let is_ours = place.rsplit(':').next()?.parse() == Ok(inode);
+        is_ours.then(|| pid.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_of_a_lock_is_found() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 00:19:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 22 00:19:78 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 44 00:19:78 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 33 00:19:77 0 EOF\n";
+        assert_eq!(owner_in(locks, 77), Some(33));
+        assert_eq!(owner_in(locks, 78), Some(22));
+        assert_eq!(owner_in(locks, 7), None);
+    }
+
+    #[test]
+    fn a_mount_is_known_by_its_source() {
+        let mounts = "30 1 0:25 / /sys/fs/bpf rw shared:9 - bpf bpf rw,mode=700\n\
+                      31 1 0:26 / /run/a rw - tmpfs shunt rw\n\
+                      32 1 0:27 / /run/a rw - bpf shunt rw\n";
+        assert_eq!(source_in(mounts, Path::new("/run/a")).as_deref(), Some("shunt"));
+        assert_eq!(source_in(mounts, Path::new("/sys/fs/bpf")).as_deref(), Some("bpf"));
+        assert_eq!(source_in(mounts, Path::new("/sys/fs/bpf/shunt")), None);
+    }
+
+    #[test]
+    fn a_second_agent_is_told_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let pins = Pins::new(directory.path());
+        let lock = pins.lock().unwrap();
+        let error = pins.lock().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("another agent (process {}) runs on", std::process::id())), "{error}");
+        drop(lock);
+        pins.lock().unwrap();
+    }
+
+    #[test]
+    fn pins_carry_the_layout_version() {
+        let pins = Pins::new(Path::new("/sys/fs/bpf/shunt"));
+        assert_eq!(pins.map("CONFIG"), Path::new("/sys/fs/bpf/shunt/v1/maps/CONFIG"));
+    }
+}

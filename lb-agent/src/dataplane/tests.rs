@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The real thing on the kernel of this machine: needs root and the built object, and is skipped without, saying so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use lb_common::{
+    config::{Config, role},
+    flow::protocol,
+    frontend::FrontendKey,
+    maps::{FILTER_EGRESS, FILTER_INGRESS},
+};
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Capacities, Dataplane, Door, OpenError, Options, PinError, Pins, XdpMode};
+use crate::{
+    compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
+    diff::State,
+};
+
+/// A directory of pins and a network namespace of this thread's own.
+pub struct Place {
+    pub options: Options,
+}
+
+impl Place {
+    /// `None`, with a word on standard error, where the test can't run.
+    pub fn new(test: &str) -> Option<Self> {
+        if !super::capabilities::missing().is_empty() || super::load::is_empty() {
+            eprintln!("skipped: {test} needs root and the eBPF object");
+            return None;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let bpffs = PathBuf::from(format!("/sys/fs/bpf/shunt-test-{}-{test}", std::process::id()));
+        let capacities = Capacities {
+            frontends: 64,
+            backends: 64,
+            table_slots: 4096,
+            flows: 128,
+            services: 32,
+            source_ranges: 16,
+            affinity: 128,
+        };
+        Some(Self { options: Options { bpffs, capacities, xdp: XdpMode::Auto, log: false } })
+    }
+
+    pub fn open(&self) -> Dataplane {
+        Dataplane::open(&self.options).unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Only what this test has made: its own directory of pins.
+        let _ = fs::remove_dir_all(&self.options.bpffs);
+    }
+}
+
+/// Runs `ip`.
+pub fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// Index of a device.
+pub fn ifindex(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap()
+}
+
+fn pins_in(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A Service of one unit: 10.96.0.1:80/TCP, and one backend on this node, 10.0.0.`last`:8080.
+pub fn desired(last: u8) -> BTreeMap<UnitId, Unit> {
+    let backend = BackendKey { address: Ipv4Addr::new(10, 0, 0, last).into(), port: 8080 };
+    let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80_u16.to_be(), protocol::TCP);
+    let id = UnitId {
+        namespace: "default".into(),
+        name: "web".into(),
+        port_name: "http".into(),
+        protocol: protocol::TCP,
+        is_v4: true,
+    };
+    let unit = Unit {
+        backends: BTreeMap::from([(backend, BackendSpec { active: true, local: true })]),
+        cluster: BTreeMap::from([(backend, 1)]),
+        frontends: BTreeMap::from([(key, FrontendPlan { internal: List::Cluster, external: List::Cluster, flags: 0 })]),
+        source_ranges: ["192.0.2.0/24", "192.0.2.7/32", "2001:db8::/48"].map(|range| range.parse().unwrap()).into(),
+        ..Unit::default()
+    };
+    BTreeMap::from([(id, unit)])
+}
+
+#[test]
+fn what_is_written_is_adopted_after_a_restart() {
+    let Some(place) = Place::new("adopted") else { return };
+    let (web, now) = (ServiceKey::new("default", "web"), Instant::now());
+    let mut dataplane = place.open();
+    let mut state = State::adopt(dataplane.maps().dump().unwrap(), &dataplane.capacities());
+    for last in [1, 2] {
+        let plan = state.plan(&web, 10, &desired(last), now);
+        state.carry_out(plan, &mut dataplane, now).unwrap();
+    }
+    let config = Config { seed: [1, 2], next_hop_generation: u32::MAX, ..Config::default() };
+    dataplane.set_config(&config);
+    dataplane.bump_next_hops();
+    drop(dataplane);
+
+    let dataplane = place.open();
+    assert_eq!(dataplane.config(), Config { next_hop_generation: 1, ..config });
+    let dump = dataplane.maps().dump().unwrap();
+    assert_eq!(dump.frontends.len(), 1);
+    assert_eq!(dump.source_ranges.len(), 3);
+    assert_eq!(dump.backends.iter().map(|backend| backend.generation).collect::<Vec<_>>(), [0, 1, 0]);
+    assert!(dump.filter.contains(FILTER_INGRESS, &Ipv4Addr::new(10, 96, 0, 1).into()));
+    assert!(dump.filter.contains(FILTER_EGRESS, &Ipv4Addr::new(10, 0, 0, 2).into()));
+    let mut state = State::adopt(dump, &dataplane.capacities());
+    assert_eq!(state.plan(&web, 10, &desired(2), now).operations, []);
+
+    let swept = dataplane.maps().sweep_filter(&state.needed_filter()).unwrap();
+    assert_eq!(dataplane.maps().filter(), swept);
+    assert!(!swept.contains(FILTER_EGRESS, &Ipv4Addr::new(10, 0, 0, 1).into()));
+    let counters = dataplane.maps().counters().unwrap();
+    assert_eq!((counters.services.len(), counters.backends.len()), (1, 1));
+    assert_eq!(dataplane.maps().flow_counts().unwrap(), [0, 0]);
+}
+
+#[test]
+fn adopted_maps_keep_their_capacities() {
+    let Some(place) = Place::new("capacities") else { return };
+    drop(place.open());
+    let capacities = Capacities { frontends: 128, ..place.options.capacities };
+    let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
+    assert_eq!(dataplane.capacities(), place.options.capacities);
+}
+
+#[test]
+fn a_second_agent_on_the_same_directory_is_refused() {
+    let Some(place) = Place::new("second") else { return };
+    let _first = place.open();
+    let error = Dataplane::open(&place.options).err().unwrap();
+    assert!(matches!(error, OpenError::Pin(PinError::Locked { pid: Some(pid), .. }) if pid == std::process::id()));
+}
+
+#[test]
+fn links_outlive_the_agent_and_get_its_successor_s_programs() {
+    let Some(place) = Place::new("links") else { return };
+    ip("link add uplink type veth peer name pod");
+    let (uplink, pod) = (ifindex("uplink"), ifindex("pod"));
+    let mut dataplane = place.open();
+    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+    assert!(attachment.has_tc_links && attachment.xdp.is_err(), "{attachment}");
+    dataplane.attach(pod, "pod", role::POD, true).unwrap();
+    drop(dataplane);
+
+    let links = Pins::new(&place.options.bpffs).links();
+    let tc = |ifindex| [Door::TcEgress, Door::TcIngress].map(|door| door.pin_name(ifindex));
+    let mut expected: Vec<_> = tc(uplink).into_iter().chain(tc(pod)).collect();
+    expected.sort();
+    assert_eq!(pins_in(&links), expected);
+
+    let driver = Options { xdp: XdpMode::Driver, ..place.options.clone() };
+    let mut dataplane = Dataplane::open(&driver).unwrap();
+    assert_eq!(dataplane.attached(), BTreeSet::from([uplink, pod]));
+    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+    assert!(attachment.is_native_xdp(), "{attachment}");
+    dataplane.detach(pod);
+    assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
+    drop(dataplane);
+
+    ip("link del uplink");
+    assert_eq!(place.open().attached(), BTreeSet::new());
+    assert!(pins_in(&links).is_empty());
+}
+
+#[test]
+fn xdp_changes_its_mode_with_the_flag() {
+    let Some(place) = Place::new("mode") else { return };
+    ip("link add uplink type veth peer name pod");
+    let uplink = ifindex("uplink");
+    let modes = [
+        (XdpMode::Driver, Some(Door::XdpDriver)),
+        (XdpMode::Generic, Some(Door::XdpGeneric)),
+        (XdpMode::Auto, None),
+        (XdpMode::Generic, Some(Door::XdpGeneric)),
+        (XdpMode::Off, None),
+    ];
+    for (xdp, door) in modes {
+        let mut dataplane = Dataplane::open(&Options { xdp, ..place.options.clone() }).unwrap();
+        let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+        assert_eq!(attachment.xdp.ok(), door, "{xdp:?}");
+    }
+}
+
+#[test]
+fn what_is_no_ethernet_device_or_has_gone_is_named() {
+    let Some(place) = Place::new("devices") else { return };
+    let mut dataplane = place.open();
+    let error = dataplane.attach(1, "lo", role::UPLINK, false).unwrap_err();
+    assert!(error.to_string().contains("lo is no Ethernet device"), "{error}");
+    let error = dataplane.attach(99, "nowhere", role::UPLINK, false).unwrap_err();
+    assert!(error.to_string().contains("nowhere (index 99) has gone"), "{error}");
+}
+
+#[test]
+fn filters_serve_where_links_are_unknown() {
+    let Some(place) = Place::new("filters") else { return };
+    ip("link add uplink type veth peer name pod");
+    let device = ifindex("uplink");
+    let mut dataplane = place.open();
+    let Dataplane { ebpf, .. } = &mut dataplane;
+    let pins = Pins::new(&place.options.bpffs);
+    super::filters::attach(ebpf, &pins, "uplink", device).unwrap();
+    drop(dataplane);
+    let mut dataplane = place.open();
+    assert_eq!(dataplane.attached(), BTreeSet::from([device]));
+    let attachment = dataplane.attach(device, "uplink", role::POD, true).unwrap();
+    assert!(!attachment.has_tc_links);
+    dataplane.detach(device);
+    assert!(super::filters::detach("uplink").is_empty(), "nothing is left");
+    assert_eq!(dataplane.attached(), BTreeSet::new());
+}
+
+#[test]
+fn cleanup_removes_all_that_was_made() {
+    let Some(place) = Place::new("cleanup") else { return };
+    let root = &place.options.bpffs;
+    ip("link add uplink type veth peer name pod");
+    let mut dataplane = place.open();
+    dataplane.attach(ifindex("uplink"), "uplink", role::POD, true).unwrap();
+    super::filters::attach(&mut dataplane.ebpf, &Pins::new(root), "pod", ifindex("pod")).unwrap();
+    let refused = super::remove_all(root, false, &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().starts_with("another agent"), "{refused}");
+    drop(dataplane);
+    fs::create_dir_all(root.join("v0/maps")).unwrap();
+
+    let items = |dry_run| {
+        let mut items = Vec::new();
+        super::remove_all(root, dry_run, &mut |item| items.push(item.to_string())).unwrap();
+        items.retain(|item| !item.starts_with("directory"));
+        items
+    };
+    let announced = items(true);
+    assert!(announced.iter().any(|item| item.ends_with(&format!("tc-ingress-{} (on uplink)", ifindex("uplink")))));
+    assert!(announced.contains(&"TC filters on pod".to_owned()));
+    assert_eq!(announced.len(), 2 + 1 + 3 + lb_common::maps::PINNED.len());
+    assert_eq!(items(false), announced);
+    assert!(!root.exists());
+    assert!(items(false).is_empty());
+}
+
+#[test]
+fn a_directory_elsewhere_gets_a_bpffs_of_its_own() {
+    let Some(place) = Place::new("elsewhere") else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let root = parent.path().join("pins");
+    let options = Options { bpffs: root.clone(), ..place.options.clone() };
+    drop(Dataplane::open(&options).unwrap());
+    drop(Dataplane::open(&options).unwrap());
+    let mut last = None;
+    super::remove_all(&root, false, &mut |item| last = Some(item.clone())).unwrap();
+    assert_eq!(last, Some(super::Item::Mount(root.clone())));
+    assert!(fs::read_dir(&root).unwrap().next().is_none());
+    let refused = super::remove_all(&root, false, &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, PinError::NotBpffs { .. }));
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Mistakes of all kinds: each is named with its subject and what to do, and what worked before keeps working.
+
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use shunt_tests::{
+    load::{self, Target},
+    world::{Family, Node, Options, Process, World, Xdp, agent_binary, sample, wait_until},
+};
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// That requests go through, right now.
+fn serves(world: &World) -> Result<()> {
+    let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
+    let tally = load::send(world.pod("client").namespace(), &targets, 40, &|| {})?;
+    ensure!(tally.failed() == 0, "{:?}", tally.errors);
+    Ok(())
+}
+
+/// What an agent said that was expected to give up.
+fn said(output: Output) -> Result<String> {
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    ensure!(!output.status.success(), "it should have failed: {said}");
+    Ok(said)
+}
+
+/// Runs an agent that is expected to give up.
+fn fails(node: &Node, arguments: &[String]) -> Result<String> {
+    said(node.agent_command(arguments)?.output().context("can't start the agent")?)
+}
+
+fn replace(arguments: &mut [String], option: &str, value: &str) {
+    let position = arguments.iter().position(|word| word == option).expect("an option that is given");
+    value.clone_into(&mut arguments[position + 1]);
+}
+
+#[test]
+fn a_second_agent_on_the_same_bpffs_is_refused() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    let node = world.node("node-a");
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    replace(&mut arguments, "--healthz-bind-address", "127.0.0.1:20256");
+    replace(&mut arguments, "--metrics-bind-address", "127.0.0.1:20249");
+    let said = fails(node, &arguments)?;
+    ensure!(said.contains(&node.bpffs().display().to_string()), "names the directory: {said}");
+    serves(&world)
+}
+
+/// An uplink that does not exist is named, with what to do.
+#[test]
+fn an_uplink_that_does_not_exist_is_named() -> Result<()> {
+    let world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    let node = world.node("node-a");
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    replace(&mut arguments, "--uplink", "eth7");
+    let said = fails(node, &arguments)?;
+    ensure!(said.contains("eth7"), "{said}");
+    Ok(())
+}
+
+/// Broken files are named, and what worked before keeps working; mended ones are applied.
+#[test]
+fn broken_manifests_are_named_and_change_nothing() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    world.apply("web-endpoints.yaml", "kind: EndpointSlice\n  nonsense: [")?;
+    world.apply("impossible.yaml", "{ apiVersion: v1, kind: Service, metadata: { name: odd }, spec: { ports: 7 } }")?;
+    for node in world.nodes() {
+        for file in ["web-endpoints.yaml", "impossible.yaml"] {
+            wait_until(&format!("{file} being named in the log"), LIMIT, || Ok(node.agent().log().contains(file)))?;
+        }
+    }
+    serves(&world)?;
+    world.route_web_to(&["web-1", "web-3"])
+}
+
+/// A map that is full: the Service that finds no room is named, with the flag to raise; the others are served.
+#[test]
+fn a_full_map_is_named_and_the_rest_is_served() -> Result<()> {
+    let world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    let node = world.node("node-a");
+    // The sample takes twelve.
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    arguments.extend(["--max-frontends", "12"].map(str::to_owned));
+    let log = world.site().directory().join("full.log");
+    let _agent = Process::start(node.agent_command(&arguments)?, &log)?;
+    wait_until("the sample being served", LIMIT, || Ok(serves(&world).is_ok()))?;
+    world.apply("more.yaml", MORE)?;
+    wait_until("the Service without room being named", LIMIT, || {
+        let log = std::fs::read_to_string(&log)?;
+        Ok(log.contains("default/more") && log.contains("--max-frontends"))
+    })?;
+    serves(&world)
+}
+
+const MORE: &str = "
+apiVersion: v1
+kind: Service
+metadata: { name: more, namespace: default }
+spec:
+  type: ClusterIP
+  ipFamilies: [IPv4]
+  clusterIP: 10.96.0.77
+  clusterIPs: [10.96.0.77]
+  ports: [{ name: http, protocol: TCP, port: 80 }]
+";
+
+/// An API server that can't be reached is named; forwarding goes on, and nobody takes the agent for ready.
+#[test]
+fn an_unreachable_api_server_is_named() -> Result<()> {
+    let mut world = World::with_agents(Options::TC)?;
+    world.node_mut("node-a").agent_mut().terminate()?;
+    let kubeconfig = world.site().directory().join("kubeconfig");
+    std::fs::write(&kubeconfig, KUBECONFIG)?;
+    let node = world.node("node-a");
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    replace(&mut arguments, "--source", "kube");
+    arguments.extend(["--kubeconfig".to_owned(), kubeconfig.display().to_string()]);
+    let log = world.site().directory().join("unreachable.log");
+    let _agent = Process::start(node.agent_command(&arguments)?, &log)?;
+    wait_until("the API server being named", LIMIT, || Ok(std::fs::read_to_string(&log)?.contains("127.0.0.1:6")))?;
+    serves(&world)?;
+    let healthz = "127.0.0.1:10256".parse().expect("an address");
+    let answer = node.namespace().enter(|| load::http::get(healthz, "/healthz", LIMIT))??;
+    ensure!(answer.status == 503, "{answer:?}");
+    Ok(())
+}
+
+const KUBECONFIG: &str = "
+apiVersion: v1
+kind: Config
+clusters: [{ name: c, cluster: { server: 'http://127.0.0.1:6' } }]
+users: [{ name: u, user: {} }]
+contexts: [{ name: x, context: { cluster: c, user: u } }]
+current-context: x
+";
+
+/// Without the capabilities that it needs it says which.
+#[test]
+fn a_missing_capability_is_named() -> Result<()> {
+    let world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    let node = world.node("node-a");
+    let mut command: Command = node.namespace().command("setpriv");
+    command.args(["--bounding-set", "-all", "--inh-caps", "-all"]).arg(agent_binary()?);
+    command.args(node.agent_arguments(Xdp::Off)).env("RUST_BACKTRACE", "0");
+    let said = said(command.output().context("can't start setpriv")?)?;
+    ensure!(said.contains("CAP_BPF") && said.contains("CAP_NET_ADMIN"), "{said}");
+    Ok(())
+}
