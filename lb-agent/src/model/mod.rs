@@ -56,6 +56,7 @@ pub struct Model {
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
     is_synced: bool,
+    is_incomplete: bool,
 }
 
 impl Model {
@@ -71,6 +72,7 @@ impl Model {
             service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             is_synced: false,
+            is_incomplete: false,
         }
     }
 
@@ -84,6 +86,7 @@ impl Model {
             Event::Apply(Object::ServiceCidr(object)) => return self.service_cidrs.apply(&object),
             Event::Delete(id) => self.delete(id),
             Event::Synced => self.is_synced = true,
+            Event::Incomplete(is_incomplete) => self.is_incomplete = is_incomplete,
             Event::Problem(problem) => return vec![problem],
         }
         Vec::new()
@@ -93,6 +96,19 @@ impl Model {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.is_synced
+    }
+
+    /// Whether what is told of a Service may take the place of what an earlier agent was told: an impossible version may
+    /// not, nor one that may lack something only because a source could not read it.
+    #[must_use]
+    pub fn is_certain(&self, key: &ServiceKey) -> bool {
+        let is_told = |key: &ServiceKey| self.services.contains_key(key) && self.slices.contains_key(key);
+        let Some(service) = self.services.get(key) else { return !self.is_incomplete };
+        let is_all_told = || match &service.split {
+            Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
+            None => is_told(key),
+        };
+        !service.is_impossible && (!self.is_incomplete || is_all_told())
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.

@@ -4,7 +4,10 @@
 //! One Service's failure stops no other; it is tried again after a growing pause. Nothing at all is written before the
 //! sources have told what there is (rule 7).
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use lb_common::frontend::FrontendKey;
 
@@ -20,7 +23,7 @@ use crate::{
     model::Model,
     node::checks::PortRange,
     problem::Problem,
-    source::Event,
+    source::{Event, Kind, ObjectId},
 };
 
 /// The desired state, and which Services are not in the maps as desired.
@@ -30,13 +33,15 @@ pub struct Services {
     source_ports: PortRange,
     /// Whether what the maps held at the start has been compared with what the sources told.
     is_compared: bool,
+    /// Services that the maps hold as an earlier agent left them.
+    adopted: BTreeSet<ServiceKey>,
 }
 
 impl Services {
     /// Nothing known yet. `source_ports` are those that no NodePort may have.
     #[must_use]
     pub fn new(model: Model, source_ports: PortRange) -> Self {
-        Self { model, queue: Queue::default(), source_ports, is_compared: false }
+        Self { model, queue: Queue::default(), source_ports, is_compared: false, adopted: BTreeSet::new() }
     }
 
     /// The desired state.
@@ -47,19 +52,28 @@ impl Services {
 
     /// Takes in what a source says.
     pub fn take_event(&mut self, event: Event, reporter: &mut Reporter, now: Instant) {
+        match &event {
+            Event::Incomplete(false) => self.adopted.iter().cloned().for_each(|key| self.queue.push(key)),
+            Event::Delete(ObjectId { kind: Kind::Service, namespace, name }) => {
+                self.adopted.remove(&ServiceKey::new(&**namespace, &**name));
+            }
+            _ => {}
+        }
         for problem in self.model.handle(event) {
             reporter.note(problem, now);
         }
     }
 
-    /// Finds out what is to be done. Services that the maps hold and no source has ever told of are gone.
+    /// Finds out what is to be done. Services that the maps hold and no source has ever told of are gone, unless a source
+    /// could not read all there is.
     pub fn gather(&mut self, state: &mut State, now: Instant) {
         if !self.model.is_synced() {
             return;
         }
         if !self.is_compared {
             self.is_compared = true;
-            state.services().for_each(|key| self.queue.push(key));
+            self.adopted = state.services().collect();
+            self.adopted.iter().cloned().for_each(|key| self.queue.push(key));
         }
         self.model.take_dirty().into_iter().for_each(|key| self.queue.push(key));
         state.take_dirty(now).into_iter().for_each(|key| self.queue.push(key));
@@ -71,10 +85,21 @@ impl Services {
             let Some(key) = self.queue.pop(now) else { return };
             let (units, mut problems) = self.model.compile(&key);
             problems.extend(source_port_problems(&key, &units, self.source_ports));
+            if self.adopted.contains(&key) && !self.model.is_certain(&key) {
+                for problem in &mut problems {
+                    problem.remedy.push_str("; until then the Service stays as it was before the agent started");
+                }
+                self.queue.succeed(&key);
+                reporter.set(Scope::Service(key), problems);
+                continue;
+            }
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
             problems.append(&mut plan.problems);
             match maps.state.carry_out(plan, &mut maps.doors, now) {
-                Ok(()) => self.queue.succeed(&key),
+                Ok(()) => {
+                    self.adopted.remove(&key);
+                    self.queue.succeed(&key);
+                }
                 Err(error) => {
                     problems.push(Problem::new(
                         format!("Service {key}"),
