@@ -32,6 +32,7 @@ mod split;
 mod value;
 
 use endpoints::Slice;
+use fault::keep_last_good;
 use node::Node;
 use service::Service;
 use service_cidrs::ServiceCidrs;
@@ -108,7 +109,9 @@ impl Model {
             Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
             None => is_told(key),
         };
-        !service.is_impossible && (!self.is_incomplete || is_all_told())
+        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
+        is_possible && (!self.is_incomplete || is_all_told())
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
@@ -201,7 +204,10 @@ impl Model {
         let Some(new) = Service::parse(object) else { return self.remove_service(key) };
         let old = self.services.get(&key);
         let next = match old {
-            Some(last_good) if new.is_impossible && !last_good.is_impossible => keep_last_good(last_good, new.problems),
+            // An impossible edit must not stop what worked.
+            Some(last_good) if new.is_impossible && !last_good.is_impossible => {
+                Service { problems: keep_last_good(new.problems, "Service"), ..last_good.clone() }
+            }
             _ => new,
         };
         if old != Some(&next) {
@@ -236,6 +242,7 @@ impl Model {
         }
         let key = slice.service.clone();
         let siblings = self.slices.entry(key.clone()).or_default();
+        let slice = slice.or_last_good(siblings.get(&id.1));
         if siblings.get(&id.1) != Some(&slice) {
             siblings.insert(id.1.clone(), slice);
             self.slice_owners.insert(id, key.clone());
@@ -286,14 +293,6 @@ impl Model {
             Kind::ServiceCidr => self.service_cidrs.remove(&id.name),
         }
     }
-}
-
-/// An impossible edit must not stop what worked: the version before it stays, with the problems of the new one.
-fn keep_last_good(last_good: &Service, mut problems: Vec<Problem>) -> Service {
-    for problem in &mut problems {
-        problem.remedy.push_str("; until then the last good version of the Service stays in force");
-    }
-    Service { problems, ..last_good.clone() }
 }
 
 #[cfg(test)]
