@@ -28,6 +28,7 @@ use self::{args::FlowArgs, values::SourceSpec};
 use crate::{
     dataplane::{self, Dataplane, Options, Pins},
     diff::State,
+    events::{self, Recorder},
     health::{self, Health},
     http,
     memory::{Bill, mebibytes},
@@ -83,17 +84,19 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     let services = Services::new(Model::new(node_name.clone()), args.flows.source_ports);
     let state = State::adopt(dump, &dataplane.capacities());
     let maps = Maps { state, doors: dataplane };
-    let (health, metrics) = (Health::default(), Metrics::default());
+    let health = if args.source == SourceSpec::Kube { Health::requiring_node() } else { Health::default() };
+    let metrics = Metrics::default();
     let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
 
     let mut tasks = JoinSet::new();
     tasks.spawn(follower.run(change_sender));
-    tasks.spawn(http::serve(healthz, health::router(health.clone())));
+    tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
     tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
+    let recorder = start_recorder(&args, &node_name, &mut tasks).await?;
     let mut source = tokio::spawn(run_source(args, node_name, event_sender));
-    let agent = Loop::new(services, devices, maps, health, metrics);
+    let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
     tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests }) => match ended {
@@ -191,6 +194,19 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
     let mut seed = [0; 2];
     fs::File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut seed))?;
     Ok(seed)
+}
+
+/// Kubernetes Events, where there is a Kubernetes.
+async fn start_recorder(args: &RunArgs, node_name: &str, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
+    if args.source != SourceSpec::Kube {
+        return Ok(Recorder::default());
+    }
+    let options = source::KubeOptions { kubeconfig: args.kubeconfig.clone(), node_name: node_name.to_owned() };
+    let client = source::connect(&options).await?;
+    let (recorder, notes) = Recorder::new();
+    recorder.tell_start(node_name);
+    tasks.spawn(events::post(client, node_name.to_owned(), notes));
+    Ok(recorder)
 }
 
 async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {

@@ -243,6 +243,27 @@ fn an_impossible_edit_leaves_the_last_good_version_in_force() {
 }
 
 #[test]
+fn an_impossible_edit_of_a_slice_leaves_its_last_good_version_in_force() {
+    let good = || slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.1"));
+    let bad_port = slice("web-1", "web").tcp("http", 70_000).with(endpoint("10.0.0.1"));
+    let bad_family = slice("web-1", "web").tcp("http", 8080).with(endpoint("fd00::1"));
+    for (bad, cause) in [
+        (bad_port, "port 70000 is out of range, and is skipped"),
+        (bad_family, "endpoint fd00::1 is not of the slice's addressType IPv4, and is skipped"),
+        (good().address_type("IPV4"), "addressType \"IPV4\" is unknown, and its endpoints are skipped"),
+    ] {
+        let mut model = model([web().applied(), good().applied()]);
+        assert_eq!(dirtied(&mut model, bad.applied()), keys(&["web"]));
+        let (_, problems) = model.compile(&key("web"));
+        assert_eq!((backends(&model, "web"), problems.len()), (1, 1));
+        assert_eq!(problems[0].cause, cause);
+        assert!(problems[0].remedy.ends_with("the last good version of the EndpointSlice stays in force"));
+        model.handle(web_slice("web-1", "10.0.0.2"));
+        assert_eq!(model.compile(&key("web")).1, []);
+    }
+}
+
+#[test]
 fn an_impossible_service_is_served_as_far_as_it_goes_and_mended_step_by_step() {
     let mut model = model([service("web").tcp("a", 80).tcp("b", 0).tcp("c", 0).applied()]);
     assert_eq!(model.compile(&key("web")).0.len(), 1);
