@@ -21,6 +21,8 @@ use crate::{
 pub enum Found<F: Header> {
     /// Follow this instruction.
     Valid(&'static mut Flow<F>),
+    /// A TCP segment of the client, whose backend has gone and whose Service wants that reset.
+    Orphaned(&'static mut Flow<F>),
     /// The slow path must decide: there is no entry, or one that no longer holds.
     Undecided,
 }
@@ -31,7 +33,7 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
     let Some(flow) = maps::find_flow(&parsed.key) else { return Ok(Found::Undecided) };
     if flow.direction() == Direction::Original && concerns_backend(flow, parsed) && is_overtaken(flow, parsed) {
         let is_open = parsed.key.protocol == protocol::TCP && !is_syn(parsed);
-        return if is_open { Err(Stop::reset(Reason::BackendGone)) } else { Ok(Found::Undecided) };
+        return Ok(if is_open { Found::Orphaned(flow) } else { Found::Undecided });
     }
     if flow.last_seen != now {
         let config = maps::config()?;
@@ -40,7 +42,9 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
         }
         if !dry {
             maps::scratch::<F>()?.parsed = *parsed;
-            F::touch_apart(now).unpack()?;
+            if F::touch_apart(now).unpack().is_err() {
+                return Ok(Found::Undecided);
+            }
         }
     }
     let next = flow.state.next(flow.direction(), parsed.key.protocol, parsed.tcp_flags);
@@ -80,7 +84,7 @@ fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
 }
 
 /// Notes that the flow of the packet in the scratch space lives, in both entries, and makes the peer anew if it was
-/// evicted.
+/// evicted. An error where it can't be: the flow needs another source port.
 ///
 /// A torn or lost update here costs nothing: the next tick repeats it.
 #[inline(always)]
@@ -93,6 +97,9 @@ pub fn touch<F: Header>(now: u32) -> Stage<()> {
     if let Some(peer) = maps::find_flow(&scratch.peer_key) {
         if peer.is_peer_key(&scratch.peer_key, key) {
             peer.last_seen = now;
+        } else if flow.direction() == Direction::Original {
+            // Evicted, and the tuple is another flow's now: replies would go there.
+            return Err(Stop::NOT_OURS);
         }
         return Ok(());
     }

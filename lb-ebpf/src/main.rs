@@ -24,6 +24,7 @@ mod header;
 mod install;
 mod log;
 mod maps;
+mod offload;
 mod packet;
 mod parse;
 mod reject;
@@ -142,6 +143,10 @@ fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let flow = match flow::find(&parsed, now, packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => return Err(Stop::NOT_OURS),
         Found::Valid(flow) => follow(packet, flow)?,
+        Found::Orphaned(flow) => {
+            note_flow(packet, flow);
+            return Err(reset::stop(&parsed));
+        }
         Found::Undecided => {
             let scratch = maps::scratch::<F>()?;
             scratch.parsed = parsed;
@@ -170,13 +175,19 @@ fn follow<P: Packet, F: Header>(packet: &P, flow: &'static mut Flow<F>) -> Stage
     if !packet.is_trace() {
         return Ok(flow);
     }
+    note_flow(packet, flow);
+    let scratch = maps::scratch::<F>()?;
+    scratch.original = *flow;
+    Ok(&mut scratch.original)
+}
+
+/// Lets `trace` say whose flow it is.
+#[inline(always)]
+fn note_flow<P: Packet, F: Header>(packet: &P, flow: &Flow<F>) {
     trace::note(packet, |record| {
         record.step = trace_step::FLOW;
         record.backend = flow.backend;
     });
-    let scratch = maps::scratch::<F>()?;
-    scratch.original = *flow;
-    Ok(&mut scratch.original)
 }
 
 /// The fast path's end: follow the instruction.

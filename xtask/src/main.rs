@@ -5,8 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod bench_control;
+mod bench_packet;
 mod build_ebpf;
 mod demo;
+mod image;
 mod inspect;
 mod packages;
 mod run;
@@ -31,6 +35,10 @@ enum Task {
     Demo(demo::Arguments),
     /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
     Test(test::Arguments),
+    /// Build a static agent, and an OCI image of it in target/image.
+    Image(image::Arguments),
+    /// Measure, and show the figures beside what they shall reach.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +47,8 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Image(arguments) => image::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

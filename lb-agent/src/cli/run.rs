@@ -5,13 +5,14 @@
 //! forwarding then.
 
 mod args;
+mod config_file;
 mod values;
 
-use std::{fs, io::Read, path::Path};
+use std::{env, fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use lb_common::{
-    config::{Config, TICK_SHIFT, ticks},
+    config::{Config, TICK_SHIFT, config_flags, ticks},
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -33,7 +34,7 @@ use crate::{
     memory::{Bill, mebibytes},
     metrics::{self, Metrics},
     model::Model,
-    node::{checks, netlink::Follower},
+    node::{checks, netlink::Follower, service_cidrs},
     source::{self, SourceError},
     sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
@@ -49,6 +50,7 @@ const WORKERS: usize = 2;
 /// # Errors
 /// Whatever keeps it from starting, and the end of its source.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let args = config_file::complete(args, env::args_os())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let result = runtime.block_on(start(args));
     // A source may be in the middle of reading a file: nothing that is worth waiting for.
@@ -95,6 +97,7 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     let recorder = start_recorder(&args, &node_name, &mut tasks).await?;
     let mut source = tokio::spawn(run_source(args, node_name, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
+    tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests }) => match ended {
             // The source itself knows why.
@@ -180,6 +183,8 @@ fn configuration(former: Config, flows: &FlowArgs) -> anyhow::Result<Config> {
         source_port_last: flows.source_ports.last,
         timeouts,
         rejects_per_tick: u32::try_from(rejects_per_tick).unwrap_or(u32::MAX),
+        cluster_cidrs: flows.cluster_cidr.clone().unwrap_or_default().to_config(),
+        flags: if flows.masquerade_all { config_flags::MASQUERADE_ALL } else { 0 },
         next_hop_generation: former.next_hop_generation.max(1),
         ..former
     })
@@ -228,7 +233,10 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use clap::Parser;
+    use lb_common::{address::Address, config::Cidr};
 
     use super::*;
 
@@ -262,6 +270,16 @@ mod tests {
         assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));
         assert_eq!(config.seed, [1, 10]);
         assert_eq!(config.next_hop_generation, 1);
+    }
+
+    #[test]
+    fn rules_46_and_52_masquerade_all_and_cluster_cidrs_are_as_the_flags_say() {
+        let given = configuration(Config::default(), &flows("--masquerade-all --cluster-cidr 10.244.0.0/16")).unwrap();
+        assert_eq!(given.flags, config_flags::MASQUERADE_ALL);
+        let pod = Address::from(IpAddr::from([10, 244, 1, 2]));
+        assert_eq!(given.cluster_cidrs.map(|cidr| cidr.contains(&pod)), [true, false]);
+        let without = configuration(given, &flows("")).unwrap();
+        assert_eq!((without.flags, without.cluster_cidrs), (0, [Cidr::default(); 2]));
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod split;
 mod value;
 
 use endpoints::Slice;
+use fault::keep_last_good;
 use health_check::{HealthCheck, health_check};
 use node::Node;
 use service::Service;
@@ -58,6 +59,7 @@ pub struct Model {
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
     is_synced: bool,
+    is_incomplete: bool,
 }
 
 impl Model {
@@ -73,6 +75,7 @@ impl Model {
             service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             is_synced: false,
+            is_incomplete: false,
         }
     }
 
@@ -86,6 +89,7 @@ impl Model {
             Event::Apply(Object::ServiceCidr(object)) => return self.service_cidrs.apply(&object),
             Event::Delete(id) => self.delete(id),
             Event::Synced => self.is_synced = true,
+            Event::Incomplete(is_incomplete) => self.is_incomplete = is_incomplete,
             Event::Problem(problem) => return vec![problem],
         }
         Vec::new()
@@ -95,6 +99,21 @@ impl Model {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.is_synced
+    }
+
+    /// Whether what is told of a Service may take the place of what an earlier agent was told: an impossible version may
+    /// not, nor one that may lack something only because a source could not read it.
+    #[must_use]
+    pub fn is_certain(&self, key: &ServiceKey) -> bool {
+        let is_told = |key: &ServiceKey| self.services.contains_key(key) && self.slices.contains_key(key);
+        let Some(service) = self.services.get(key) else { return !self.is_incomplete };
+        let is_all_told = || match &service.split {
+            Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
+            None => is_told(key),
+        };
+        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
+        is_possible && (!self.is_incomplete || is_all_told())
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
@@ -210,7 +229,10 @@ impl Model {
         let Some(new) = Service::parse(object) else { return self.remove_service(key) };
         let old = self.services.get(&key);
         let next = match old {
-            Some(last_good) if new.is_impossible && !last_good.is_impossible => keep_last_good(last_good, new.problems),
+            // An impossible edit must not stop what worked.
+            Some(last_good) if new.is_impossible && !last_good.is_impossible => {
+                Service { problems: keep_last_good(new.problems, "Service"), ..last_good.clone() }
+            }
             _ => new,
         };
         if old != Some(&next) {
@@ -245,6 +267,7 @@ impl Model {
         }
         let key = slice.service.clone();
         let siblings = self.slices.entry(key.clone()).or_default();
+        let slice = slice.or_last_good(siblings.get(&id.1));
         if siblings.get(&id.1) != Some(&slice) {
             siblings.insert(id.1.clone(), slice);
             self.slice_owners.insert(id, key.clone());
@@ -295,14 +318,6 @@ impl Model {
             Kind::ServiceCidr => self.service_cidrs.remove(&id.name),
         }
     }
-}
-
-/// An impossible edit must not stop what worked: the version before it stays, with the problems of the new one.
-fn keep_last_good(last_good: &Service, mut problems: Vec<Problem>) -> Service {
-    for problem in &mut problems {
-        problem.remedy.push_str("; until then the last good version of the Service stays in force");
-    }
-    Service { problems, ..last_good.clone() }
 }
 
 #[cfg(test)]

@@ -23,11 +23,12 @@ mod sweep;
 mod tests;
 mod triggers;
 
-use std::{net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, time::Instant};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use lb_common::maps::FILTER_INGRESS;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
 pub use self::{devices::Devices, no_local::PolicyKind, services::Services};
@@ -95,6 +96,7 @@ pub struct Loop<D> {
     health: Health,
     metrics: Metrics,
     sweep: Sweep,
+    service_cidrs: watch::Sender<Option<BTreeSet<IpNet>>>,
     was_done: bool,
 }
 
@@ -103,8 +105,14 @@ impl<D: Doors> Loop<D> {
     #[must_use]
     pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
         let (reporter, sweep) = (Reporter::default(), Sweep::default());
-        let services = services.answering_for(&health);
-        Self { services, devices, maps, reporter, health, metrics, sweep, was_done: false }
+        let (services, service_cidrs) = (services.answering_for(&health), watch::Sender::new(None));
+        Self { services, devices, maps, reporter, health, metrics, sweep, service_cidrs, was_done: false }
+    }
+
+    /// Tells from which ranges ClusterIPs are allocated; `None` until the sources have synced.
+    #[must_use]
+    pub fn service_cidrs(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
+        self.service_cidrs.subscribe()
     }
 
     /// Tells problems of Services to their owners, too.
@@ -159,6 +167,12 @@ impl<D: Doors> Loop<D> {
         self.devices
             .take_told(Told { is_synced: model.is_synced(), internal_addresses: model.node_internal_addresses() });
         self.health.set_node(node_status(model));
+        let ranges = model.is_synced().then(|| model.service_cidrs());
+        self.service_cidrs.send_if_modified(|held| {
+            let is_new = *held != ranges;
+            *held = ranges;
+            is_new
+        });
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.listen_on(&self.devices.health_check_addresses());
         self.services.gather(&mut self.maps.state, now);

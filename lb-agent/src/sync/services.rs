@@ -4,7 +4,11 @@
 //! One Service's failure stops no other; it is tried again after a growing pause. Nothing at all is written before the
 //! sources have told what there is (rule 7).
 
-use std::{collections::BTreeMap, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
 
 use jiff::Timestamp;
 use lb_common::frontend::FrontendKey;
@@ -24,7 +28,7 @@ use crate::{
     model::Model,
     node::checks::PortRange,
     problem::Problem,
-    source::{Event, Object},
+    source::{Event, Kind, Object, ObjectId},
 };
 
 /// The desired state, and which Services are not in the maps as desired.
@@ -37,6 +41,8 @@ pub struct Services {
     triggers: Triggers,
     /// Whether what the maps held at the start has been compared with what the sources told.
     is_compared: bool,
+    /// Services that the maps hold as an earlier agent left them.
+    adopted: BTreeSet<ServiceKey>,
 }
 
 impl Services {
@@ -51,6 +57,7 @@ impl Services {
             no_local: NoLocalEndpoints::default(),
             triggers: Triggers::new(Timestamp::now()),
             is_compared: false,
+            adopted: BTreeSet::new(),
         }
     }
 
@@ -75,6 +82,14 @@ impl Services {
     pub fn take_event(&mut self, event: Event, reporter: &mut Reporter, now: Instant) {
         let trigger = match &event {
             Event::Apply(Object::EndpointSlice(slice)) => self.triggers.read(slice),
+            Event::Incomplete(false) => {
+                self.adopted.iter().cloned().for_each(|key| self.queue.push(key));
+                None
+            }
+            Event::Delete(ObjectId { kind: Kind::Service, namespace, name }) => {
+                self.adopted.remove(&ServiceKey::new(&**namespace, &**name));
+                None
+            }
             _ => None,
         };
         for problem in self.model.handle(event) {
@@ -85,14 +100,16 @@ impl Services {
         }
     }
 
-    /// Finds out what is to be done. Services that the maps hold and no source has ever told of are gone.
+    /// Finds out what is to be done. Services that the maps hold and no source has ever told of are gone, unless a source
+    /// could not read all there is.
     pub fn gather(&mut self, state: &mut State, now: Instant) {
         if !self.model.is_synced() {
             return;
         }
         if !self.is_compared {
             self.is_compared = true;
-            state.services().for_each(|key| self.queue.push(key));
+            self.adopted = state.services().collect();
+            self.adopted.iter().cloned().for_each(|key| self.queue.push(key));
         }
         self.model.take_dirty().into_iter().for_each(|key| self.queue.push(key));
         state.take_dirty(now).into_iter().for_each(|key| self.queue.push(key));
@@ -104,6 +121,14 @@ impl Services {
             let Some(key) = self.queue.pop(now) else { return };
             let (units, mut problems) = self.model.compile(&key);
             problems.extend(source_port_problems(&key, &units, self.source_ports));
+            if self.adopted.contains(&key) && !self.model.is_certain(&key) {
+                for problem in &mut problems {
+                    problem.remedy.push_str("; until then the Service stays as it was before the agent started");
+                }
+                self.queue.succeed(&key);
+                reporter.set(Scope::Service(key), problems);
+                continue;
+            }
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
             problems.append(&mut plan.problems);
             let written = maps.state.carry_out(plan, &mut maps.doors, now).map_err(|error| {
@@ -114,6 +139,7 @@ impl Services {
                 )
             });
             if written.is_ok() {
+                self.adopted.remove(&key);
                 self.triggers.finish(&key);
                 self.no_local.set(&key, &units);
             }

@@ -10,7 +10,7 @@ use lb_common::{
     config::{self, Config},
     counters::{BackendCounters, RejectBudget, ServiceCounters},
     flow::{Flow, FlowKey},
-    frontend::{self, FrontendKey, Target},
+    frontend::{self, AffinityKey, FrontendKey, Target},
     hash,
     maps::{self as names, Chunk, FILTER_EGRESS, FILTER_INGRESS, FilterPlane, SLOTS_PER_CHUNK},
     trace::TraceRecord,
@@ -19,28 +19,33 @@ use lb_common::{
 
 use super::{
     bpf::Map,
-    convert::{backend_of, config_of, entry_of, flow_key_of, frontend_flags_of, frontend_key_of, interface_of},
+    convert::{
+        backend_of, config_of, entry_of, flow_key_of, frontend_flags_of, frontend_key_of, interface_of, source_range_of,
+    },
     object::Object,
 };
-use crate::reference::{Counters, Entry, Setup, Tuple, Version};
+use crate::reference::{Affinity, Counters, Entry, Setup, Tuple, Version};
 
 /// Capacities of the maps that tests have need of; small, as each test makes its own.
 pub const BACKENDS: u32 = 64;
 const CHUNKS: u32 = 1024;
 const FRONTENDS: u32 = 256;
 const SERVICES: u32 = 64;
-const FLOWS: u32 = 8_192;
+const AFFINITY: u32 = 4_096;
 
-/// All of them, by name.
-pub const CAPACITIES: [(&str, u32); 7] = [
-    (names::BACKENDS, BACKENDS),
-    (names::BACKEND_COUNTERS, BACKENDS),
-    (names::TABLES, CHUNKS),
-    (names::FRONTENDS, FRONTENDS),
-    (names::SERVICE_COUNTERS, SERVICES),
-    (names::FLOWS_V4, FLOWS),
-    (names::FLOWS_V6, FLOWS),
-];
+/// All of them, by name, with room for so many flow entries of each family.
+pub const fn capacities(flows: u32) -> [(&'static str, u32); 8] {
+    [
+        (names::BACKENDS, BACKENDS),
+        (names::BACKEND_COUNTERS, BACKENDS),
+        (names::TABLES, CHUNKS),
+        (names::FRONTENDS, FRONTENDS),
+        (names::SERVICE_COUNTERS, SERVICES),
+        (names::FLOWS_V4, flows),
+        (names::FLOWS_V6, flows),
+        (names::AFFINITY, AFFINITY),
+    ]
+}
 
 /// The object's maps.
 pub struct Maps {
@@ -52,6 +57,8 @@ pub struct Maps {
     flows_v6: Map<FlowKey<V6>, Flow<V6>>,
     filter: Map<u32, FilterPlane>,
     node_addresses: Map<Address, u32>,
+    affinity: Map<AffinityKey, frontend::Affinity>,
+    source_ranges: Map<[u32; 6], u32>,
     interfaces: Map<u32, config::Interface>,
     reasons: Map<u32, u64>,
     backend_counters: Map<u32, BackendCounters>,
@@ -61,7 +68,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// The maps of an object that was loaded with [`CAPACITIES`].
+    /// The maps of an object that was loaded with [`capacities`].
     pub fn of(object: &Object) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("can't read {path}: {error}"))?;
         Ok(Self {
@@ -73,6 +80,8 @@ impl Maps {
             flows_v6: object.map(names::FLOWS_V6, 1)?,
             filter: object.map(names::FILTER, 1)?,
             node_addresses: object.map(names::NODE_ADDRESSES, 1)?,
+            affinity: object.map(names::AFFINITY, 1)?,
+            source_ranges: object.map(names::SOURCE_RANGES, 1)?,
             interfaces: object.map(names::INTERFACES, 1)?,
             reasons: object.map(names::REASONS, cpus)?,
             backend_counters: object.map(names::BACKEND_COUNTERS, cpus)?,
@@ -90,6 +99,11 @@ impl Maps {
         }
         self.apply_filter(FILTER_INGRESS, &setup.ingress_filter)?;
         self.apply_filter(FILTER_EGRESS, &setup.egress_filter)?;
+        let ranges = setup
+            .source_ranges
+            .iter()
+            .flat_map(|(&service, ranges)| ranges.iter().map(move |range| (source_range_of(service, range), 0)));
+        replace(&self.source_ranges, ranges)?;
         self.apply_frontends(setup)?;
         replace(&self.node_addresses, setup.node_port_addresses.iter().map(|&address| (address.into(), 0)))?;
         replace(&self.interfaces, setup.interfaces.keys().map(|&index| (index, interface_of(setup, index))))
@@ -111,12 +125,14 @@ impl Maps {
                 }
             }
             let (service, flags) = (frontend.service, frontend_flags_of(frontend));
+            let affinity_timeout = frontend.affinity.unwrap_or(0);
             frontends.push((
                 frontend_key_of(place, port, protocol),
-                frontend::Frontend { service, flags, affinity_timeout: 0, targets },
+                frontend::Frontend { service, flags, affinity_timeout, targets },
             ));
         }
-        replace(&self.frontends, frontends.into_iter())
+        let guards = setup.guarded.iter().map(|&address| FrontendKey::any_port(address.into()));
+        replace(&self.frontends, frontends.into_iter().chain(guards.map(|key| (key, frontend::Frontend::default()))))
     }
 
     fn apply_filter<'a>(&self, plane: u32, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Result<()> {
@@ -151,6 +167,17 @@ impl Maps {
         v4.chain(v6).collect()
     }
 
+    /// The affinity table.
+    pub fn affinities(&self) -> Result<BTreeMap<(u32, IpAddr), Affinity>> {
+        let pairs = self.affinity.pairs()?.into_iter();
+        Ok(pairs
+            .map(|(key, value)| {
+                let frontend::Affinity { backend, generation, last_used } = value;
+                ((key.service, key.client.into()), Affinity { backend, generation, last_used })
+            })
+            .collect())
+    }
+
     /// Removes a flow entry, as the table does when it is full.
     pub fn evict(&self, tuple: Tuple) -> Result<()> {
         match Version::of(tuple.src.ip()) {
@@ -160,20 +187,18 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes all flows older.
+    /// Makes all flows and affinities older.
     pub fn age(&self, ticks: u32) -> Result<()> {
+        age(&self.affinity, ticks, |affinity| &mut affinity.last_used)?;
         age(&self.flows_v4, ticks, |flow| &mut flow.last_seen)?;
         age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)
     }
 
-    /// Removes all flows, and gives this tick's budget of ICMP errors back.
+    /// Removes all flows and affinities, and gives this tick's budget of ICMP errors back.
     pub fn clear(&self) -> Result<()> {
-        for (key, _) in self.flows_v4.pairs()? {
-            self.flows_v4.remove(&key)?;
-        }
-        for (key, _) in self.flows_v6.pairs()? {
-            self.flows_v6.remove(&key)?;
-        }
+        clear(&self.flows_v4)?;
+        clear(&self.flows_v6)?;
+        clear(&self.affinity)?;
         Ok(self.reject_budget.zero(&0)?)
     }
 
@@ -217,11 +242,18 @@ fn replace<K: Pod + Ord, V: Pod>(map: &Map<K, V>, elements: impl Iterator<Item =
     Ok(())
 }
 
+fn clear<K: Pod, V: Pod>(map: &Map<K, V>) -> Result<()> {
+    for (key, _) in map.pairs()? {
+        map.remove(&key)?;
+    }
+    Ok(())
+}
+
 fn age<K: Pod, V: Pod>(map: &Map<K, V>, ticks: u32, last_seen: impl Fn(&mut V) -> &mut u32) -> Result<()> {
-    for (key, mut flow) in map.pairs()? {
-        let last_seen = last_seen(&mut flow);
+    for (key, mut value) in map.pairs()? {
+        let last_seen = last_seen(&mut value);
         *last_seen = last_seen.wrapping_sub(ticks);
-        map.put(&key, &flow)?;
+        map.put(&key, &value)?;
     }
     Ok(())
 }

@@ -129,7 +129,12 @@ pub fn setup(network: &Network) -> Setup {
                 add_backend(&mut setup, index, (address, BACKEND_PORT), is_local);
             }
             let slots = service.backend.map_or_else(Vec::new, |_| vec![index; 7]);
-            let frontend = Frontend { service: index, tables: [slots.clone(), slots], policies: [service.policy; 2] };
+            let frontend = Frontend {
+                service: index,
+                tables: [slots.clone(), slots],
+                policies: [service.policy; 2],
+                ..Frontend::default()
+            };
             for protocol in [protocol::TCP, protocol::UDP] {
                 let cluster_ip = Place::Address(pick(CLUSTER_IP, version));
                 setup.frontends.insert((cluster_ip, service.port, protocol), frontend.clone());
@@ -145,8 +150,15 @@ pub fn setup(network: &Network) -> Setup {
 /// Puts a backend at an index.
 pub fn add_backend(setup: &mut Setup, index: u32, address: (IpAddr, u16), is_local: bool) {
     let generation = setup.backends[index as usize].generation;
-    setup.backends[index as usize] = Backend { address: Some(address), generation, is_local, service: index };
+    let is_listed = [true, is_local];
+    setup.backends[index as usize] =
+        Backend { address: Some(address), generation, is_local, is_listed, service: index };
     setup.egress_filter.insert(address.0);
+}
+
+/// Changes all frontends of a Service port.
+pub fn change_frontends(setup: &mut Setup, index: u32, change: impl Fn(&mut Frontend)) {
+    setup.frontends.values_mut().filter(|frontend| frontend.service == index).for_each(change);
 }
 
 /// This node without Services.
@@ -164,6 +176,10 @@ pub fn empty(network: &Network) -> Setup {
         rejects_per_tick: REJECTS_PER_TICK,
         next_hop_generation: 1,
         frontends: BTreeMap::new(),
+        guarded: [].into(),
+        source_ranges: BTreeMap::new(),
+        cluster_cidrs: BTreeMap::new(),
+        masquerades_all: false,
         backends: vec![Backend::free(0); super::maps::BACKENDS as usize],
         node_port_addresses: [].into(),
         interfaces: network.addresses.iter().map(interface).collect(),

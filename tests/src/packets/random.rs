@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random nodes, packets and events, all from one number: whoever has the seed has the test.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::flow::{protocol, tcp_flags};
 
@@ -10,7 +10,7 @@ use super::{
     network::{BARE, Network, POD, SECOND, UPLINK},
     node::{self, BACKEND_PORT, Both, CALLER, CLUSTER_IP, NODE, OUTSIDE, SERVICES, pick},
 };
-use crate::reference::{Arrival, Backend, Door, Model, Policy, Setup, Tuple, Version};
+use crate::reference::{Arrival, Backend, Door, List, Model, Policy, Prefix, Setup, Tuple, Version};
 
 /// Clients, both inside and outside, and some that are neither.
 const CLIENTS: [Both; 8] = [
@@ -101,10 +101,56 @@ impl Random {
         if self.chance(10) {
             setup.interfaces.remove(&self.pick(&[UPLINK, SECOND, POD, BARE]));
         }
+        self.policies(&mut setup);
         for index in 1..=2 * SERVICES.len() {
             self.change_tables(&mut setup, index as u32);
+            self.change_rules(&mut setup, index as u32);
         }
         setup
+    }
+
+    /// What holds for all Services.
+    fn policies(&mut self, setup: &mut Setup) {
+        setup.masquerades_all = self.chance(30);
+        for version in Version::BOTH {
+            if self.chance(50) {
+                setup.guarded.insert(pick(CLUSTER_IP, version));
+            }
+            if self.chance(30) {
+                let cidr = self.prefix(version);
+                setup.cluster_cidrs.insert(version, cidr);
+            }
+        }
+    }
+
+    /// A network that some of the clients are in.
+    fn prefix(&mut self, version: Version) -> Prefix {
+        let (client, lens) = match pick(self.pick(&CLIENTS), version) {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, [1, 8, 24, 29, 32]),
+            IpAddr::V6(v6) => (v6.to_bits(), [1, 16, 64, 125, 128]),
+        };
+        let len = self.pick(&lens);
+        let first = client & (u128::MAX << (128 - len));
+        let network = match version {
+            Version::V4 => Ipv4Addr::from_bits((first >> 96) as u32).into(),
+            Version::V6 => Ipv6Addr::from_bits(first).into(),
+        };
+        Prefix { network, len: len as u8 }
+    }
+
+    /// Gives a Service other rules: affinity, source ranges, resets; and its frontends other lists.
+    fn change_rules(&mut self, setup: &mut Setup, service: u32) {
+        let version = if service as usize > SERVICES.len() { Version::V6 } else { Version::V4 };
+        let affinity = self.pick(&[None, None, Some(3), Some(100_000)]);
+        let resets = self.chance(40);
+        let ranges = (0..self.below(4)).map(|_| self.prefix(version)).collect();
+        setup.source_ranges.insert(service, ranges);
+        for frontend in setup.frontends.values_mut().filter(|frontend| frontend.service == service) {
+            frontend.affinity = affinity;
+            frontend.resets = resets;
+            frontend.is_restricted = self.chance(15);
+            frontend.lists = [0, 1].map(|_| self.pick(&[List::Cluster, List::Cluster, List::Local]));
+        }
     }
 
     /// Gives a Service other tables, of its family's backends.
@@ -130,10 +176,11 @@ impl Random {
     /// A change that the agent might make.
     pub fn change(&mut self, setup: &mut Setup) {
         let index = 1 + self.below(2 * SERVICES.len());
-        match self.below(4) {
+        match self.below(7) {
             0 => setup.next_hop_generation += 1,
             1 => self.change_tables(setup, index as u32),
-            2 => {
+            2 => self.change_rules(setup, index as u32),
+            3..5 => {
                 let generation = setup.backends[index].generation + 1;
                 setup.backends[index] = Backend::free(generation);
             }
@@ -142,6 +189,7 @@ impl Random {
                 let address = pick(self.pick(&SERVICES).backend.unwrap_or(CALLER), version);
                 let is_local = self.chance(50);
                 node::add_backend(setup, index as u32, (address, BACKEND_PORT), is_local);
+                setup.backends[index].is_listed = [self.chance(90), self.chance(50)];
             }
         }
     }
@@ -188,7 +236,7 @@ impl Random {
         };
         let len = if self.chance(90) { self.below(12) } else { self.below(1400) };
         let payload: Vec<u8> = (0..len).map(|_| self.number() as u8).collect();
-        segment.payload(&payload).ttl(self.pick(&[64, 64, 64, 64, 255, 2, 1, 0]))
+        segment.acknowledging(self.number() as u32).payload(&payload).ttl(self.pick(&[64, 64, 64, 64, 255, 2, 1, 0]))
     }
 
     /// Leaves most frames as they are.

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kernel and reference model side by side: every packet goes through both, and all that can be seen must agree.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
+
 use anyhow::{Context, Result, ensure};
 use lb_common::trace::TraceRecord;
 use nix::{
@@ -11,6 +16,7 @@ use nix::{
 use super::{
     kernel::{COOKIE, Kernel, Ran},
     network::{Network, with_network},
+    object::Object,
 };
 use crate::reference::{Arrival, Counters, Model, Outcome, Setup, Tuple};
 
@@ -26,6 +32,9 @@ pub struct Rig {
     counted: Counters,
 }
 
+/// Room for the flow entries of a test.
+const FLOWS: u32 = 8_192;
+
 /// Runs a test with the setup that `prepare` makes for the network.
 ///
 /// # Errors
@@ -34,10 +43,23 @@ pub fn with_rig(
     prepare: impl FnOnce(&Network) -> Setup + Send,
     test: impl FnOnce(&mut Rig) -> Result<()> + Send,
 ) -> Result<()> {
+    with_rig_for(FLOWS, prepare, test)
+}
+
+/// The same with room for so many flow entries of each family.
+///
+/// # Errors
+/// As [`with_rig`].
+pub fn with_rig_for<T: Send>(
+    flows: u32,
+    prepare: impl FnOnce(&Network) -> Setup + Send,
+    test: impl FnOnce(&mut Rig) -> Result<T> + Send,
+) -> Result<T> {
     with_network(|network| {
         stay_on_this_cpu()?;
         let setup = prepare(&network);
-        let mut rig = Rig { network, kernel: Kernel::start()?, model: Model::new(setup), counted: Counters::default() };
+        let kernel = Kernel::start(flows)?;
+        let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default() };
         rig.kernel.maps.apply(&rig.model.setup)?;
         test(&mut rig)
     })
@@ -107,20 +129,19 @@ impl Rig {
         Ok(Outcome { verdict: ran.verdict, frame: ran.frame.clone(), moved, record })
     }
 
-    /// Compares the flow tables, entry by entry.
+    /// Compares the flow tables, entry by entry, and the affinity tables.
     ///
     /// # Errors
     /// Names every entry that differs.
     pub fn compare_flows(&self) -> Result<()> {
-        let (kernel, model) = (self.kernel.maps.flows()?, &self.model.flows.0);
-        let tuples = kernel.keys().chain(model.keys()).collect::<std::collections::BTreeSet<_>>();
-        let differences: Vec<String> = tuples
-            .into_iter()
-            .filter(|tuple| kernel.get(tuple) != model.get(tuple))
-            .map(|tuple| format!("{tuple:?}\nkernel: {:?}\nmodel:  {:?}", kernel.get(tuple), model.get(tuple)))
-            .collect();
-        ensure!(differences.is_empty(), "flow tables differ:\n{}", differences.join("\n"));
-        Ok(())
+        compare("flow", &self.kernel.maps.flows()?, &self.model.flows.0)?;
+        compare("affinity", &self.kernel.maps.affinities()?, &self.model.affinities.0)
+    }
+
+    /// The loaded programs.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        &self.kernel.object
     }
 
     /// The model, to look at.
@@ -138,13 +159,16 @@ impl Rig {
         self.kernel.maps.apply(&self.model.setup)
     }
 
-    /// Lets time pass: all flows grow older by so many ticks.
+    /// Lets time pass: all flows and affinities grow older by so many ticks.
     ///
     /// # Errors
     /// When the kernel's flows can't be read or written.
     pub fn wait(&mut self, ticks: u32) -> Result<()> {
         for entry in self.model.flows.0.values_mut() {
             entry.last_seen = entry.last_seen.wrapping_sub(ticks);
+        }
+        for affinity in self.model.affinities.0.values_mut() {
+            affinity.last_used = affinity.last_used.wrapping_sub(ticks);
         }
         self.kernel.maps.age(ticks)
     }
@@ -158,7 +182,7 @@ impl Rig {
         self.kernel.maps.evict(tuple)
     }
 
-    /// Begins anew with another setup: no flows, and this tick's budget of errors unspent.
+    /// Begins anew with another setup: no flows, no affinities, and this tick's budget of errors unspent.
     ///
     /// # Errors
     /// When a map refuses it.
@@ -167,6 +191,21 @@ impl Rig {
         self.model = Model::new(setup);
         self.kernel.maps.apply(&self.model.setup)
     }
+}
+
+fn compare<K: Ord + Debug, V: PartialEq + Debug>(
+    what: &str,
+    kernel: &BTreeMap<K, V>,
+    model: &BTreeMap<K, V>,
+) -> Result<()> {
+    let keys: BTreeSet<&K> = kernel.keys().chain(model.keys()).collect();
+    let differences: Vec<String> = keys
+        .into_iter()
+        .filter(|key| kernel.get(key) != model.get(key))
+        .map(|key| format!("{key:?}\nkernel: {:?}\nmodel:  {:?}", kernel.get(key), model.get(key)))
+        .collect();
+    ensure!(differences.is_empty(), "{what} tables differ:\n{}", differences.join("\n"));
+    Ok(())
 }
 
 /// Budgets are per CPU: all packets of a thread shall find the same.

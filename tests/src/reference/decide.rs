@@ -6,14 +6,15 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::verdict::Reason;
+use lb_common::{flow::protocol, verdict::Reason};
 use siphasher::sip::SipHasher13;
 
 use super::{
-    flow::{Entry, Flows, NextHop, Tuple, first_state},
+    affinity::Affinities,
+    flow::{Entry, Flows, NextHop, Tuple, Vacancy, first_state},
     frame::Packet,
     route::Way,
-    setup::{Frontend, Place, Policy, Setup, Version},
+    setup::{Backend, Frontend, Place, Policy, Setup, Version},
     verdict::{Door, End},
 };
 
@@ -38,29 +39,45 @@ pub(super) struct Decision {
     pub result: Result<Entry, End>,
 }
 
-/// The Service's own address, or a NodePort on one of the node's.
-pub(super) fn find_frontend(setup: &Setup, key: Tuple) -> Option<&Frontend> {
+/// The Service's own address, or a NodePort on one of the node's. Other ports of a ClusterIP are refused (rule 44).
+pub(super) fn find_frontend(setup: &Setup, key: Tuple) -> Result<&Frontend, End> {
     let find = |place| setup.frontends.get(&(place, key.dst.port(), key.protocol));
     let address = key.dst.ip();
-    find(Place::Address(address)).or_else(|| {
-        let is_node_port = setup.node_port_addresses.contains(&address);
-        is_node_port.then(|| find(Place::Node(Version::of(address)))).flatten()
-    })
+    if let Some(frontend) = find(Place::Address(address)) {
+        Ok(frontend)
+    } else if setup.node_port_addresses.contains(&address) {
+        find(Place::Node(Version::of(address))).ok_or(End::NotOurs)
+    } else if setup.guarded.contains(&address) {
+        Err(End::Reject(Reason::UndefinedPort))
+    } else {
+        Err(End::NotOurs)
+    }
+}
+
+/// Whether the client is a pod of the cluster: one of this node, or one of another by its address.
+pub(super) fn is_internal(setup: &Setup, ifindex: u32, client: IpAddr) -> bool {
+    let cidr = setup.cluster_cidrs.get(&Version::of(client));
+    is_pod_of_ours(setup, ifindex) || cidr.is_some_and(|cidr| cidr.contains(client))
 }
 
 /// Whether the client is behind a pod's device.
-pub(super) fn is_internal(setup: &Setup, ifindex: u32) -> bool {
+fn is_pod_of_ours(setup: &Setup, ifindex: u32) -> bool {
     setup.interfaces.get(&ifindex).is_some_and(|interface| interface.is_pod)
 }
 
 /// Chooses backend and source.
-pub(super) fn decide(setup: &Setup, flows: &Flows, frontend: &Frontend, question: &Question<'_>) -> Decision {
+pub(super) fn decide(
+    setup: &Setup,
+    (flows, affinities): (&Flows, &Affinities),
+    frontend: &Frontend,
+    question: &Question<'_>,
+) -> Decision {
     let mut backend = None;
-    let result = choose_backend(setup, frontend, question).and_then(|(index, mut entry)| {
+    let result = choose_backend(setup, affinities, frontend, question).and_then(|index| {
+        let (chosen, to) = find_backend(setup, index, question.packet.key)?;
         backend = Some(index);
-        if entry.is_snat {
-            translate_source(setup, &mut entry, question.door)?;
-        }
+        let mut entry = begin(frontend, (index, chosen), to, question);
+        entry = choose_source(setup, entry, chosen, question)?;
         let hash = flow_hash(setup.seed, question.packet.key);
         claim_port(setup, flows, &mut entry, question, hash)?;
         Ok(entry)
@@ -68,47 +85,78 @@ pub(super) fn decide(setup: &Setup, flows: &Flows, frontend: &Frontend, question
     Decision { backend, result }
 }
 
-fn choose_backend(setup: &Setup, frontend: &Frontend, question: &Question<'_>) -> Result<(u32, Entry), End> {
-    let Question { packet, .. } = question;
-    let is_internal = is_internal(setup, question.ifindex);
-    let scope = usize::from(!is_internal);
+/// The index that the client is used to, or that of its slot in the table.
+fn choose_backend(
+    setup: &Setup,
+    affinities: &Affinities,
+    frontend: &Frontend,
+    question: &Question<'_>,
+) -> Result<u32, End> {
+    let key = question.packet.key;
+    let client = key.src.ip();
+    let ranges = setup.source_ranges.get(&frontend.service);
+    if frontend.is_restricted && !ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(client))) {
+        return Err(End::Drop(Reason::SourceRange));
+    }
+    let scope = usize::from(!is_internal(setup, question.ifindex, client));
     let slots = &frontend.tables[scope];
     if slots.is_empty() {
-        return Err(match (frontend.policies[scope], question.door) {
-            (Policy::Drop, _) => End::Drop(Reason::NoLocalEndpoints),
-            (Policy::Reject, _) => End::Reject,
+        return Err(match frontend.policies[scope] {
+            Policy::Drop => End::Drop(Reason::NoLocalEndpoints),
+            Policy::Reject => End::Reject(Reason::NoEndpoints),
         });
     }
-    let hash = flow_hash(setup.seed, packet.key);
+    if let Some(index) = affinities.find(setup, frontend, frontend.lists[scope], client, question.now) {
+        return Ok(index);
+    }
+    let hash = if frontend.affinity.is_some() { client_hash(setup.seed, client) } else { flow_hash(setup.seed, key) };
     let slot = ((hash >> 32) * slots.len() as u64) >> 32;
-    let index = slots[usize::try_from(slot).expect("below the number of slots")];
+    Ok(slots[usize::try_from(slot).expect("below the number of slots")])
+}
+
+/// A backend in use, and the client's tuple sent to it.
+fn find_backend(setup: &Setup, index: u32, key: Tuple) -> Result<(&Backend, Tuple), End> {
     let backend = setup.backend(index).ok_or(End::Drop(Reason::TableCorrupt))?;
     let (address, port) = backend.address.ok_or(End::Drop(Reason::TableCorrupt))?;
+    Ok((backend, Tuple { dst: SocketAddr::new(address, port), ..key }))
+}
 
-    let is_hairpin = address == packet.key.src.ip();
-    let is_elsewhere = !is_internal && !backend.is_local;
-    let to = Tuple { dst: SocketAddr::new(address, port), ..packet.key };
-    let entry = Entry {
+/// The original direction's entry, with the client's own source.
+fn begin(frontend: &Frontend, (index, backend): (u32, &Backend), to: Tuple, question: &Question<'_>) -> Entry {
+    Entry {
         to,
         backend: index,
         generation: backend.generation,
         next_hop: NextHop::default(),
         last_seen: question.now,
-        state: first_state(packet.key.protocol, packet.flags),
+        state: first_state(to.protocol, question.packet.flags),
         is_reply: false,
-        is_snat: is_hairpin || is_elsewhere,
-    };
-    Ok((index, entry))
+        is_snat: false,
+        resets: frontend.resets && to.protocol == protocol::TCP,
+    }
+}
+
+/// Translates the source where the reply would not come back otherwise. Where all sources are to be translated, others are
+/// as well, unless there is no way to the backend but the local stack.
+fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Question<'_>) -> Result<Entry, End> {
+    let is_hairpin = entry.to.dst.ip() == question.packet.key.src.ip();
+    let is_elsewhere = !is_pod_of_ours(setup, question.ifindex) && !backend.is_local;
+    if is_hairpin || is_elsewhere {
+        let is_own = !is_hairpin && setup.filters_in(entry.to.dst.ip());
+        let translated = translate_source(setup, entry, question.door);
+        if is_own { Ok(translated.unwrap_or(entry)) } else { translated }
+    } else if setup.masquerades_all {
+        Ok(translate_source(setup, entry, question.door).unwrap_or(entry))
+    } else {
+        Ok(entry)
+    }
 }
 
 /// SipHash-1-3 of the tuple as it stands in a packet, ports after addresses, then the protocol and zeroes to 8 bytes.
 fn flow_hash(seed: [u64; 2], key: Tuple) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(seed[0], seed[1]);
     for end in [key.src, key.dst] {
-        match end.ip() {
-            IpAddr::V4(v4) => hasher.write(&v4.octets()),
-            IpAddr::V6(v6) => hasher.write(&v6.octets()),
-        }
+        hasher.write(&octets(end.ip()));
     }
     for end in [key.src, key.dst] {
         hasher.write(&end.port().to_be_bytes());
@@ -117,14 +165,31 @@ fn flow_hash(seed: [u64; 2], key: Tuple) -> u64 {
     hasher.finish()
 }
 
+/// SipHash-1-3 of an address alone, in sixteen bytes; IPv4 stands in the first four, and zeroes follow.
+fn client_hash(seed: [u64; 2], client: IpAddr) -> u64 {
+    let mut bytes = octets(client);
+    bytes.resize(16, 0);
+    let mut hasher = SipHasher13::new_with_keys(seed[0], seed[1]);
+    hasher.write(&bytes);
+    hasher.finish()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
 /// Takes the address of the device that leads to the backend, else the node's.
-fn translate_source(setup: &Setup, entry: &mut Entry, door: Door) -> Result<(), End> {
-    look_up(setup, entry, door == Door::Xdp)?;
+fn translate_source(setup: &Setup, mut entry: Entry, door: Door) -> Result<Entry, End> {
+    entry.is_snat = true;
+    look_up(setup, &mut entry, door == Door::Xdp)?;
     let version = Version::of(entry.to.src.ip());
     let device = setup.interfaces.get(&entry.next_hop.ifindex);
     let address = device.and_then(|device| device.addresses.get(&version)).or_else(|| setup.node.get(&version));
     entry.to.src.set_ip(*address.ok_or(End::Drop(Reason::NoSourceAddress))?);
-    Ok(())
+    Ok(entry)
 }
 
 /// Finds the next hop of an entry. One whose neighbour is not known keeps the old addresses, marked as unknown.
@@ -150,18 +215,23 @@ pub(super) fn look_up(setup: &Setup, entry: &mut Entry, is_xdp: bool) -> Result<
 /// is in the way, else one of the reserved range.
 fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Question<'_>, hash: u64) -> Result<(), End> {
     let key = question.packet.key;
-    let is_free = |entry: &Entry| flows.is_free(entry.to.reversed(), key, setup, question.now);
-    if !entry.is_snat && is_free(entry) {
+    let vacancy = |entry: &Entry| flows.vacancy(entry.to.reversed(), key, setup, question.now);
+    if !entry.is_snat && vacancy(entry) == Vacancy::Free {
         return Ok(());
     }
+    let mut ending = None;
     let (first, last) = (u64::from(*setup.source_ports.start()), u64::from(*setup.source_ports.end()));
     for probe in 0..PROBES {
         let point = (hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP));
         let port = first + ((u64::from(point) * (last - first + 1)) >> 32);
-        entry.to.src.set_port(u16::try_from(port).expect("a port of the range"));
-        if is_free(entry) {
-            return Ok(());
+        let port = u16::try_from(port).expect("a port of the range");
+        entry.to.src.set_port(port);
+        match vacancy(entry) {
+            Vacancy::Free => return Ok(()),
+            Vacancy::Ending => ending = Some(port),
+            Vacancy::Taken => {}
         }
     }
-    Err(End::Drop(Reason::NoSourcePort))
+    entry.to.src.set_port(ending.ok_or(End::Drop(Reason::NoSourcePort))?);
+    Ok(())
 }

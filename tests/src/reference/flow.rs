@@ -56,6 +56,8 @@ pub struct Entry {
     pub is_reply: bool,
     /// The client's address is translated as well.
     pub is_snat: bool,
+    /// TCP is reset when the backend goes.
+    pub resets: bool,
 }
 
 impl Entry {
@@ -74,15 +76,46 @@ impl Entry {
         now.wrapping_sub(self.last_seen) > setup.timeouts[self.state.index()]
     }
 
+    /// Whether the connection is over, or has been half-open for longer than clients wait for an answer to a SYN.
+    fn is_ending(&self, now: u32) -> bool {
+        match self.state {
+            FlowState::CLOSING => now.wrapping_sub(self.last_seen) >= 1,
+            FlowState::HALF_OPEN => now.wrapping_sub(self.last_seen) >= 4,
+            _ => false,
+        }
+    }
+
     /// Whether a packet of the client must be decided anew: it is UDP or a SYN and the backend has gone, or a SYN on a
     /// connection that is over, or the flow has been idle for too long.
     fn is_outdated(&self, key: Tuple, flags: u8, setup: &Setup, now: u32) -> bool {
-        let is_syn = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-        let may_move = key.protocol == protocol::UDP || is_syn;
-        let has_gone = setup.backend(self.backend).is_none_or(|backend| backend.generation != self.generation);
-        let is_over = is_syn && self.state == FlowState::CLOSING;
-        may_move && has_gone || is_over || self.is_expired(setup, now)
+        let may_move = key.protocol == protocol::UDP || is_syn(flags);
+        let is_over = is_syn(flags) && self.state == FlowState::CLOSING;
+        may_move && self.has_lost_backend(setup) || is_over || self.is_expired(setup, now)
     }
+
+    /// Whether a packet of the client belongs to a TCP connection that shall be reset, as its backend has gone. A SYN begins
+    /// another one.
+    fn is_orphaned(&self, key: Tuple, flags: u8, setup: &Setup) -> bool {
+        self.resets && key.protocol == protocol::TCP && !is_syn(flags) && self.has_lost_backend(setup)
+    }
+
+    fn has_lost_backend(&self, setup: &Setup) -> bool {
+        setup.backend(self.backend).is_none_or(|backend| backend.generation != self.generation)
+    }
+}
+
+const fn is_syn(flags: u8) -> bool {
+    flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// What the table has for a packet.
+pub(super) enum Found {
+    /// Nothing that holds.
+    Nothing,
+    /// Its entry.
+    Entry(Entry),
+    /// The entry of a connection that shall be reset.
+    Orphan(Entry),
 }
 
 /// The state that a flow starts in.
@@ -117,20 +150,34 @@ fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> Flow
     }
 }
 
+/// See [`Flows::vacancy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vacancy {
+    /// Nobody has it, or this flow itself, or one that has been idle for too long.
+    Free,
+    /// A connection has it that is over, or that never began: taken where nothing is free.
+    Ending,
+    /// Another flow has it.
+    Taken,
+}
+
 /// The flow table. Entries of a pair may be lost one by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flows(pub BTreeMap<Tuple, Entry>);
 
 impl Flows {
-    /// The entry of a packet, if there is one that holds. Unless `is_trace`, notes that the flow lives, in both entries,
+    /// The entry of a packet. Unless `is_trace`, notes that the flow lives, in both entries,
     /// and makes a lost peer again.
-    pub(super) fn find(&mut self, key: Tuple, flags: u8, setup: &Setup, now: u32, is_trace: bool) -> Option<Entry> {
-        let mut entry = *self.0.get(&key)?;
+    pub(super) fn find(&mut self, key: Tuple, flags: u8, setup: &Setup, now: u32, is_trace: bool) -> Found {
+        let Some(&(mut entry)) = self.0.get(&key) else { return Found::Nothing };
+        if !entry.is_reply && entry.is_orphaned(key, flags, setup) {
+            return Found::Orphan(entry);
+        }
         if !entry.is_reply && entry.is_outdated(key, flags, setup, now) {
-            return None;
+            return Found::Nothing;
         }
         if is_trace {
-            return Some(entry);
+            return Found::Entry(entry);
         }
         let is_new_tick = entry.last_seen != now;
         entry.last_seen = now;
@@ -138,7 +185,11 @@ impl Flows {
         if is_new_tick {
             match self.0.get_mut(&peer_key) {
                 Some(peer) if peer.to == key.reversed() => peer.last_seen = now,
-                // Another flow's, which has taken the tuple.
+                // Another flow's, which has taken the tuple: this one needs another port.
+                Some(_) if !entry.is_reply => {
+                    self.0.insert(key, entry);
+                    return Found::Nothing;
+                }
                 Some(_) => {}
                 None => drop(self.0.insert(peer_key, entry.peer(key))),
             }
@@ -153,12 +204,16 @@ impl Flows {
             }
         }
         self.0.insert(key, entry);
-        Some(entry)
+        Found::Entry(entry)
     }
 
-    /// Whether the tuple of a reply can be had by the flow of the client's `key`: nobody has it, or this flow itself, or
-    /// one that has been idle for too long.
-    pub(super) fn is_free(&self, reply: Tuple, key: Tuple, setup: &Setup, now: u32) -> bool {
-        self.0.get(&reply).is_none_or(|holder| holder.to == key.reversed() || holder.is_expired(setup, now))
+    /// Whether the tuple of a reply can be had by the flow of the client's `key`.
+    pub(super) fn vacancy(&self, reply: Tuple, key: Tuple, setup: &Setup, now: u32) -> Vacancy {
+        match self.0.get(&reply) {
+            None => Vacancy::Free,
+            Some(holder) if holder.to == key.reversed() || holder.is_expired(setup, now) => Vacancy::Free,
+            Some(holder) if holder.is_ending(now) => Vacancy::Ending,
+            Some(_) => Vacancy::Taken,
+        }
     }
 }

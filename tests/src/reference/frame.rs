@@ -210,33 +210,52 @@ pub(super) fn port_unreachable(frame: &[u8], source: Option<IpAddr>) -> Vec<u8> 
     let l4_header = if layout.protocol(frame) == protocol::TCP { 20 } else { 8 };
     let quote = &frame[ETHERNET..layout.l4 + l4_header];
     let (client, service) = addresses(frame, &layout);
-    let len = u16::try_from(8 + quote.len()).expect("a short quote");
-    let source = source.unwrap_or(service);
+    let (icmp, kind) = match version {
+        Version::V4 => (protocol::ICMP, [3, 3]),
+        Version::V6 => (protocol::ICMPV6, [1, 4]),
+    };
+    let body = [&kind[..], &[0; 6], quote].concat();
+    answer(frame, (source.unwrap_or(service), client), icmp, &body)
+}
 
-    let mut error = [&frame[6..12], &frame[..6], &frame[12..ETHERNET]].concat();
+/// Turns a TCP segment into the RST that its receiver can't send (RFC 9293 section 3.10.7.1): its sequence number is the one
+/// that the segment acknowledges.
+pub(super) fn reset(frame: &[u8]) -> Vec<u8> {
+    let layout = Layout::of(frame, version(frame).expect("a parsed frame"));
+    let (client, service) = addresses(frame, &layout);
+    let segment = &frame[layout.l4..];
+    let (source_port, destination_port, acknowledgement) = (&segment[..2], &segment[2..4], &segment[8..12]);
+    // Nothing acknowledged; a header of five words, its flags RST; window, checksum and urgent pointer.
+    let rest = [0, 0, 0, 0, 0x50, 0x04, 0, 0, 0, 0, 0, 0];
+    let body = [destination_port, source_port, acknowledgement, &rest].concat();
+    answer(frame, (service, client), protocol::TCP, &body)
+}
+
+/// A packet of our own with a layer-4 header and data, sent back the way that a frame came.
+fn answer(frame: &[u8], (source, client): (IpAddr, IpAddr), protocol: u8, body: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(body.len()).expect("a short answer");
+    let mut answer = [&frame[6..12], &frame[..6], &frame[12..ETHERNET]].concat();
     match (source, client) {
         (IpAddr::V4(source), IpAddr::V4(client)) => {
             // Don't fragment; TTL 64.
-            error.extend([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol::ICMP, 0, 0]);
-            error.extend(source.octets().into_iter().chain(client.octets()));
-            set_word(&mut error, ETHERNET + 2, 20 + len);
-            let check = checksum::field(checksum::sum(&error[ETHERNET..]), 0);
-            set_word(&mut error, ETHERNET + 10, check);
-            error.extend([3, 3, 0, 0, 0, 0, 0, 0]);
+            answer.extend([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0]);
+            answer.extend(source.octets().into_iter().chain(client.octets()));
+            set_word(&mut answer, ETHERNET + 2, 20 + len);
+            let check = checksum::field(checksum::sum(&answer[ETHERNET..]), 0);
+            set_word(&mut answer, ETHERNET + 10, check);
         }
         (IpAddr::V6(source), IpAddr::V6(client)) => {
-            error.extend([0x60, 0, 0, 0, 0, 0, protocol::ICMPV6, 64]);
-            error.extend(source.octets().into_iter().chain(client.octets()));
-            set_word(&mut error, ETHERNET + 4, len);
-            error.extend([1, 4, 0, 0, 0, 0, 0, 0]);
+            answer.extend([0x60, 0, 0, 0, 0, 0, protocol, 64]);
+            answer.extend(source.octets().into_iter().chain(client.octets()));
+            set_word(&mut answer, ETHERNET + 4, len);
         }
         _ => unreachable!("a frame is of one IP version"),
     }
-    error.extend(quote);
-    let layout = Layout::of(&error, version);
-    let check = checksum::field(layout.l4_sum(&error), 0);
-    set_word(&mut error, layout.l4 + 2, check);
-    error
+    answer.extend(body);
+    let layout = Layout::of(&answer, version(&answer).expect("one of ours"));
+    let check = checksum::field(layout.l4_sum(&answer), 0);
+    set_word(&mut answer, layout.check_at(protocol), check);
+    answer
 }
 
 /// Whether all checksums of a whole TCP, UDP, ICMP or ICMPv6 packet without options are right.

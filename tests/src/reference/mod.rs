@@ -5,6 +5,7 @@
 //! a `BTreeMap`, routes are searched from end to end. Of `lb_common` it takes the names that both sides must share
 //! (reasons, flow states, flags) and the address filter's hash, and none of the arithmetic. It knows nothing of BPF.
 
+mod affinity;
 mod checksum;
 mod counters;
 mod decide;
@@ -15,10 +16,11 @@ mod route;
 mod setup;
 mod verdict;
 
+pub use affinity::Affinity;
 pub use counters::Counters;
 pub use flow::{Entry, NextHop, Tuple};
 pub use frame::is_sound;
 pub use model::{Arrival, Model, Outcome};
-pub use route::{Route, Way};
-pub use setup::{Backend, Frontend, Interface, Place, Policy, Setup, Version};
+pub use route::{Prefix, Route, Way};
+pub use setup::{Backend, Frontend, Interface, List, Place, Policy, Setup, Version};
 pub use verdict::{Door, Verdict};

@@ -4,14 +4,16 @@
 use std::fmt;
 
 use lb_common::{
+    flow::tcp_flags,
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::Reason,
 };
 
 use super::{
+    affinity::Affinities,
     counters::Counters,
     decide::{self, Decision, Question},
-    flow::{Entry, Flows},
+    flow::{Entry, Flows, Found},
     frame::{self, Packet, Rewrite},
     setup::Setup,
     verdict::{Door, End, Verdict},
@@ -57,6 +59,8 @@ pub struct Model {
     pub setup: Setup,
     /// The flow table.
     pub flows: Flows,
+    /// The affinity table.
+    pub affinities: Affinities,
     /// Counted so far.
     pub counters: Counters,
     /// ICMP errors sent in a tick: the tick, and how many.
@@ -67,7 +71,8 @@ impl Model {
     /// Without flows.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        Self { setup, flows: Flows::default(), counters: Counters::default(), rejects: (0, 0) }
+        let (flows, affinities) = (Flows::default(), Affinities::default());
+        Self { setup, flows, affinities, counters: Counters::default(), rejects: (0, 0) }
     }
 
     /// What comes of a packet that arrives at tick `now`.
@@ -94,7 +99,15 @@ impl Model {
         )?;
         let is_trace = run.arrival.is_trace;
         match self.flows.find(packet.key, packet.flags, &self.setup, run.now, is_trace) {
-            Some(mut entry) => {
+            Found::Nothing | Found::Orphan(_) if is_egress => Err(End::NotOurs),
+            Found::Orphan(entry) => {
+                run.record.step = trace_step::FLOW;
+                run.record.backend = entry.backend;
+                // A reset is never answered with a reset.
+                let is_reset = packet.flags & tcp_flags::RST != 0;
+                Err(if is_reset { End::Drop(Reason::BackendGone) } else { End::Reset(Reason::BackendGone) })
+            }
+            Found::Entry(mut entry) => {
                 if entry.is_at_egress() != is_egress {
                     return Err(End::NotOurs);
                 }
@@ -107,8 +120,7 @@ impl Model {
                 }
                 Ok(self.send(run, &entry, exit?))
             }
-            None if is_egress => Err(End::NotOurs),
-            None => {
+            Found::Nothing => {
                 let mut entry = self.decide(run, &packet)?;
                 let exit = self.exit(run, &mut entry, &packet)?;
                 Ok(self.send(run, &entry, exit))
@@ -120,18 +132,24 @@ impl Model {
     fn decide(&mut self, run: &mut Run<'_>, packet: &Packet) -> Result<Entry, End> {
         let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
         let question = Question { packet, door, ifindex, now: run.now };
-        let frontend = decide::find_frontend(&self.setup, packet.key).ok_or(End::NotOurs)?;
-        let service = frontend.service;
+        let frontend = decide::find_frontend(&self.setup, packet.key)?;
+        let (service, client) = (frontend.service, packet.key.src.ip());
         run.record.step = trace_step::FRONTEND;
         run.record.service = service;
-        run.record.internal = u32::from(decide::is_internal(&self.setup, ifindex));
-        let Decision { backend, result } = decide::decide(&self.setup, &self.flows, frontend, &question);
+        run.record.internal = u32::from(decide::is_internal(&self.setup, ifindex, client));
+        let Decision { backend, result } =
+            decide::decide(&self.setup, (&self.flows, &self.affinities), frontend, &question);
         if let Some(backend) = backend {
             run.record.step = trace_step::DECIDED;
             run.record.backend = backend;
         }
         if is_trace {
             return result;
+        }
+        if let Some(backend) = backend
+            && frontend.affinity.is_some()
+        {
+            self.affinities.note(&self.setup, service, client, (backend, run.now));
         }
         let counters = self.counters.service(service);
         match result {
@@ -142,9 +160,9 @@ impl Model {
                 self.flows.0.insert(packet.key, entry);
             }
             // It is for TC to send the error, and to count it.
-            Err(End::Reject) if door == Door::Xdp => return Err(End::LeaveToTc),
-            Err(End::Reject) => counters.rejected += 1,
-            Err(End::Drop(Reason::NoLocalEndpoints)) => counters.dropped += 1,
+            Err(End::Reject(_)) if door == Door::Xdp => {}
+            Err(End::Reject(_)) => counters.rejected += 1,
+            Err(End::Drop(Reason::NoLocalEndpoints | Reason::SourceRange)) => counters.dropped += 1,
             Err(_) => {}
         }
         result
@@ -176,7 +194,8 @@ impl Model {
             let is_forwarded = exit != Exit::Stack;
             run.record.verdict = if is_forwarded { trace_verdict::FORWARDED } else { trace_verdict::TRANSLATED };
             run.record.ifindex = if is_forwarded { entry.next_hop.ifindex } else { 0 };
-            run.record.flow_flags = u32::from(entry.is_reply) | u32::from(entry.is_snat) << 1;
+            let bits = [entry.is_reply, entry.is_snat, entry.resets].map(u32::from);
+            run.record.flow_flags = bits[0] | bits[1] << 1 | bits[2] << 2;
         } else if (entry.backend as usize) < self.setup.backends.len() {
             let direction = usize::from(entry.is_reply);
             let counters = self.counters.backend(entry.backend);
@@ -197,8 +216,11 @@ impl Model {
         if run.arrival.is_trace {
             return note_end(&mut run.record, end);
         }
+        let is_answer = matches!(end, End::Reject(_) | End::Reset(_));
         match end {
             End::NotOurs => Verdict::Pass,
+            // TC makes the answer.
+            _ if is_answer && run.arrival.door == Door::Xdp => self.conclude(run, End::LeaveToTc),
             End::LeaveToTc => {
                 self.counters.count(Reason::LeftToTc);
                 Verdict::Pass
@@ -211,8 +233,13 @@ impl Model {
                 self.counters.count(reason);
                 Verdict::Drop
             }
-            End::Reject => {
-                self.counters.count(Reason::NoEndpoints);
+            End::Reset(reason) => {
+                self.counters.count(reason);
+                run.frame = frame::reset(&run.frame);
+                Verdict::Redirect
+            }
+            End::Reject(reason) => {
+                self.counters.count(reason);
                 if self.rejects.0 != run.now {
                     self.rejects = (run.now, 0);
                 }
@@ -252,7 +279,8 @@ fn note_end(record: &mut TraceRecord, end: End) -> Verdict {
         End::NotOurs => (trace_verdict::NOT_OURS, 0, Verdict::Pass),
         End::LeaveToTc => (trace_verdict::LEFT_TO_TC, Reason::LeftToTc as u32, Verdict::Pass),
         End::Pass(reason) => (trace_verdict::PASSED, reason as u32, Verdict::Pass),
-        End::Reject => (trace_verdict::REJECTED, Reason::NoEndpoints as u32, Verdict::Pass),
+        End::Reject(reason) => (trace_verdict::REJECTED, reason as u32, Verdict::Pass),
+        End::Reset(reason) => (trace_verdict::RESET, reason as u32, Verdict::Pass),
         End::Drop(reason) => (trace_verdict::DROPPED, reason as u32, Verdict::Drop),
     };
     record.verdict = verdict;

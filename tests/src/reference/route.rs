@@ -3,6 +3,23 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+/// A network: an address, and how many of its bits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The network's first address.
+    pub network: IpAddr,
+    /// Bits of it that count.
+    pub len: u8,
+}
+
+impl Prefix {
+    /// Whether an address lies in it.
+    pub(super) fn contains(self, address: IpAddr) -> bool {
+        let first_difference = (bits(address) ^ bits(self.network)).leading_zeros();
+        address.is_ipv4() == self.network.is_ipv4() && first_difference >= u32::from(self.len)
+    }
+}
+
 /// A route to a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -47,14 +64,13 @@ pub(super) fn way_to(routes: &[Route], neighbours: &BTreeMap<(u32, IpAddr), [u8;
 }
 
 fn matches(route: &Route, destination: IpAddr) -> bool {
-    let len = usize::from(route.prefix_len);
-    destination.is_ipv4() == route.network.is_ipv4() && bits(destination)[..len] == bits(route.network)[..len]
+    Prefix { network: route.network, len: route.prefix_len }.contains(destination)
 }
 
-fn bits(address: IpAddr) -> Vec<bool> {
-    let octets = match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    };
-    octets.iter().flat_map(|octet| (0..8).map(move |bit| octet & (0x80 >> bit) != 0)).collect()
+/// An address, its first bit foremost.
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
 }

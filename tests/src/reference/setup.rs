@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{flow::FlowState, hash};
 
-use super::route::{Route, Way, way_to};
+use super::route::{Prefix, Route, Way, way_to};
 
 /// IP version 4 or 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +50,17 @@ pub enum Policy {
     Drop,
 }
 
-/// What a new flow gets, for clients inside the node and outside: index 0 and 1.
+/// Endpoints that may be used: those of the whole cluster, or those on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum List {
+    /// The cluster's.
+    #[default]
+    Cluster,
+    /// This node's.
+    Local,
+}
+
+/// What a new flow gets, for internal clients and external ones: index 0 and 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frontend {
     /// Index of the Service port.
@@ -59,6 +69,14 @@ pub struct Frontend {
     pub tables: [Vec<u32>; 2],
     /// For when they are empty.
     pub policies: [Policy; 2],
+    /// What the tables are made of.
+    pub lists: [List; 2],
+    /// Idle ticks for which a client stays with its backend, at all frontends of the Service port; `None` for no affinity.
+    pub affinity: Option<u32>,
+    /// Only clients in the Service port's source ranges are let in.
+    pub is_restricted: bool,
+    /// TCP connections are reset when their backend goes.
+    pub resets: bool,
 }
 
 /// A backend index: in use, or free. One that was never used is generation 0 and free.
@@ -70,6 +88,8 @@ pub struct Backend {
     pub generation: u32,
     /// On this node.
     pub is_local: bool,
+    /// In the cluster list and in the local list.
+    pub is_listed: [bool; 2],
     /// Index of the Service port.
     pub service: u32,
 }
@@ -78,7 +98,15 @@ impl Backend {
     /// A free index.
     #[must_use]
     pub const fn free(generation: u32) -> Self {
-        Self { address: None, generation, is_local: false, service: 0 }
+        Self { address: None, generation, is_local: false, is_listed: [false; 2], service: 0 }
+    }
+
+    /// Whether it is in a list.
+    pub(super) const fn is_in(&self, list: List) -> bool {
+        match list {
+            List::Cluster => self.is_listed[0],
+            List::Local => self.is_listed[1],
+        }
     }
 }
 
@@ -87,7 +115,7 @@ impl Backend {
 pub struct Interface {
     /// The device's first address of each version.
     pub addresses: BTreeMap<Version, IpAddr>,
-    /// Leads to pods: its senders are inside the node.
+    /// Leads to pods of this node: its senders are internal clients.
     pub is_pod: bool,
     /// Takes frames that XDP redirects.
     pub takes_xdp: bool,
@@ -110,6 +138,14 @@ pub struct Setup {
     pub next_hop_generation: u32,
     /// By place, port and protocol.
     pub frontends: BTreeMap<(Place, u16, u8), Frontend>,
+    /// ClusterIPs whose undefined ports are refused.
+    pub guarded: BTreeSet<IpAddr>,
+    /// Who is let in where a frontend is restricted, by Service port.
+    pub source_ranges: BTreeMap<u32, BTreeSet<Prefix>>,
+    /// Where the cluster's pods are: clients from there are internal, whatever device they come by.
+    pub cluster_cidrs: BTreeMap<Version, Prefix>,
+    /// Every source is translated, where packets can be forwarded at all.
+    pub masquerades_all: bool,
     /// By index; index 0 is never used, and there are none beyond the last.
     pub backends: Vec<Backend>,
     /// The node's addresses that answer NodePorts.

@@ -43,8 +43,10 @@ pub(super) enum End {
     LeaveToTc,
     /// Untouched, counted.
     Pass(Reason),
-    /// No endpoints: an ICMP error is due.
-    Reject,
+    /// Counted: an ICMP error is due.
+    Reject(Reason),
+    /// Counted: a TCP RST is due.
+    Reset(Reason),
     /// Dropped, counted.
     Drop(Reason),
 }

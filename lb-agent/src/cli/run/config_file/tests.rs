@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Files as tools write them, and what comes of them.
+
+use clap::Parser;
+
+use super::*;
+use crate::{cli::run::values::Seconds, node::addresses::NodePortAddresses};
+
+/// What kubeadm 1.36 puts into the ConfigMap kube-proxy, with some values set.
+const KUBEADM: &str = "
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection:
+  acceptContentTypes: ''
+  burst: 0
+  contentType: ''
+  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
+  qps: 0
+clusterCIDR: 10.244.0.0/16,fd00:244::/56
+configSyncPeriod: 0s
+conntrack:
+  maxPerCore: null
+  min: null
+  tcpBeLiberal: false
+  tcpCloseWaitTimeout: 30m0s
+  tcpEstablishedTimeout: null
+  udpStreamTimeout: 0s
+  udpTimeout: 45s
+detectLocal:
+  bridgeInterface: ''
+  interfaceNamePrefix: ''
+detectLocalMode: ''
+enableProfiling: false
+healthzBindAddress: ''
+hostnameOverride: Node-7
+iptables:
+  localhostNodePorts: null
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 30s
+ipvs:
+  excludeCIDRs: null
+  minSyncPeriod: 0s
+  scheduler: ''
+  strictARP: false
+  syncPeriod: 0s
+  tcpFinTimeout: 0s
+  tcpTimeout: 0s
+  udpTimeout: 0s
+kind: KubeProxyConfiguration
+logging:
+  flushFrequency: 0
+  options:
+    json:
+      infoBufferSize: '0'
+  verbosity: 0
+metricsBindAddress: 0.0.0.0
+mode: ''
+nftables:
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+nodePortAddresses: [192.0.2.0/24, 'fd00::/64']
+oomScoreAdj: null
+portRange: ''
+showHiddenMetricsForVersion: ''
+winkernel:
+  enableDSR: false
+  networkName: ''
+";
+
+fn findings(text: &str) -> Findings {
+    read(Path::new("kube-proxy.yaml"), text).unwrap()
+}
+
+fn with_header(text: &str) -> String {
+    format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}")
+}
+
+fn error(text: &str) -> String {
+    read(Path::new("kube-proxy.yaml"), &with_header(text)).unwrap_err().to_string()
+}
+
+/// The flags that come of a file and a command line.
+fn flags(text: &str, line: &str) -> RunArgs {
+    let arguments = "lb-agent run --source kube".split(' ').chain(line.split_whitespace()).map(OsString::from);
+    add(findings(text).settings, arguments.collect()).unwrap().expect("the subcommand run")
+}
+
+#[test]
+fn rule_76_what_kubeadm_writes_is_understood_to_the_last_field() {
+    let found = findings(KUBEADM);
+    assert_eq!(found.unknown, [] as [&str; 0]);
+    let ignored: Vec<&str> = found.ignored.keys().map(String::as_str).filter(|field| *field != "clusterCIDR").collect();
+    assert_eq!(ignored, ["bindAddress", "iptables.syncPeriod"]);
+
+    let args = flags(KUBEADM, "");
+    assert_eq!(args.node_name.as_deref(), Some("Node-7"));
+    assert_eq!(args.kubeconfig, Some("/var/lib/kube-proxy/kubeconfig.conf".into()));
+    assert_eq!(args.metrics_bind_address.to_string(), "0.0.0.0:10249");
+    assert_eq!(args.healthz_bind_address.to_string(), "0.0.0.0:10256");
+    assert_eq!(args.flows.tcp_timeout_close_wait, Seconds(1800));
+    assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
+    assert_eq!(args.flows.udp_timeout_unreplied, Seconds(45));
+    let NodePortAddresses::Ranges(ranges) = args.nodeport_addresses else { panic!("{:?}", args.nodeport_addresses) };
+    assert_eq!(ranges.len(), 2);
+}
+
+#[test]
+fn rule_76_a_flag_that_was_typed_wins() {
+    let args = flags(KUBEADM, "--node-name node-8 --udp-timeout-unreplied=7s");
+    assert_eq!(args.node_name.as_deref(), Some("node-8"));
+    assert_eq!(args.flows.udp_timeout_unreplied, Seconds(7));
+    assert_eq!(args.flows.tcp_timeout_close_wait, Seconds(1800));
+}
+
+#[test]
+fn every_flag_of_the_table_is_one_or_will_be() {
+    let text =
+        "clusterCIDR: 10.0.0.0/8\nmode: iptables\niptables: {masqueradeAll: true}\nnftables: {masqueradeAll: true}";
+    let found = findings(&with_header(text));
+    for flag in ["cluster-cidr", "masquerade-all"] {
+        let is_setting = found.settings.iter().any(|setting| setting.flag == flag);
+        assert_eq!(is_setting, has_flag(flag), "{found:?}");
+    }
+    assert_eq!(found.ignored["nftables.masqueradeAll"], "it belongs to another mode than the one of this file");
+    assert!(has_flag("node-name") && !has_flag("nodename"));
+}
+
+#[test]
+fn what_is_no_field_is_named() {
+    let found = findings(&with_header("hostNameOverride: a\niptables: {masqueradeall: true}\nfeatureGates: {A: true}"));
+    assert_eq!(found.unknown, ["hostNameOverride", "iptables.masqueradeall"]);
+    assert_eq!(found.ignored.keys().collect::<Vec<_>>(), ["featureGates.A"]);
+    assert_eq!(found.settings, []);
+}
+
+#[test]
+fn a_bad_value_is_an_error_with_file_and_field() {
+    for (text, wanted) in [
+        ("healthzBindAddress: nowhere", "kube-proxy.yaml: healthzBindAddress is \"nowhere\"; it must be an address"),
+        ("conntrack: {udpTimeout: 10}", "conntrack.udpTimeout is 10; it must be a time span"),
+        ("nodePortAddresses: [10.0.0.0]", "nodePortAddresses is [\"10.0.0.0\"]; it must be a list of CIDRs"),
+        ("nodePortAddresses: primary", "it must be a list"),
+        ("clusterCIDR: 10.0.0.0/40", "it must be a CIDR"),
+        ("iptables: {masqueradeAll: 'yes'}", "it must be true or false"),
+        ("hostnameOverride: [a]", "it must be a text"),
+    ] {
+        let error = error(text);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn another_kind_of_file_is_refused() {
+    let path = Path::new("kubelet.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration";
+    let error = read(path, text).unwrap_err().to_string();
+    assert!(error.starts_with("--config kubelet.yaml: apiVersion is \"kubelet.config"), "{error}");
+    assert!(read(path, "a: [").unwrap_err().to_string().starts_with("--config kubelet.yaml: "));
+    assert!(read(path, "").is_err());
+}
+
+#[test]
+fn without_a_file_nothing_changes() {
+    let line = ["lb-agent", "run", "--source", "kube"].map(OsString::from);
+    let Command::Run(args) = Cli::parse_from(&line).command else { panic!("another subcommand") };
+    assert_eq!(complete(*args, line).unwrap().node_name, None);
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The agent's own loop in this process, on the real maps: objects go in, and a stopwatch stands where they are written.
+//!
+//! No device gets programs, so nothing of the machine's traffic is touched. Everything runs as in `lb-agent run`: the
+//! loop on the main thread, its source on another, a channel between them.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::mpsc as commits,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lb_agent::{
+    dataplane::{Dataplane, Options, XdpMode},
+    diff::{Capacities, Filter, Operation, State, WriteError, Writer},
+    health::Health,
+    metrics::{Directory, Metrics},
+    model::Model,
+    node::{addresses::NodePortAddresses, roles::Selection, state::NodeState},
+    problem::Problem,
+    source::Event,
+    sync::{
+        Devices, Inputs, Loop, LoopError, Maps, Services,
+        doors::{Attached, DoorError, Doors},
+    },
+};
+use lb_common::{address::Address, maps::TABLES};
+use serde::{Deserialize, Serialize};
+use shunt_tests::world::Site;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{memory::Resident, objects::Shape, spread::Spread};
+
+/// As in `lb-agent run`.
+const QUEUE_LENGTH: usize = 1024;
+const WORKERS: usize = 2;
+
+/// How long anything may take before it counts as lost.
+const LIMIT: Duration = Duration::from_secs(60);
+/// A change waits for the loop to have gone to sleep, as in a cluster.
+const IDLE: Duration = Duration::from_millis(1);
+/// How many tables of the array are at rest at most; see [`pause`].
+const RESTING_TABLES: u32 = 3;
+
+/// What was measured at one size.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Inside {
+    /// From nothing to the last frontend written, loading the programs included.
+    pub cold_start_ms: f64,
+    /// Of that, what opening the data plane took: programs verified, maps made.
+    pub open_ms: f64,
+    /// The same with all maps as they should be: nothing is written.
+    pub restart_ms: f64,
+    /// From handing a changed slice to the loop to its frontend written, in microseconds.
+    pub change_us: Spread,
+    /// This process, after all of that.
+    pub resident: Resident,
+    /// Lookup tables of all Services, in bytes, before anything was changed.
+    pub table_bytes: u64,
+}
+
+/// Measures one size, with so many changes.
+pub fn measure(shape: Shape, changes: u32) -> Result<Inside> {
+    let site = Site::new()?;
+    let (open_ms, cold_start_ms) = session(&site.bpffs(), |hand| {
+        let synced = hand.fill(shape)?;
+        Ok((hand.opened, hand.last_commit().unwrap_or(synced)))
+    })?;
+    session(&site.bpffs(), |hand| {
+        let restart_ms = hand.fill(shape)?;
+        let written = hand.commits.try_iter().count();
+        ensure!(written == 0, "{written} frontends were written although all of them stood in the maps already");
+        let table_bytes = hand.table_bytes()?;
+        let change_us = hand.changes(shape, changes, pause(table_bytes))?;
+        let resident = Resident::of("self")?;
+        Ok(Inside { cold_start_ms, open_ms, restart_ms, change_us, resident, table_bytes })
+    })
+}
+
+/// A freed table rests before its space is used again: a Service with a table that fills much of the array can't change
+/// faster than that.
+fn pause(table_bytes_of_all: u64) -> Duration {
+    let array_bytes = u64::from(Capacities::default().table_slots) * size_of::<u32>() as u64;
+    let is_crowded = table_bytes_of_all * u64::from(RESTING_TABLES + 2) > array_bytes;
+    if is_crowded { lb_agent::diff::GRACE / RESTING_TABLES } else { IDLE }
+}
+
+/// Runs a loop on these maps while `body`, on a thread of its own, feeds it.
+fn session<T: Send>(bpffs: &Path, body: impl FnOnce(&mut Hand) -> Result<T> + Send) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let start = Instant::now();
+    let capacities = Capacities::default();
+    let options = Options { bpffs: bpffs.to_owned(), capacities, xdp: XdpMode::Off, log: false };
+    let dataplane = Dataplane::open(&options)?;
+    let opened = milliseconds(start.elapsed());
+    let state = State::adopt(dataplane.maps().dump()?, &dataplane.capacities());
+    let (committed, commits) = commits::channel();
+    let doors = Stopwatch { dataplane, committed };
+    let selection = Selection { uplinks: Vec::new(), pods: Vec::new() };
+    let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, Default::default());
+    let services = Services::new(Model::new("node-0".into()), "61000-65535".parse().context("source ports")?);
+    let health = Health::default();
+    let agent = Loop::new(services, devices, Maps { state, doors }, health.clone(), Metrics::default());
+    let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
+    let (_changes, changes) = mpsc::channel(1);
+    let (requests, request_receiver) = mpsc::channel(1);
+    let mut hand = Hand { start, opened, events: event_sender, requests, commits, health };
+    thread::scope(|scope| {
+        // Its senders go with it, which ends the loop.
+        let body = scope.spawn(move || body(&mut hand));
+        let ended = runtime.block_on(agent.run(Inputs { events, changes, requests: request_receiver }));
+        let result = body.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        ensure!(ended == LoopError::SourceEnded, "{ended}");
+        result
+    })
+}
+
+/// The far end of the loop's channels.
+struct Hand {
+    start: Instant,
+    opened: f64,
+    events: mpsc::Sender<Event>,
+    requests: mpsc::Sender<oneshot::Sender<Directory>>,
+    commits: commits::Receiver<Instant>,
+    health: Health,
+}
+
+impl Hand {
+    fn send(&self, event: Event) -> Result<()> {
+        self.events.blocking_send(event).context("the loop has ended")
+    }
+
+    /// Sends all objects and waits until they are in the maps. Returns the time since the start.
+    fn fill(&self, shape: Shape) -> Result<f64> {
+        shape.objects().try_for_each(|object| self.send(Event::Apply(object)))?;
+        self.send(Event::Synced)?;
+        while !self.health.is_synced() {
+            ensure!(self.start.elapsed() < LIMIT, "the maps were not written within {LIMIT:?}");
+            thread::sleep(Duration::from_micros(100));
+        }
+        Ok(milliseconds(self.start.elapsed()))
+    }
+
+    /// When the last frontend so far was written, counted from the start.
+    fn last_commit(&self) -> Option<f64> {
+        self.commits.try_iter().last().map(|at| milliseconds(at - self.start))
+    }
+
+    fn table_bytes(&self) -> Result<u64> {
+        let (sender, directory) = oneshot::channel();
+        self.requests.blocking_send(sender).context("the loop has ended")?;
+        let directory = directory.blocking_recv().context("the loop has ended")?;
+        let slots = directory.usage.iter().find(|(name, ..)| *name == TABLES).context("no usage of the tables")?.1;
+        Ok(slots * size_of::<u32>() as u64)
+    }
+
+    /// Changes one endpoint after the other.
+    fn changes(&self, shape: Shape, count: u32, pause: Duration) -> Result<Spread> {
+        let mut spread = Spread::recorder()?;
+        for round in 0..count {
+            thread::sleep(pause);
+            let event = Event::Apply(shape.changed_slice(round));
+            let sent = Instant::now();
+            self.send(event)?;
+            let committed = self.commits.recv_timeout(LIMIT).context("a change was not written")?;
+            spread.record(committed - sent);
+        }
+        Ok(spread.finish())
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// The data plane, and the time of every frontend written.
+struct Stopwatch {
+    dataplane: Dataplane,
+    committed: commits::Sender<Instant>,
+}
+
+impl Writer for Stopwatch {
+    fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
+        self.dataplane.write(operation)?;
+        if let Operation::UpsertFrontend { key, .. } = operation
+            && key.port_be != 0
+        {
+            // Nobody listens any more at the end.
+            let _ = self.committed.send(Instant::now());
+        }
+        Ok(())
+    }
+}
+
+impl Doors for Stopwatch {
+    fn attach(&mut self, ifindex: u32, link: &lb_agent::node::state::Link, role: u16) -> Result<Attached, DoorError> {
+        Doors::attach(&mut self.dataplane, ifindex, link, role)
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        self.dataplane.detach(ifindex);
+    }
+
+    fn attached(&self) -> BTreeSet<u32> {
+        self.dataplane.attached()
+    }
+
+    fn bump_next_hops(&mut self) {
+        self.dataplane.bump_next_hops();
+    }
+
+    fn set_node_addresses(&mut self, addresses: [Address; 2]) {
+        self.dataplane.set_node_addresses(addresses);
+    }
+
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+        self.dataplane.sweep_filter(needed)
+    }
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `bench SUBJECT`: measures one part of Shunt and shows the figures beside what they shall reach.
+
+use anyhow::Result;
+
+use crate::{bench_control, bench_packet};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(clap::Subcommand)]
+enum Subject {
+    /// From objects to maps: start, change, memory, by the number of Services.
+    Control(bench_control::Arguments),
+    /// Nanoseconds per packet of the programs themselves.
+    Packet(bench_packet::Arguments),
+}
+
+/// Runs the bench of the subject.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.subject {
+        Subject::Control(arguments) => bench_control::run(arguments),
+        Subject::Packet(arguments) => bench_packet::run(arguments),
+    }
+}
