@@ -11,7 +11,7 @@ use lb_common::{
     config::Interface,
     counters::{BackendCounters, ServiceCounters},
     flow::{Flow, FlowKey},
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{self, FilterPlane, ServiceName, capacity},
 };
 
@@ -21,6 +21,8 @@ use crate::diff::Capacities;
 const HASH_ELEMENT: u64 = 48;
 /// `struct bucket`.
 const HASH_BUCKET: u64 = 16;
+/// `struct lpm_trie_node`, before data and value.
+const TRIE_NODE: u64 = 40;
 /// A pointer to the values of all CPUs.
 const PER_CPU_POINTER: u64 = 8;
 
@@ -47,7 +49,7 @@ impl Bill {
     #[must_use]
     pub fn new(capacities: &Capacities, cpus: usize) -> Self {
         let cpus = cpus as u64;
-        let Capacities { frontends, backends, table_slots, flows, services } = *capacities;
+        let Capacities { frontends, backends, table_slots, flows, services, source_ranges, affinity } = *capacities;
         let lines = vec![
             (maps::FLOWS_V4, hash(flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
             (maps::FLOWS_V6, hash(flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
@@ -55,6 +57,8 @@ impl Bill {
             (maps::SERVICE_COUNTERS, per_cpu(services, size_of::<ServiceCounters>(), cpus)),
             (maps::TABLES, u64::from(table_slots) * size_of::<u32>() as u64),
             (maps::FRONTENDS, hash(frontends, size_of::<FrontendKey>(), size_of::<Frontend>())),
+            (maps::AFFINITY, hash(affinity, size_of::<AffinityKey>(), size_of::<Affinity>())),
+            (maps::SOURCE_RANGES, trie(source_ranges, size_of::<SourceRange>(), size_of::<u32>())),
             (maps::SERVICE_NAMES, hash(services, size_of::<u32>(), size_of::<ServiceName>())),
             (maps::BACKENDS, u64::from(backends) * size_of::<Backend>() as u64),
             (maps::INTERFACES, hash(capacity::INTERFACES, size_of::<u32>(), size_of::<Interface>())),
@@ -100,6 +104,11 @@ pub const fn mebibytes(bytes: u64) -> u64 {
 fn hash(entries: u32, key: usize, value: usize) -> u64 {
     let element = HASH_ELEMENT + key.next_multiple_of(8) as u64 + value.next_multiple_of(8) as u64;
     u64::from(entries) * element + u64::from(entries).next_power_of_two() * HASH_BUCKET
+}
+
+/// A prefix takes a leaf, and at most one inner node where it parts from another.
+fn trie(entries: u32, data: usize, value: usize) -> u64 {
+    2 * u64::from(entries) * (TRIE_NODE + data.next_multiple_of(8) as u64 + value.next_multiple_of(8) as u64)
 }
 
 fn per_cpu(entries: u32, value: usize, cpus: u64) -> u64 {

@@ -213,9 +213,29 @@ impl SourceRange {
     pub const FULL_LEN: u32 = 32 + 128;
 }
 
+/// A key of the map of source ranges, as `struct bpf_lpm_trie_key` of the kernel's UAPI wants it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct SourceRangeKey {
+    /// Bits of `range` that count.
+    pub prefix_len: u32,
+    /// What they are compared with.
+    pub range: SourceRange,
+}
+
+impl SourceRangeKey {
+    /// The range `address/prefix_len` of a Service port, with the prefix as people write it for the address's family.
+    #[must_use]
+    pub const fn new(service: u32, address: Address, prefix_len: u8) -> Self {
+        let before = if address.is_v4() { 32 + 96 } else { 32 };
+        Self { prefix_len: before + prefix_len as u32, range: SourceRange { service, address } }
+    }
+}
+
 const _: () = assert!(size_of::<FrontendKey>() == 20);
 const _: () = assert!(size_of::<Frontend>() == 28);
 const _: () = assert!(size_of::<AffinityKey>() == 20);
 const _: () = assert!(size_of::<Affinity>() == 12);
 const _: () = assert!(size_of::<SourceRange>() == 20);
+const _: () = assert!(size_of::<SourceRangeKey>() == 24);
 const _: () = assert!(size_of::<Backend>() == 32);

@@ -7,8 +7,8 @@
 
 use lb_common::{
     config::Config,
-    flow::{Direction, Flow, FlowState, protocol, tcp_flags},
-    verdict::{Reason, Stage},
+    flow::{Direction, Flow, FlowState, flow_flags, protocol, tcp_flags},
+    verdict::{Reason, Stage, Stop},
 };
 
 use crate::{
@@ -21,6 +21,8 @@ use crate::{
 pub enum Found<F: Header> {
     /// Follow this instruction.
     Valid(&'static mut Flow<F>),
+    /// A TCP segment of the client, whose backend has gone and whose Service wants that reset.
+    Orphaned(&'static mut Flow<F>),
     /// The slow path must decide: there is no entry, or one that no longer holds.
     Undecided,
 }
@@ -29,8 +31,9 @@ pub enum Found<F: Header> {
 #[inline(always)]
 pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F>> {
     let Some(flow) = maps::find_flow(&parsed.key) else { return Ok(Found::Undecided) };
-    if flow.direction() == Direction::Original && is_overtaken(flow, parsed) {
-        return Ok(Found::Undecided);
+    if flow.direction() == Direction::Original && concerns_backend(flow, parsed) && is_overtaken(flow, parsed) {
+        let is_open = parsed.key.protocol == protocol::TCP && !is_syn(parsed);
+        return Ok(if is_open { Found::Orphaned(flow) } else { Found::Undecided });
     }
     if flow.last_seen != now {
         let config = maps::config()?;
@@ -39,7 +42,9 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
         }
         if !dry {
             maps::scratch::<F>()?.parsed = *parsed;
-            F::touch_apart(now).unpack()?;
+            if F::touch_apart(now).unpack().is_err() {
+                return Ok(Found::Undecided);
+            }
         }
     }
     let next = flow.state.next(flow.direction(), parsed.key.protocol, parsed.tcp_flags);
@@ -56,22 +61,30 @@ pub fn is_expired<F: Header>(flow: &Flow<F>, config: &Config, now: u32) -> bool 
     now.wrapping_sub(flow.last_seen) > config.timeouts[flow.state.index()]
 }
 
-/// Whether the world has moved on since the decision: a UDP packet or a fresh SYN whose backend has gone, or a SYN on
-/// a tuple whose connection is over. Other TCP segments keep their backend, as with kube-proxy (rule 58).
+/// Whether it matters to this packet that its backend is still there: to UDP, to a fresh SYN, and to TCP that is reset
+/// when its backend goes. Other segments keep their backend, as with kube-proxy (rule 58).
+#[inline(always)]
+fn concerns_backend<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
+    parsed.key.protocol != protocol::TCP || flow.flags & flow_flags::RESET != 0 || is_syn(parsed)
+}
+
+#[inline(always)]
+fn is_syn<F: Header>(parsed: &Parsed<F>) -> bool {
+    parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// Whether the world has moved on since the decision: the backend has gone, or the connection is over and this is the
+/// SYN of another.
 #[inline(always)]
 fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
-    let is_syn = parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-    if parsed.key.protocol == protocol::TCP && !is_syn {
-        return false;
-    }
-    if is_syn && flow.state == FlowState::CLOSING {
+    if is_syn(parsed) && flow.state == FlowState::CLOSING {
         return true;
     }
     maps::find_backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)
 }
 
 /// Notes that the flow of the packet in the scratch space lives, in both entries, and makes the peer anew if it was
-/// evicted.
+/// evicted. An error where it can't be: the flow needs another source port.
 ///
 /// A torn or lost update here costs nothing: the next tick repeats it.
 #[inline(always)]
@@ -84,6 +97,9 @@ pub fn touch<F: Header>(now: u32) -> Stage<()> {
     if let Some(peer) = maps::find_flow(&scratch.peer_key) {
         if peer.is_peer_key(&scratch.peer_key, key) {
             peer.last_seen = now;
+        } else if flow.direction() == Direction::Original {
+            // Evicted, and the tuple is another flow's now: replies would go there.
+            return Err(Stop::NOT_OURS);
         }
         return Ok(());
     }

@@ -25,6 +25,7 @@ pub mod ethernet {
 
 /// Offsets in the TCP header.
 pub mod tcp {
+    pub const ACKNOWLEDGEMENT: usize = 8;
     pub const DATA_OFFSET: usize = 12;
     pub const FLAGS: usize = 13;
     pub const CHECK: usize = 16;

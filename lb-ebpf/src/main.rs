@@ -15,6 +15,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
+mod admit;
 mod apart;
 mod clock;
 mod flow;
@@ -23,10 +24,14 @@ mod header;
 mod install;
 mod log;
 mod maps;
+mod offload;
 mod packet;
 mod parse;
 mod reject;
+mod reset;
+mod select;
 mod service;
+mod source;
 mod trace;
 mod wire;
 
@@ -95,7 +100,11 @@ fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
 where
     XdpPacket: SlowPath<F>,
 {
-    let result = ingress::<_, F>(packet);
+    let result = match ingress::<_, F>(packet) {
+        // TC makes the answer, and counts it.
+        Err(stop) if matches!(stop.fate, Fate::Reject | Fate::Reset) && !packet.is_trace() => Err(Stop::LEAVE_TO_TC),
+        result => result,
+    };
     conclude(packet, result)
 }
 
@@ -105,15 +114,20 @@ where
     SkbPacket: SlowPath<F>,
 {
     let result = ingress::<_, F>(packet);
-    if let Err(stop) = result
-        && stop.fate == Fate::Reject
-        && !packet.is_trace()
-    {
-        maps::count_reason(stop.reason);
-        let answered = reject::<F>(packet).unpack().map(|()| packet.send(packet.ifindex(), Exit::Wire));
-        return conclude(packet, answered);
-    }
-    conclude(packet, result)
+    let answered = match result {
+        Err(stop) if packet.is_trace() => Err(stop),
+        Err(stop) if stop.fate == Fate::Reject => answer(packet, stop, reject::<F>),
+        Err(stop) if stop.fate == Fate::Reset => answer(packet, stop, reset::<F>),
+        result => result,
+    };
+    conclude(packet, answered)
+}
+
+/// Sends a refused packet back as the answer that `turn` makes of it.
+#[inline(always)]
+fn answer(packet: &mut SkbPacket, stop: Stop, turn: impl FnOnce(&mut SkbPacket) -> Packed) -> Stage<i32> {
+    maps::count_reason(stop.reason);
+    turn(packet).unpack().map(|()| packet.send(packet.ifindex(), Exit::Wire))
 }
 
 #[inline(never)]
@@ -129,6 +143,10 @@ fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let flow = match flow::find(&parsed, now, packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => return Err(Stop::NOT_OURS),
         Found::Valid(flow) => follow(packet, flow)?,
+        Found::Orphaned(flow) => {
+            note_flow(packet, flow);
+            return Err(reset::stop(&parsed));
+        }
         Found::Undecided => {
             let scratch = maps::scratch::<F>()?;
             scratch.parsed = parsed;
@@ -157,13 +175,19 @@ fn follow<P: Packet, F: Header>(packet: &P, flow: &'static mut Flow<F>) -> Stage
     if !packet.is_trace() {
         return Ok(flow);
     }
+    note_flow(packet, flow);
+    let scratch = maps::scratch::<F>()?;
+    scratch.original = *flow;
+    Ok(&mut scratch.original)
+}
+
+/// Lets `trace` say whose flow it is.
+#[inline(always)]
+fn note_flow<P: Packet, F: Header>(packet: &P, flow: &Flow<F>) {
     trace::note(packet, |record| {
         record.step = trace_step::FLOW;
         record.backend = flow.backend;
     });
-    let scratch = maps::scratch::<F>()?;
-    scratch.original = *flow;
-    Ok(&mut scratch.original)
 }
 
 /// The fast path's end: follow the instruction.
@@ -182,7 +206,13 @@ fn transmit<P: Packet, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow: &mut
     Ok(packet.send(ifindex, exit))
 }
 
-// verifier: not inlined, as for `decide`.
+// verifier: not inlined, for the stack.
+#[inline(never)]
+fn reset<F: Icmp>(packet: &mut SkbPacket) -> Packed {
+    Packed::pack(reset::turn_into_reset::<F>(packet))
+}
+
+// verifier: as above.
 #[inline(never)]
 fn reject<F: Icmp>(packet: &mut SkbPacket) -> Packed {
     Packed::pack(reject::turn_into_error::<F>(packet))
@@ -205,8 +235,8 @@ fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
     }
     match stop.fate {
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
-        // XDP, which leaves that to TC; or a trace.
-        Fate::Reject => P::PASS,
+        // A trace: other packets were answered.
+        Fate::Reject | Fate::Reset => P::PASS,
         Fate::Drop => P::DROP,
     }
 }

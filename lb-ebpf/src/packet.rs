@@ -336,3 +336,10 @@ fn is_trace_cookie(words: [u32; 4]) -> bool {
             && cookie[3] == words[3]
     })
 }
+
+/// The first twelve bytes of a frame with its two addresses exchanged.
+#[inline(always)]
+pub fn swapped(macs: [u32; 3]) -> [u32; 3] {
+    let pair = |low: u32, high: u32| low >> 16 | high << 16;
+    [pair(macs[1], macs[2]), pair(macs[2], macs[0]), pair(macs[0], macs[1])]
+}

@@ -42,6 +42,7 @@ pub fn note_end<P: Packet>(packet: &P, stop: Stop) {
             Fate::Pass => trace_verdict::PASSED,
             Fate::Reject => trace_verdict::REJECTED,
             Fate::Drop => trace_verdict::DROPPED,
+            Fate::Reset => trace_verdict::RESET,
         };
     });
 }

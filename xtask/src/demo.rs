@@ -5,7 +5,7 @@ use std::{os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{packages, run, shell};
+use crate::{build_ebpf, packages, run, shell};
 
 /// Servers and tools of its world: programs' packages on Debian and Ubuntu.
 const PACKAGES: [&str; 5] = ["iproute2", "nginx-light", "dnsmasq-base", "curl", "bind9-dnsutils"];
@@ -27,8 +27,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(shell::is_root(), "the demo makes network namespaces and loads eBPF programs: run it as root");
     packages::ensure(&PACKAGES, "run the demo's servers")?;
-    run::build_agent(false)?;
-    shell::run(shell::cargo().args(["build", "--package", "shunt-tests", "--bin", "shunt-demo"]))?;
+    build_ebpf::build(&build_ebpf::Arguments::default())?;
+    // Both at once: one after the other they would ask for other features of what they share, and have it built twice.
+    shell::run(shell::cargo().args(["build", "--package", "lb-agent", "--package", "shunt-tests", "--bins"]))?;
     let demo = run::built("shunt-demo")?;
     let flags = [("--keep", arguments.keep), ("--json", arguments.json), ("--remove", arguments.remove)];
     let error = Command::new(&demo).args(flags.iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag)).exec();

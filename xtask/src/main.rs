@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod bench_control;
+mod bench_packet;
 mod build_ebpf;
 mod demo;
 mod image;

@@ -25,7 +25,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds the programs and the agent that embeds them, and says where the agent is.
-pub fn build_agent(log: bool) -> Result<PathBuf> {
+fn build_agent(log: bool) -> Result<PathBuf> {
     build_ebpf::build(&build_ebpf::Arguments { log, ..Default::default() })?;
     shell::run(shell::cargo().args(["build", "--package", "lb-agent"]))?;
     built("lb-agent")

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{packages, run, shell};
+use crate::{build_ebpf, packages, shell};
 
 /// What the namespace tests run: programs' packages on Debian and Ubuntu.
 const PACKAGES: [&str; 10] = [
@@ -34,7 +34,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(shell::is_root(), "packet and namespace tests load eBPF programs: run them as root");
     packages::ensure(&PACKAGES, "run the tests' servers and clients")?;
-    run::build_agent(false)?;
+    build_ebpf::build(&build_ebpf::Arguments::default())?;
+    // The agent that the namespace tests run, and the tests, from one build of what they share.
+    shell::run(shell::cargo().args(["build", "--bins", "--tests"]))?;
     let mut cargo = shell::cargo();
     // Colours would hide libtest's words from us.
     cargo.args(["test", "--no-fail-fast", "--color", "never"]).args(&arguments.filter);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where a Service port is reached, and which list of endpoints serves there (rules 27, 31 to 34, 37 to 42).
+//! Where a Service port is reached, and which list of endpoints serves there (rules 27, 31 to 35, 37 to 42).
 //!
-//! In: a Service port and the lists of its unit. Out: the frontends of one family. Which local addresses answer a
-//! NodePort is the node's business: here it stands once.
+//! In: a Service port, the lists of its unit, and whether its load-balancer addresses are for some clients only. Out: the
+//! frontends of one family. Which local addresses answer a NodePort is the node's business: here it stands once.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -13,24 +13,28 @@ use crate::model::service::{Policy, Service, ServicePort, ServiceType};
 
 /// The frontends of a Service port in one family, in which the Service has a ClusterIP.
 ///
-/// An address that stands twice belongs to the first of: ClusterIP, external IPs, load-balancer IPs.
+/// An address that stands twice is a ClusterIP first of all, then a load-balancer IP, then an external IP: what restricts
+/// its clients counts.
 pub(super) fn plan(
     service: &Service,
     port: &ServicePort,
     is_v4: bool,
     lists: &Lists,
+    is_restricted: bool,
 ) -> BTreeMap<FrontendKey, FrontendPlan> {
-    let inside = plan_of(internal_lists(service), lists);
-    let outside = plan_of(external_lists(service), lists);
+    let own = if service.resets_on_removal { frontend_flags::RESET_ON_REMOVAL } else { 0 };
+    let inside = plan_of(internal_lists(service), lists, own);
+    let outside = plan_of(external_lists(service), lists, own);
+    let restriction = if is_restricted { frontend_flags::SOURCE_RANGES } else { 0 };
+    let load_balancer = FrontendPlan { flags: outside.flags | restriction, ..outside };
     let at = |ip: &IpAddr| FrontendKey::new((*ip).into(), port.port.to_be(), port.protocol);
     let is_ours = |ip: &&IpAddr| ip.is_ipv4() == is_v4;
 
     let mut frontends = BTreeMap::new();
-    for ip in service.cluster_ips.iter().filter(is_ours) {
-        frontends.insert(at(ip), inside);
-    }
-    for ip in service.external_ips.iter().chain(&service.load_balancer_ips).filter(is_ours) {
-        frontends.entry(at(ip)).or_insert(outside);
+    for (ips, plan) in
+        [(&service.external_ips, outside), (&service.load_balancer_ips, load_balancer), (&service.cluster_ips, inside)]
+    {
+        frontends.extend(ips.iter().filter(is_ours).map(|ip| (at(ip), plan)));
     }
     if let Some(number) = port.node_port {
         frontends.insert(FrontendKey::node_port(is_v4, number.to_be(), port.protocol), outside);
@@ -60,8 +64,7 @@ fn honours_external_policy(service: &Service) -> bool {
     }
 }
 
-fn plan_of((internal, external): (List, List), lists: &Lists) -> FrontendPlan {
-    let mut flags = 0;
+fn plan_of((internal, external): (List, List), lists: &Lists, mut flags: u32) -> FrontendPlan {
     if is_drop(internal, lists) {
         flags |= frontend_flags::INTERNAL_DROP;
     }

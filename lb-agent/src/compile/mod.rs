@@ -4,18 +4,30 @@
 //! In: one Service of the model, its endpoints, and what there is to know of the node. Out: [`Unit`]s, without indices
 //! or offsets: those are `diff`'s, which knows what the maps hold already.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
-use lb_common::{address::Address, frontend::FrontendKey};
+use ipnet::IpNet;
+use lb_common::{
+    address::Address,
+    config::ticks,
+    frontend::{FrontendKey, frontend_flags},
+};
 
 use crate::model::{
-    endpoints::{self, Slice},
+    endpoints::{self, Endpoint, Slice},
     node::Node,
     service::{Service, ServicePort},
 };
 
 mod frontends;
 mod topology;
+mod weights;
+
+use topology::Lists;
 
 /// Identity of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +85,10 @@ pub struct Unit {
     pub local: BTreeMap<BackendKey, u32>,
     /// Where the unit is reached, and which list serves there.
     pub frontends: BTreeMap<FrontendKey, FrontendPlan>,
+    /// Idle time in ticks for which a client stays with its backend; 0 without session affinity.
+    pub affinity_timeout: u32,
+    /// Sources that are admitted where a frontend asks for that ([`lb_common::frontend::frontend_flags::SOURCE_RANGES`]).
+    pub source_ranges: BTreeSet<IpNet>,
 }
 
 /// Identity of a backend within its unit.
@@ -106,8 +122,13 @@ pub struct FrontendPlan {
     pub internal: List,
     /// Everybody else.
     pub external: List,
-    /// [`lb_common::frontend::frontend_flags`].
+    /// [`lb_common::frontend::frontend_flags`], but for those that say which list it is.
     pub flags: u32,
+}
+
+impl FrontendPlan {
+    /// For packets that nobody serves.
+    pub const REFUSED: Self = Self { internal: List::Nobody, external: List::Nobody, flags: 0 };
 }
 
 /// One of the two lists of a unit.
@@ -117,23 +138,53 @@ pub enum List {
     Cluster,
     /// Those on this node.
     Local,
+    /// No endpoint: packets are refused.
+    Nobody,
+}
+
+/// A Service whose endpoints serve the one that is compiled: itself, unless its traffic is split.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// Its ports: their names find the endpoints.
+    pub ports: &'a [ServicePort],
+    /// Its slices, by their names.
+    pub slices: Vec<&'a Slice>,
+    /// Its share of the traffic in comparison with the others'.
+    pub weight: u32,
+}
+
+impl Part<'_> {
+    /// The endpoints for a port of the Service that is compiled. The part's port is the one of the same name, else of the
+    /// same number, else its only one.
+    fn endpoints(&self, port: &ServicePort, is_v4: bool) -> BTreeMap<(IpAddr, u16), &Endpoint> {
+        let of_protocol = || self.ports.iter().filter(|own| own.protocol == port.protocol);
+        let by_name = of_protocol().find(|own| own.name == port.name);
+        let by_number = || of_protocol().find(|own| own.port == port.port);
+        let only = || of_protocol().next().filter(|_| of_protocol().count() == 1);
+        let own = by_name.or_else(by_number).or_else(only);
+        let endpoints = own.map(|own| endpoints::merge(self.slices.iter().copied(), &own.name, own.protocol, is_v4));
+        endpoints.unwrap_or_default()
+    }
 }
 
 /// What the maps should hold for a Service: a unit for each of its ports in each family of its ClusterIPs (rules 10, 80).
+///
+/// Whatever else is sent to a ClusterIP is refused (rule 44): the first unit of the family has that frontend.
 #[must_use]
-pub fn compile(service: &Service, slices: &BTreeMap<String, Slice>, node: &Node) -> BTreeMap<UnitId, Unit> {
+pub fn compile(service: &Service, parts: &[Part<'_>], node: &Node) -> BTreeMap<UnitId, Unit> {
     let families = service.cluster_ips.iter().map(|ip| ip.is_ipv4());
     let pairs = families.flat_map(|is_v4| service.ports.iter().map(move |port| (is_v4, port)));
-    pairs.map(|(is_v4, port)| compile_unit(service, port, is_v4, slices, node)).collect()
+    let mut units: BTreeMap<_, _> =
+        pairs.map(|(is_v4, port)| compile_unit(service, port, is_v4, parts, node)).collect();
+    for ip in &service.cluster_ips {
+        if let Some((_, first)) = units.iter_mut().find(|(id, _)| id.is_v4 == ip.is_ipv4()) {
+            first.frontends.insert(FrontendKey::any_port((*ip).into()), FrontendPlan::REFUSED);
+        }
+    }
+    units
 }
 
-fn compile_unit(
-    service: &Service,
-    port: &ServicePort,
-    is_v4: bool,
-    slices: &BTreeMap<String, Slice>,
-    node: &Node,
-) -> (UnitId, Unit) {
+fn compile_unit(service: &Service, port: &ServicePort, is_v4: bool, parts: &[Part<'_>], node: &Node) -> (UnitId, Unit) {
     let id = UnitId {
         namespace: service.key.namespace.clone(),
         name: service.key.name.clone(),
@@ -141,24 +192,30 @@ fn compile_unit(
         protocol: port.protocol,
         is_v4,
     };
-    let merged = endpoints::merge(slices.values(), &port.name, port.protocol, is_v4);
-    let lists = topology::categorize(&merged, node);
-    let frontends = frontends::plan(service, port, is_v4, &lists);
-    let uses = |list| frontends.values().any(|plan| plan.internal == list || plan.external == list);
-    let cluster = weigh(if uses(List::Cluster) { &lists.cluster } else { &[] });
-    let local = weigh(if uses(List::Local) { &lists.local } else { &[] });
-    let serving = merged.iter().filter(|(_, endpoint)| endpoint.ready || endpoint.serving);
+    let merged: Vec<_> = parts.iter().map(|part| (part.weight, part.endpoints(port, is_v4))).collect();
+    let (weights, drawn): (Vec<_>, Vec<_>) =
+        merged.iter().filter(|(weight, _)| *weight > 0).map(|(w, m)| (*w, m)).unzip();
+    let lists = topology::categorize(&drawn, node);
+    let admitted = service.source_ranges.admitted(is_v4, &node.internal_addresses, &service.load_balancer_ips);
+    let frontends = frontends::plan(service, port, is_v4, &Lists::union(&lists), admitted.is_some());
+    let share = |list: List, of: fn(&Lists) -> &[BackendKey]| {
+        let is_used = frontends.values().any(|plan| plan.internal == list || plan.external == list);
+        let parts: Vec<_> = weights.iter().copied().zip(lists.iter().map(of)).collect();
+        if is_used { weights::share(&parts) } else { BTreeMap::new() }
+    };
+    let cluster = share(List::Cluster, |lists| &lists.cluster);
+    let local = share(List::Local, |lists| &lists.local);
+    let serving = merged.iter().flat_map(|(_, merged)| merged).filter(|(_, one)| one.ready || one.serving);
     let backends = serving.map(|(place, endpoint)| {
         let key = BackendKey::from(*place);
         let active = cluster.contains_key(&key) || local.contains_key(&key);
         (key, BackendSpec { active, local: topology::is_local(endpoint, node) })
     });
-    (id, Unit { backends: backends.collect(), cluster, local, frontends })
-}
-
-/// Every endpoint of a list counts alike (rule 26).
-fn weigh(list: &[BackendKey]) -> BTreeMap<BackendKey, u32> {
-    list.iter().map(|key| (*key, 1)).collect()
+    let backends = backends.collect();
+    let is_restricted = frontends.values().any(|plan| plan.flags & frontend_flags::SOURCE_RANGES != 0);
+    let source_ranges = admitted.filter(|_| is_restricted).unwrap_or_default();
+    let affinity_timeout = service.affinity_secs.map_or(0, ticks);
+    (id, Unit { backends, cluster, local, frontends, affinity_timeout, source_ranges })
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::BackendKey;
 use crate::model::{endpoints::Endpoint, node::Node};
 
-/// The usable endpoints of a unit.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// The usable endpoints of a unit, or of one part of a split one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lists {
     /// Those for clients that may be sent anywhere. Empty only where nothing serves at all.
     pub(super) cluster: Vec<BackendKey>,
@@ -17,27 +17,42 @@ pub(super) struct Lists {
     pub(super) local: Vec<BackendKey>,
 }
 
+impl Lists {
+    /// Those of all parts.
+    pub(super) fn union(parts: &[Self]) -> Self {
+        Self {
+            cluster: parts.iter().flat_map(|part| &part.cluster).copied().collect(),
+            local: parts.iter().flat_map(|part| &part.local).copied().collect(),
+        }
+    }
+}
+
 type Merged<'a> = BTreeMap<(IpAddr, u16), &'a Endpoint>;
 
-/// Sorts endpoints into the lists.
+/// Sorts the endpoints of each part into its lists. Parts are told apart for their shares alone: an endpoint that
+/// terminates serves only where there is no ready one in any part.
 ///
 /// Both hold the ready ones; where there are none of these, those that serve while they terminate (KEP-1669), so that a
 /// rolling update with one pod per node loses nothing. An endpoint that is neither is never a fallback (rule 22). Topology
 /// hints narrow the ready endpoints of the cluster list only.
-pub(super) fn categorize(merged: &Merged<'_>, node: &Node) -> Lists {
-    let scope = Scope::choose(merged, node);
-    let pick = |admits: &dyn Fn(&Endpoint) -> bool| -> Vec<BackendKey> {
-        merged.iter().filter(|(_, endpoint)| admits(endpoint)).map(|(place, _)| BackendKey::from(*place)).collect()
+pub(super) fn categorize(parts: &[&Merged<'_>], node: &Node) -> Vec<Lists> {
+    let scopes: Vec<_> = parts.iter().map(|merged| Scope::choose(merged, node)).collect();
+    let pick = |admits: &dyn Fn(Scope, &Endpoint) -> bool| -> Vec<Vec<BackendKey>> {
+        let of_part = |(merged, scope): (&&Merged<'_>, &Scope)| {
+            let admitted = merged.iter().filter(|(_, endpoint)| admits(*scope, endpoint));
+            admitted.map(|(place, _)| BackendKey::from(*place)).collect()
+        };
+        parts.iter().zip(&scopes).map(of_part).collect()
     };
-    let mut cluster = pick(&|endpoint| endpoint.ready && scope.admits(endpoint, node));
-    if cluster.is_empty() {
-        cluster = pick(&serves_while_terminating);
+    let mut cluster = pick(&|scope, endpoint| endpoint.ready && scope.admits(endpoint, node));
+    if cluster.iter().all(Vec::is_empty) {
+        cluster = pick(&|_, endpoint| serves_while_terminating(endpoint));
     }
-    let mut local = pick(&|endpoint| endpoint.ready && is_local(endpoint, node));
-    if local.is_empty() {
-        local = pick(&|endpoint| serves_while_terminating(endpoint) && is_local(endpoint, node));
+    let mut local = pick(&|_, endpoint| endpoint.ready && is_local(endpoint, node));
+    if local.iter().all(Vec::is_empty) {
+        local = pick(&|_, endpoint| serves_while_terminating(endpoint) && is_local(endpoint, node));
     }
-    Lists { cluster, local }
+    cluster.into_iter().zip(local).map(|(cluster, local)| Lists { cluster, local }).collect()
 }
 
 fn serves_while_terminating(endpoint: &Endpoint) -> bool {

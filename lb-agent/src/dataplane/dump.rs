@@ -59,6 +59,7 @@ impl Maps {
         let mut dump = Dump {
             names: self.names.entries()?,
             frontends: self.frontends.entries()?,
+            source_ranges: self.source_ranges.entries()?,
             backends: self.live_backends(),
             tables: BTreeMap::new(),
             filter: self.filter(),

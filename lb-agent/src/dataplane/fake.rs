@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     address::Address,
     config::{Interface, role},
-    frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state, frontend_flags},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, Target, backend_flags, backend_state, frontend_flags},
     maps::{self, ServiceName},
 };
 
@@ -22,6 +22,7 @@ pub struct Fake {
     capacities: Capacities,
     names: BTreeMap<u32, ServiceName>,
     frontends: BTreeMap<FrontendKey, Frontend>,
+    source_ranges: BTreeMap<SourceRangeKey, ()>,
     backends: Vec<Backend>,
     tables: Vec<u32>,
     filter: Filter,
@@ -55,6 +56,7 @@ impl Fake {
         Dump {
             names: self.names.clone(),
             frontends: self.frontends.clone(),
+            source_ranges: self.source_ranges.keys().copied().collect(),
             backends: self.backends.clone(),
             tables: targets.map(|target| (target.offset, self.table(target).to_vec())).collect(),
             filter: self.filter.clone(),
@@ -119,6 +121,10 @@ impl Writer for Fake {
             Operation::UpsertFrontend { key, frontend } => {
                 Self::insert(maps::FRONTENDS, self.capacities.frontends, &mut self.frontends, (*key, *frontend))?;
             }
+            Operation::UpsertSourceRange(key) => {
+                Self::insert(maps::SOURCE_RANGES, self.capacities.source_ranges, &mut self.source_ranges, (*key, ()))?;
+            }
+            Operation::RemoveSourceRange(key) => drop(self.source_ranges.remove(key)),
             Operation::RemoveFrontend { key } => drop(self.frontends.remove(key)),
             Operation::RemoveName { service } => drop(self.names.remove(service)),
             Operation::UpsertNodeAddress(address) => drop(self.node_addresses.insert(*address)),
@@ -143,13 +149,20 @@ impl fmt::Display for Fake {
             for (scope, target) in ["internal", "external"].into_iter().zip(frontend.targets) {
                 write!(f, ", {scope} {}", Shares(self.table(target)))?;
             }
+            if frontend.affinity_timeout != 0 {
+                write!(f, ", affinity {} ticks", frontend.affinity_timeout)?;
+            }
             writeln!(f, "{}", FrontendFlags(frontend.flags))?;
+        }
+        for SourceRangeKey { prefix_len, range } in self.source_ranges.keys() {
+            let prefix_len = prefix_len - if range.address.is_v4() { 128 } else { 32 };
+            writeln!(f, "source range {}/{prefix_len} of service {}", range.address, range.service)?;
         }
         let live = self.backends.iter().enumerate().filter(|(_, backend)| backend.state != backend_state::FREE);
         for (index, backend) in live {
             let state = if backend.state == backend_state::ACTIVE { "active" } else { "draining" };
             let socket = std::net::SocketAddr::new(backend.address.into(), u16::from_be(backend.port_be));
-            let place = if backend.flags & backend_flags::LOCAL != 0 { " local" } else { "" };
+            let place = BackendFlags(backend.flags);
             let (service, generation) = (backend.service, backend.generation);
             writeln!(f, "backend {index} {socket} service {service} {state}{place} generation {generation}")?;
         }
@@ -191,8 +204,28 @@ struct FrontendFlags(u32);
 
 impl fmt::Display for FrontendFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names =
-            [(frontend_flags::INTERNAL_DROP, "internal-drop"), (frontend_flags::EXTERNAL_DROP, "external-drop")];
+        let names = [
+            (frontend_flags::INTERNAL_DROP, "internal-drop"),
+            (frontend_flags::EXTERNAL_DROP, "external-drop"),
+            (frontend_flags::INTERNAL_LOCAL, "internal-local"),
+            (frontend_flags::EXTERNAL_LOCAL, "external-local"),
+            (frontend_flags::SOURCE_RANGES, "source-ranges"),
+            (frontend_flags::RESET_ON_REMOVAL, "reset-on-removal"),
+        ];
         names.into_iter().filter(|(bit, _)| self.0 & bit != 0).try_for_each(|(_, name)| write!(f, ", {name}"))
+    }
+}
+
+/// The names of the flags that are set, each after a space.
+struct BackendFlags(u8);
+
+impl fmt::Display for BackendFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [
+            (backend_flags::LOCAL, "local"),
+            (backend_flags::IN_CLUSTER, "in-cluster-list"),
+            (backend_flags::IN_LOCAL, "in-local-list"),
+        ];
+        names.into_iter().filter(|(bit, _)| self.0 & bit != 0).try_for_each(|(_, name)| write!(f, " {name}"))
     }
 }

@@ -123,7 +123,7 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
 
 /// Number of elements of the maps whose size is a flag.
 fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
-    let Capacities { frontends, backends, table_slots, flows, services } = *capacities;
+    let Capacities { frontends, backends, table_slots, flows, services, source_ranges, affinity } = *capacities;
     BTreeMap::from([
         (maps::FRONTENDS, frontends),
         (maps::BACKENDS, backends),
@@ -133,6 +133,8 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         (maps::FLOWS_V6, flows),
         (maps::SERVICE_NAMES, services),
         (maps::SERVICE_COUNTERS, services),
+        (maps::SOURCE_RANGES, source_ranges),
+        (maps::AFFINITY, affinity),
     ])
 }
 

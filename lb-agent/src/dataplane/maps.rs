@@ -19,7 +19,7 @@ use lb_common::{
     config::{Config, Interface},
     counters::{BackendCounters, ServiceCounters},
     flow::{Flow, FlowKey},
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{self, Chunk, FilterPlane, ServiceName},
     trace::TraceRecord,
 };
@@ -85,6 +85,10 @@ pub struct Maps {
     pub filter: Shared<FilterPlane>,
     /// [`maps::NODE_ADDRESSES`]
     pub node_addresses: Hash<Address, u32>,
+    /// [`maps::AFFINITY`]
+    pub affinity: Hash<AffinityKey, Affinity>,
+    /// [`maps::SOURCE_RANGES`]
+    pub source_ranges: Trie<SourceRangeKey>,
     /// [`maps::INTERFACES`]
     pub interfaces: Hash<u32, Interface>,
     /// [`maps::SERVICE_NAMES`]
@@ -114,6 +118,8 @@ impl Maps {
             flows_v6: Hash::open(pins, maps::FLOWS_V6)?,
             filter: Shared::open(pins, maps::FILTER)?,
             node_addresses: Hash::open(pins, maps::NODE_ADDRESSES)?,
+            affinity: Hash::open(pins, maps::AFFINITY)?,
+            source_ranges: Trie::open(pins, maps::SOURCE_RANGES)?,
             interfaces: Hash::open(pins, maps::INTERFACES)?,
             names: Hash::open(pins, maps::SERVICE_NAMES)?,
             reasons: PerCpu::open(pins, maps::REASONS)?,
@@ -263,6 +269,64 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         let mut count = 0;
         self.for_each(|_, _| count += 1)?;
         Ok(count)
+    }
+}
+
+/// A set of prefixes: a longest-prefix trie whose values mean nothing.
+#[derive(Debug)]
+pub struct Trie<K> {
+    handle: Handle,
+    types: PhantomData<fn() -> K>,
+}
+
+impl<K: Pod + Ord> Trie<K> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let handle = Handle::open::<K, u32>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_LPM_TRIE])?;
+        Ok(Self { handle, types: PhantomData })
+    }
+
+    /// Most prefixes that it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.handle.info.max_entries
+    }
+
+    /// Inserts; it may be there already.
+    ///
+    /// # Errors
+    /// When the map is full, or the kernel refuses.
+    pub fn insert(&self, key: &K) -> io::Result<()> {
+        // SAFETY: `Handle::open` has compared both sizes.
+        unsafe { sys::update(self.handle.fd.as_fd(), key, &[0_u32]) }
+    }
+
+    /// Removes; it need not be there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&self, key: &K) -> io::Result<()> {
+        // SAFETY: `Handle::open` has compared the size.
+        unsafe { sys::delete(self.handle.fd.as_fd(), key) }.map(drop)
+    }
+
+    /// All prefixes, one system call for each: tries have no batches before Linux 5.13.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn entries(&self) -> Result<Vec<K>, MapError> {
+        let mut entries: Vec<K> = Vec::new();
+        // After a key that has gone meanwhile the kernel begins anew.
+        for _ in 0..self.capacity() {
+            // SAFETY: `Handle::open` has compared the size.
+            let next = unsafe { sys::next_key(self.handle.fd.as_fd(), entries.last()) };
+            match next.map_err(self.handle.reading())? {
+                Some(key) => entries.push(key),
+                None => break,
+            }
+        }
+        entries.sort_unstable();
+        entries.dedup();
+        Ok(entries)
     }
 }
 

@@ -149,6 +149,8 @@ impl Dataplane {
             table_slots: self.maps.tables.capacity() * SLOTS_PER_CHUNK,
             flows: self.maps.flows_v4.capacity(),
             services: self.maps.names.capacity(),
+            source_ranges: self.maps.source_ranges.capacity(),
+            affinity: self.maps.affinity.capacity(),
         }
     }
 

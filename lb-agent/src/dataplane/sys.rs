@@ -269,6 +269,27 @@ pub unsafe fn delete<K: NoUninit>(map: BorrowedFd<'_>, key: &K) -> io::Result<bo
     }
 }
 
+/// The key after one, in the map's own order; the first one without. `None` after the last.
+///
+/// # Safety
+/// `K` must have the map's key size.
+pub unsafe fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = K::zeroed();
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: key.map_or(0, address),
+        value: address_mut(&mut next),
+        ..ElementAttr::default()
+    };
+    // SAFETY: the key is readable, and the next one, which stands in the value's place, writable for the size that the
+    // caller has promised.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Where a batch goes on in a hash map.
 pub type Cursor = u64;
 

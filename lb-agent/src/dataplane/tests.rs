@@ -38,7 +38,15 @@ impl Place {
         }
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/shunt-test-{}-{test}", std::process::id()));
-        let capacities = Capacities { frontends: 64, backends: 64, table_slots: 4096, flows: 128, services: 32 };
+        let capacities = Capacities {
+            frontends: 64,
+            backends: 64,
+            table_slots: 4096,
+            flows: 128,
+            services: 32,
+            source_ranges: 16,
+            affinity: 128,
+        };
         Some(Self { options: Options { bpffs, capacities, xdp: XdpMode::Auto, log: false } })
     }
 
@@ -86,8 +94,9 @@ pub fn desired(last: u8) -> BTreeMap<UnitId, Unit> {
     let unit = Unit {
         backends: BTreeMap::from([(backend, BackendSpec { active: true, local: true })]),
         cluster: BTreeMap::from([(backend, 1)]),
-        local: BTreeMap::new(),
         frontends: BTreeMap::from([(key, FrontendPlan { internal: List::Cluster, external: List::Cluster, flags: 0 })]),
+        source_ranges: ["192.0.2.0/24", "192.0.2.7/32", "2001:db8::/48"].map(|range| range.parse().unwrap()).into(),
+        ..Unit::default()
     };
     BTreeMap::from([(id, unit)])
 }
@@ -111,6 +120,7 @@ fn what_is_written_is_adopted_after_a_restart() {
     assert_eq!(dataplane.config(), Config { next_hop_generation: 1, ..config });
     let dump = dataplane.maps().dump().unwrap();
     assert_eq!(dump.frontends.len(), 1);
+    assert_eq!(dump.source_ranges.len(), 3);
     assert_eq!(dump.backends.iter().map(|backend| backend.generation).collect::<Vec<_>>(), [0, 1, 0]);
     assert!(dump.filter.contains(FILTER_INGRESS, &Ipv4Addr::new(10, 96, 0, 1).into()));
     assert!(dump.filter.contains(FILTER_EGRESS, &Ipv4Addr::new(10, 0, 0, 2).into()));

@@ -43,6 +43,8 @@ impl Maps {
             maps::FRONTENDS => Some(self.frontends.count()?),
             maps::FLOWS_V4 => Some(self.flows_v4.count()?),
             maps::FLOWS_V6 => Some(self.flows_v6.count()?),
+            maps::AFFINITY => Some(self.affinity.count()?),
+            maps::SOURCE_RANGES => Some(self.source_ranges.entries()?.len() as u64),
             maps::NODE_ADDRESSES => Some(self.node_addresses.count()?),
             maps::INTERFACES => Some(self.interfaces.count()?),
             maps::SERVICE_NAMES => Some(self.names.count()?),

@@ -32,6 +32,8 @@ impl Writer for Maps {
             Operation::UpsertFrontend { key, frontend } => {
                 self.frontends.insert(key, frontend).map_err(refused(maps::FRONTENDS))
             }
+            Operation::UpsertSourceRange(key) => self.source_ranges.insert(key).map_err(refused(maps::SOURCE_RANGES)),
+            Operation::RemoveSourceRange(key) => self.source_ranges.remove(key).map_err(refused(maps::SOURCE_RANGES)),
             Operation::RemoveFrontend { key } => self.frontends.remove(key).map_err(refused(maps::FRONTENDS)),
             Operation::UpsertNodeAddress(address) => {
                 self.node_addresses.insert(address, &0).map_err(refused(maps::NODE_ADDRESSES))

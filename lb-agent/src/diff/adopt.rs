@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::frontend::{Backend, backend_state};
 
 use super::{
-    Capacities, Dump, State,
+    Capacities, Dump, Operation, State,
     claims::Claims,
     draft::unit_of_name,
     extent::Extent,
@@ -34,6 +34,7 @@ impl State {
         }
         let mut mirror = Mirror::with_backends(dump.backends);
         mirror.frontends = dump.frontends;
+        dump.source_ranges.into_iter().for_each(|key| mirror.apply(&Operation::UpsertSourceRange(key)));
         mirror.names = dump.names.into_keys().collect();
         mirror.filter = dump.filter;
         mirror.node_addresses = dump.node_addresses.into_iter().collect();
@@ -60,7 +61,7 @@ struct Found {
 }
 
 impl Found {
-    /// Sorts names and frontends.
+    /// Sorts names, frontends and source ranges.
     fn new(dump: &Dump) -> Self {
         let mut found = Self { records: BTreeMap::new(), unit_of: BTreeMap::new() };
         for (&service, name) in &dump.names {
@@ -68,6 +69,9 @@ impl Found {
         }
         for (&key, frontend) in &dump.frontends {
             found.record(frontend.service).frontends.insert(key);
+        }
+        for key in &dump.source_ranges {
+            found.record(key.range.service);
         }
         found
     }

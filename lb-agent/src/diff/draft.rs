@@ -6,9 +6,10 @@ use std::{
     time::Instant,
 };
 
+use ipnet::IpNet;
 use lb_common::{
     address::Address,
-    frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, Target, backend_flags, backend_state, frontend_flags},
     hash::filter_bit,
     maglev,
     maps::{FILTER_EGRESS, FILTER_INGRESS, SERVICE_NAME_LEN, ServiceName},
@@ -22,7 +23,7 @@ use super::{
     pools::{Pools, Release},
     state::{Content, Table, UnitRecord},
 };
-use crate::compile::{BackendKey, List, Unit, UnitId};
+use crate::compile::{BackendKey, BackendSpec, FrontendPlan, List, Unit, UnitId};
 
 /// A map without room for a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Shortage {
 const NO_SERVICES: Shortage = Shortage { what: "Service ports", flag: "--max-services" };
 const NO_BACKENDS: Shortage = Shortage { what: "backends", flag: "--max-backends" };
 const NO_SLOTS: Shortage = Shortage { what: "table slots", flag: "--max-table-slots" };
+/// No room for another source range.
+pub const NO_SOURCE_RANGES: Shortage = Shortage { what: "source ranges", flag: "--max-source-ranges" };
 /// No room for another frontend.
 pub const NO_FRONTENDS: Shortage = Shortage { what: "frontends", flag: "--max-frontends" };
 
@@ -46,9 +49,12 @@ struct Steps {
     tables: Vec<Operation>,
     filter: Vec<Operation>,
     names: Vec<Operation>,
+    source_ranges: Vec<Operation>,
     frontends: Vec<Operation>,
     /// Backends that get no new flows from here on, after the last table that names them has gone out of use.
     drain: Vec<Operation>,
+    /// Sources that no frontend admits from here on.
+    shut_out: Vec<Operation>,
 }
 
 /// See the module's text.
@@ -91,6 +97,7 @@ impl<'a> Draft<'a> {
         if !self.mirror.names.contains(&service) {
             self.steps.names.push(Operation::SetName { service, name: Box::new(service_name(id)) });
         }
+        self.source_ranges(service, unit);
         let backends = self.backends(service, unit, old)?;
         let owned: BTreeMap<_, _> = unit.frontends.iter().filter(|(key, _)| judgement.has_won(key)).collect();
         let is_used = |list| owned.values().any(|plan| plan.internal == list || plan.external == list);
@@ -109,8 +116,11 @@ impl<'a> Draft<'a> {
             let targets = [plan.internal, plan.external].map(|list| match list {
                 List::Cluster => cluster,
                 List::Local => local,
+                List::Nobody => Target::default(),
             });
-            self.frontend(*key, Frontend { service, flags: plan.flags, affinity_timeout: 0, targets });
+            let flags = plan.flags | list_flags(plan);
+            let affinity_timeout = if *plan == FrontendPlan::REFUSED { 0 } else { unit.affinity_timeout };
+            self.frontend(*key, Frontend { service, flags, affinity_timeout, targets });
         }
         Ok(UnitRecord { service, backends, tables })
     }
@@ -131,6 +141,8 @@ impl<'a> Draft<'a> {
             .iter()
             .filter(|key| mirror.frontends.get(key).is_some_and(|frontend| is_own(frontend.service)))
             .map(|&key| Operation::RemoveFrontend { key });
+        let gone = release.services.iter().flat_map(|&service| mirror.source_ranges(service));
+        let removed_ranges = gone.map(Operation::RemoveSourceRange);
         let removed_names = release
             .services
             .iter()
@@ -146,16 +158,30 @@ impl<'a> Draft<'a> {
                     Operation::SetBackend { index, backend }
                 },
             );
-        let removals: Vec<_> = removed_frontends.chain(removed_names).chain(freed_backends).collect();
-        let Steps { activate, tables, filter, names, frontends, drain } = self.steps;
-        let operations = [activate, tables, filter, names, frontends, drain, removals].into_iter().flatten().collect();
-        (operations, self.release)
+        let removals: Vec<_> =
+            removed_frontends.chain(removed_ranges).chain(removed_names).chain(freed_backends).collect();
+        let Steps { activate, tables, filter, names, source_ranges, frontends, drain, shut_out } = self.steps;
+        let steps = [activate, tables, filter, names, source_ranges, frontends, drain, shut_out, removals];
+        (steps.into_iter().flatten().collect(), self.release)
     }
 
     /// Number of frontends that this plan adds to the map.
     pub fn new_frontends(&self) -> usize {
         let is_new = |operation: &&Operation| matches!(operation, Operation::UpsertFrontend { key, .. } if !self.mirror.frontends.contains_key(key));
         self.steps.frontends.iter().filter(is_new).count()
+    }
+
+    /// Number of source ranges that this plan adds to the map.
+    pub fn new_source_ranges(&self) -> usize {
+        self.steps.source_ranges.len()
+    }
+
+    fn source_ranges(&mut self, service: u32, unit: &Unit) {
+        let key = |range: &IpNet| SourceRangeKey::new(service, range.addr().into(), range.prefix_len());
+        let wanted: BTreeSet<_> = unit.source_ranges.iter().map(key).collect();
+        let held: BTreeSet<_> = self.mirror.source_ranges(service).collect();
+        self.steps.source_ranges.extend(wanted.difference(&held).copied().map(Operation::UpsertSourceRange));
+        self.steps.shut_out.extend(held.difference(&wanted).copied().map(Operation::RemoveSourceRange));
     }
 
     fn backends(
@@ -179,7 +205,7 @@ impl<'a> Draft<'a> {
                 address: key.address,
                 port_be: key.port.to_be(),
                 state: if spec.active { backend_state::ACTIVE } else { backend_state::DRAINING },
-                flags: if spec.local { backend_flags::LOCAL } else { 0 },
+                flags: backend_flags_of(key, *spec, unit),
                 generation: self.mirror.backend(index).generation,
                 service,
                 pad: 0,
@@ -255,6 +281,23 @@ impl<'a> Draft<'a> {
             self.steps.filter.push(Operation::SetFilterBit { plane, address });
         }
     }
+}
+
+/// Where a backend is, and in which lists: an affinity entry that names it may be used where such a list serves (rule 56).
+fn backend_flags_of(key: &BackendKey, spec: BackendSpec, unit: &Unit) -> u8 {
+    let is_in = |list: &BTreeMap<BackendKey, u32>| list.get(key).is_some_and(|weight| *weight > 0);
+    let flags = [
+        (spec.local, backend_flags::LOCAL),
+        (is_in(&unit.cluster), backend_flags::IN_CLUSTER),
+        (is_in(&unit.local), backend_flags::IN_LOCAL),
+    ];
+    flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// The flags that say which list serves.
+fn list_flags(plan: &FrontendPlan) -> u32 {
+    let of = |list, flag| if list == List::Local { flag } else { 0 };
+    of(plan.internal, frontend_flags::INTERNAL_LOCAL) | of(plan.external, frontend_flags::EXTERNAL_LOCAL)
 }
 
 /// A list without what makes no difference to its table: backends without weight or unknown, and common factors.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{
     address::Address,
     config::Interface,
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
 };
 
 use super::{Operation, filter::Filter};
@@ -18,6 +18,8 @@ pub struct Mirror {
     backends: Vec<Backend>,
     /// Service ports that have a name.
     pub names: BTreeSet<u32>,
+    /// Admitted sources by Service port.
+    source_ranges: BTreeMap<u32, BTreeSet<SourceRangeKey>>,
     /// Offsets at which the table that `State` believes in has been written.
     pub tables: BTreeSet<u32>,
     pub filter: Filter,
@@ -39,6 +41,16 @@ impl Mirror {
     /// All backends by index, the free ones too.
     pub fn backends(&self) -> &[Backend] {
         &self.backends
+    }
+
+    /// The sources that are admitted to a Service port.
+    pub fn source_ranges(&self, service: u32) -> impl Iterator<Item = SourceRangeKey> {
+        self.source_ranges.get(&service).into_iter().flatten().copied()
+    }
+
+    /// Number of source ranges of all Service ports.
+    pub fn count_source_ranges(&self) -> usize {
+        self.source_ranges.values().map(BTreeSet::len).sum()
     }
 
     /// Takes over what an operation has written.
@@ -63,6 +75,17 @@ impl Mirror {
             }
             Operation::RemoveFrontend { key } => {
                 self.frontends.remove(key);
+            }
+            Operation::UpsertSourceRange(key) => {
+                self.source_ranges.entry(key.range.service).or_default().insert(*key);
+            }
+            Operation::RemoveSourceRange(key) => {
+                if let Some(ranges) = self.source_ranges.get_mut(&key.range.service) {
+                    ranges.remove(key);
+                    if ranges.is_empty() {
+                        self.source_ranges.remove(&key.range.service);
+                    }
+                }
             }
             Operation::RemoveName { service } => {
                 self.names.remove(service);

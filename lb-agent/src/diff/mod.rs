@@ -32,7 +32,7 @@ use lb_common::{
     address::Address,
     config::Interface,
     flow::protocol,
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{ServiceName, capacity},
 };
 
@@ -62,6 +62,10 @@ pub struct Capacities {
     pub flows: u32,
     /// `--max-services`: Service ports, each family counted. Index 0 is never used.
     pub services: u32,
+    /// `--max-source-ranges`: source ranges of all Service ports together.
+    pub source_ranges: u32,
+    /// `--max-affinity`: clients of Services with session affinity. The oldest make way for new ones.
+    pub affinity: u32,
 }
 
 impl Default for Capacities {
@@ -72,6 +76,8 @@ impl Default for Capacities {
             table_slots: capacity::TABLE_SLOTS,
             flows: capacity::FLOWS,
             services: capacity::SERVICES,
+            source_ranges: capacity::SOURCE_RANGES,
+            affinity: capacity::AFFINITY,
         }
     }
 }
@@ -85,6 +91,8 @@ pub struct Dump {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// Backends by index, the free ones with their generations. May be shorter than the map: the rest is zero.
     pub backends: Vec<Backend>,
+    /// Admitted sources.
+    pub source_ranges: Vec<SourceRangeKey>,
     /// Content of every table that a frontend refers to, by offset.
     pub tables: BTreeMap<u32, Vec<u32>>,
     /// Both planes of the address filter.
@@ -95,12 +103,15 @@ pub struct Dump {
     pub interfaces: BTreeMap<u32, Interface>,
 }
 
-/// A frontend for people: `10.96.0.1:80/TCP`, `[fd00::1]:80/TCP`, `node port 30080/TCP (IPv4)`.
+/// A frontend for people: `10.96.0.1:80/TCP`, `[fd00::1]:80/TCP`, `node port 30080/TCP (IPv4)`, `all of 10.96.0.1`.
 pub struct FrontendText<'a>(pub &'a FrontendKey);
 
 impl fmt::Display for FrontendText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.0;
+        if *key == FrontendKey::any_port(key.address) {
+            return write!(f, "all of {}", key.address);
+        }
         let (port, protocol) = (u16::from_be(key.port_be), ProtocolText(key.protocol));
         match [true, false].into_iter().find(|&is_v4| FrontendKey::any_address(is_v4) == key.address) {
             Some(is_v4) => write!(f, "node port {port}/{protocol} (IPv{})", if is_v4 { 4 } else { 6 }),

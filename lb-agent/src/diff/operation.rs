@@ -6,7 +6,7 @@ use std::io;
 use lb_common::{
     address::Address,
     config::Interface,
-    frontend::{Backend, Frontend, FrontendKey},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::ServiceName,
 };
 
@@ -41,6 +41,10 @@ pub enum Operation {
         /// The name.
         name: Box<ServiceName>,
     },
+    /// Admits a range of sources to a Service port.
+    UpsertSourceRange(SourceRangeKey),
+    /// Admits it no longer.
+    RemoveSourceRange(SourceRangeKey),
     /// Makes a frontend, or switches it to other tables.
     UpsertFrontend {
         /// Where it is reached.

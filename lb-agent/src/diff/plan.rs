@@ -7,9 +7,10 @@ use std::{
 };
 
 use super::{
-    FrontendText, Operation, State,
+    Capacities, FrontendText, Operation, State,
     claims::Judgement,
-    draft::{Draft, NO_FRONTENDS, Shortage},
+    draft::{Draft, NO_FRONTENDS, NO_SOURCE_RANGES, Shortage},
+    mirror::Mirror,
     pools::Release,
     state::{Record, UnitRecord},
 };
@@ -68,13 +69,12 @@ impl State {
     ) -> Result<(Record, Vec<Operation>, Release), Shortage> {
         let mut draft = Draft::new(&self.mirror, &mut self.pools, now, old.withheld.clone());
         let units = plan_units(&mut draft, old, desired, judgement);
-        let is_full = self.mirror.frontends.len() + draft.new_frontends() > self.capacities.frontends as usize;
-        let units = match units {
-            Ok(units) if !is_full => units,
-            failed => {
+        let units = match units.and_then(|units| fits(&self.mirror, &draft, &self.capacities).map(|()| units)) {
+            Ok(units) => units,
+            Err(shortage) => {
                 let reserved = std::mem::take(&mut draft.reserved);
                 self.pools.give_back(&reserved);
-                return Err(failed.err().unwrap_or(NO_FRONTENDS));
+                return Err(shortage);
             }
         };
         let frontends: BTreeSet<_> = desired
@@ -106,6 +106,18 @@ fn plan_units(
         draft.forget(gone);
     }
     Ok(units)
+}
+
+/// Whether the maps have room for what is written before anything is removed.
+fn fits(mirror: &Mirror, draft: &Draft<'_>, capacities: &Capacities) -> Result<(), Shortage> {
+    if mirror.frontends.len() + draft.new_frontends() > capacities.frontends as usize {
+        return Err(NO_FRONTENDS);
+    }
+    let new_ranges = draft.new_source_ranges();
+    if new_ranges > 0 && mirror.count_source_ranges() + new_ranges > capacities.source_ranges as usize {
+        return Err(NO_SOURCE_RANGES);
+    }
+    Ok(())
 }
 
 fn lost_frontends(service: &ServiceKey, judgement: &Judgement) -> Vec<Problem> {

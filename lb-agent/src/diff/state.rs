@@ -120,8 +120,10 @@ impl State {
             self.mirror.tables.remove(offset);
         }
         self.pools.rest(&plan.release, now);
-        if !plan.release.frontends.is_empty() {
-            // A frontend needs no rest: whoever waits for room may have it now.
+        let is_removal =
+            |operation| matches!(operation, &Operation::RemoveFrontend { .. } | &Operation::RemoveSourceRange(_));
+        if plan.operations.iter().any(is_removal) {
+            // These need no rest: whoever waits for room may have it now.
             self.dirty.append(&mut self.starved);
         }
         Ok(())
@@ -197,8 +199,8 @@ impl State {
 
     /// Name, entries and capacity of the maps that can get full.
     #[must_use]
-    pub fn usage(&self) -> [(&'static str, u64, u64); 4] {
-        let Capacities { frontends, backends, table_slots, services, .. } = self.capacities;
+    pub fn usage(&self) -> [(&'static str, u64, u64); 5] {
+        let Capacities { frontends, backends, table_slots, services, source_ranges, .. } = self.capacities;
         let live = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE).count();
         let used = self.mirror.frontends.len();
         [
@@ -206,6 +208,7 @@ impl State {
             (maps::BACKENDS, live as u64, backends.into()),
             (maps::TABLES, self.pools.extents.used_slots(table_slots).into(), table_slots.into()),
             (maps::SERVICE_NAMES, self.mirror.names.len() as u64, services.into()),
+            (maps::SOURCE_RANGES, self.mirror.count_source_ranges() as u64, source_ranges.into()),
         ]
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
@@ -20,7 +20,7 @@ fn strings(texts: &[&str]) -> Option<Vec<String>> {
 
 /// The event that an object of that name is gone.
 pub(crate) fn deleted(kind: Kind, name: &str) -> Event {
-    let namespace = if kind == Kind::Node { String::new() } else { "default".into() };
+    let namespace = if kind.is_namespaced() { "default".into() } else { String::new() };
     Event::Delete(ObjectId { kind, namespace, name: name.into() })
 }
 
@@ -72,6 +72,19 @@ impl ServiceBuilder {
 
     pub(crate) fn external_ips(self, ips: &[&str]) -> Self {
         self.edit(|spec| spec.external_ips = strings(ips))
+    }
+
+    pub(crate) fn source_ranges(self, ranges: &[&str]) -> Self {
+        self.edit(|spec| spec.load_balancer_source_ranges = strings(ranges))
+    }
+
+    /// Session affinity, with a timeout or without.
+    pub(crate) fn affinity(self, timeout_seconds: Option<i32>) -> Self {
+        self.edit(|spec| {
+            spec.session_affinity = Some("ClientIP".into());
+            spec.session_affinity_config =
+                Some(core::SessionAffinityConfig { client_ip: Some(core::ClientIPConfig { timeout_seconds }) });
+        })
     }
 
     pub(crate) fn internal_policy(self, policy: &str) -> Self {
@@ -212,4 +225,12 @@ pub(crate) fn node(name: &str, zone: Option<&str>, addresses: &[&str]) -> Event 
         zone.map(|zone| BTreeMap::from([("topology.kubernetes.io/zone".into(), zone.to_string())]));
     object.status.get_or_insert_default().addresses = Some(addresses.iter().map(address).collect());
     Event::Apply(Object::Node(Box::new(object)))
+}
+
+/// The event that there is a ServiceCIDR of that name.
+pub(crate) fn service_cidr(name: &str, cidrs: &[&str]) -> Event {
+    let mut object = networking::ServiceCIDR::default();
+    object.metadata.name = Some(name.into());
+    object.spec.get_or_insert_default().cidrs = strings(cidrs);
+    Event::Apply(Object::ServiceCidr(Box::new(object)))
 }

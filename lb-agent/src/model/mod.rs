@@ -9,13 +9,14 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use crate::{
-    compile::{self, ServiceKey, Unit, UnitId},
+    compile::{self, Part, ServiceKey, Unit, UnitId},
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
 };
@@ -24,13 +25,19 @@ use crate::{
 pub(crate) mod builders;
 pub mod endpoints;
 mod fault;
+pub mod health_check;
 pub mod node;
 pub mod service;
+mod service_cidrs;
+mod split;
 mod value;
 
 use endpoints::Slice;
+use health_check::{HealthCheck, health_check};
 use node::Node;
 use service::Service;
+use service_cidrs::ServiceCidrs;
+use split::{Split, Splits};
 
 impl ServiceKey {
     /// The namespace and name of an object; its source has filled in the defaults.
@@ -47,6 +54,8 @@ pub struct Model {
     slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
     /// The Service of each slice, by the slice's namespace and name.
     slice_owners: BTreeMap<(String, String), ServiceKey>,
+    splits: Splits,
+    service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
     is_synced: bool,
 }
@@ -60,6 +69,8 @@ impl Model {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owners: BTreeMap::new(),
+            splits: Splits::default(),
+            service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             is_synced: false,
         }
@@ -72,6 +83,7 @@ impl Model {
             Event::Apply(Object::Service(object)) => self.apply_service(&object),
             Event::Apply(Object::EndpointSlice(object)) => self.apply_slice(&object),
             Event::Apply(Object::Node(object)) => self.apply_node(&object),
+            Event::Apply(Object::ServiceCidr(object)) => return self.service_cidrs.apply(&object),
             Event::Delete(id) => self.delete(id),
             Event::Synced => self.is_synced = true,
             Event::Problem(problem) => return vec![problem],
@@ -108,17 +120,82 @@ impl Model {
     #[must_use]
     pub fn compile(&self, key: &ServiceKey) -> (BTreeMap<UnitId, Unit>, Vec<Problem>) {
         let Some(service) = self.services.get(key) else { return Default::default() };
-        let none = BTreeMap::new();
-        let slices = self.slices.get(key).unwrap_or(&none);
-        let of_slices = slices.values().flat_map(|slice| &slice.problems);
-        let problems = service.problems.iter().chain(of_slices).cloned().collect();
-        (compile::compile(service, slices, &self.node), problems)
+        let own = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        let of_slices = own.flat_map(|slice| &slice.problems);
+        let mut problems: Vec<_> = service.problems.iter().chain(of_slices).cloned().collect();
+        problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split)));
+        (compile::compile(service, &self.all_parts(service), &self.node), problems)
+    }
+
+    /// What load balancers learn of a Service at its `healthCheckNodePort`; `None` where it has none.
+    #[must_use]
+    pub fn health_check(&self, key: &ServiceKey) -> Option<HealthCheck> {
+        let service = self.services.get(key)?;
+        let parts = self.all_parts(service);
+        let slices = parts.iter().flat_map(|part| part.slices.iter().copied());
+        health_check(service, slices, &self.node)
+    }
+
+    /// Whether a Service must be compiled again.
+    #[must_use]
+    pub fn is_dirty(&self, key: &ServiceKey) -> bool {
+        self.dirty.contains(key)
+    }
+
+    /// Whose endpoints serve: the Service's own, or those of the Services of its split.
+    fn all_parts<'a>(&'a self, service: &'a Service) -> Vec<Part<'a>> {
+        match &service.split {
+            Some(split) => self.parts(&service.key, self.splits.in_force(&service.key, split)),
+            None => vec![self.part(service, 1)],
+        }
+    }
+
+    /// The Services that share the traffic of one with a split; those that are not there have no endpoints.
+    fn parts(&self, key: &ServiceKey, split: &Split) -> Vec<Part<'_>> {
+        let there = |(name, &weight): (&String, &u32)| {
+            Some(self.part(self.services.get(&ServiceKey::new(&*key.namespace, &**name))?, weight))
+        };
+        split.weights.iter().filter_map(there).collect()
+    }
+
+    fn part<'a>(&'a self, service: &'a Service, weight: u32) -> Part<'a> {
+        let slices = self.slices.get(&service.key).into_iter().flat_map(BTreeMap::values).collect();
+        Part { ports: &service.ports, slices, weight }
+    }
+
+    fn split_problem(&self, key: &ServiceKey, split: &Split) -> Option<Problem> {
+        let is_missing = |name: &&String| !self.services.contains_key(&ServiceKey::new(&*key.namespace, &***name));
+        let missing: Vec<_> = split.weights.keys().filter(is_missing).map(String::as_str).collect();
+        let meanwhile = if self.splits.in_force(key, split) == split {
+            "the others get their share"
+        } else {
+            "the last good split stays in force"
+        };
+        (!missing.is_empty()).then(|| {
+            Problem::new(
+                format!("Service {key}"),
+                format!("its traffic is split among Services that are not there: {}", missing.join(", ")),
+                format!("create them, or correct the annotation shunt.dev/split; until then {meanwhile}"),
+            )
+        })
     }
 
     /// InternalIPs of the agent's own Node object; empty without one.
     #[must_use]
     pub fn node_internal_addresses(&self) -> Vec<IpAddr> {
         self.node.internal_addresses.clone()
+    }
+
+    /// The ranges from which ClusterIPs are allocated; empty where that is not known.
+    #[must_use]
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.ranges()
+    }
+
+    /// Whether there is a Node object for the agent's own node.
+    #[must_use]
+    pub fn is_node_known(&self) -> bool {
+        self.node.is_known
     }
 
     /// Whether the agent's own Node is being removed from the cluster.
@@ -138,14 +215,25 @@ impl Model {
         };
         if old != Some(&next) {
             self.services.insert(key.clone(), next);
-            self.dirty.insert(key);
+            self.note_service(key);
         }
     }
 
     fn remove_service(&mut self, key: ServiceKey) {
         if self.services.remove(&key).is_some() {
-            self.dirty.insert(key);
+            self.note_service(key);
         }
+    }
+
+    /// A Service has changed, and with it those whose split names it.
+    fn note_service(&mut self, key: ServiceKey) {
+        let mut concerned = self.splits.users(&key);
+        concerned.insert(key);
+        for key in &concerned {
+            let wanted = self.services.get(key).and_then(|service| service.split.as_ref());
+            self.splits.update(key, wanted, |part| self.services.contains_key(part));
+        }
+        self.dirty.extend(concerned);
     }
 
     fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
@@ -177,6 +265,7 @@ impl Model {
 
     /// Endpoints of a Service that isn't there concern nobody yet.
     fn touch(&mut self, key: ServiceKey) {
+        self.dirty.extend(self.splits.users(&key));
         if self.services.contains_key(&key) {
             self.dirty.insert(key);
         }
@@ -188,11 +277,12 @@ impl Model {
         }
     }
 
-    /// Any Service may hang on the zone (rule 5); none hangs on the addresses.
+    /// Any Service may hang on the zone (rule 5); those with source ranges hang on the addresses, too (rule 35).
     fn replace_node(&mut self, node: Node) {
-        if node.zone != self.node.zone {
-            self.dirty.extend(self.services.keys().cloned());
-        }
+        let has_moved = node.zone != self.node.zone;
+        let has_other_addresses = node.internal_addresses != self.node.internal_addresses;
+        let is_concerned = |service: &&Service| has_moved || (has_other_addresses && !service.source_ranges.is_empty());
+        self.dirty.extend(self.services.values().filter(is_concerned).map(|service| service.key.clone()));
         self.node = node;
     }
 
@@ -202,6 +292,7 @@ impl Model {
             Kind::EndpointSlice => self.remove_slice(&(id.namespace, id.name)),
             Kind::Node if id.name == self.node.name => self.replace_node(Node::new(id.name)),
             Kind::Node => {}
+            Kind::ServiceCidr => self.service_cidrs.remove(&id.name),
         }
     }
 }

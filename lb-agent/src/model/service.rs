@@ -9,17 +9,22 @@ use std::{collections::BTreeSet, net::IpAddr};
 use k8s_openapi::api::core::v1 as core;
 use lb_common::flow::protocol;
 
+use self::options::{Annotations, parse_affinity};
+pub use self::source_ranges::SourceRanges;
 use super::{
     ServiceKey,
     fault::Faults,
+    health_check::parse_health_check_port,
+    split::Split,
     value::{is_dns_label, parse_port, parse_protocol, parse_unicast},
 };
 use crate::problem::Problem;
 
+mod options;
+mod source_ranges;
+
 /// Hides a Service from us, with any value (rule 1).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Prefix of our own annotations.
-const ANNOTATION_PREFIX: &str = "shunt.dev/";
 
 /// A Service that is load-balanced here.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,12 +42,22 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Load-balancer addresses that are served on this node (rule 33).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may use them.
+    pub source_ranges: SourceRanges,
     /// Ports, unique by name and protocol, and by number and protocol.
     pub ports: Vec<ServicePort>,
     /// Which endpoints clients of the ClusterIP get.
     pub internal_policy: Policy,
     /// Which endpoints outside clients get, where the Service has any ([`crate::compile`] decides that).
     pub external_policy: Policy,
+    /// `spec.healthCheckNodePort`, host byte order.
+    pub health_check_port: Option<u16>,
+    /// Seconds for which a client stays with its endpoint; `None` without session affinity.
+    pub affinity_secs: Option<u32>,
+    /// Whether established TCP connections are reset when their endpoint goes (`shunt.dev/on-backend-removal: reset`).
+    pub resets_on_removal: bool,
+    /// Whose endpoints serve, where those are not its own (`shunt.dev/split`).
+    pub split: Option<Split>,
     /// What had to be left out.
     pub problems: Vec<Problem>,
     /// Whether some of the problems are impossible values, and not just limits of this version.
@@ -92,7 +107,7 @@ impl Service {
         }
         let key = ServiceKey::of(&object.metadata);
         let mut faults = Faults::new(format!("Service {key}"));
-        note_limits(object, spec, &mut faults);
+        let Annotations { resets_on_removal, split } = Annotations::parse(object, &mut faults);
         let are_names_good =
             check_name("namespace", &key.namespace, &mut faults) & check_name("name", &key.name, &mut faults);
         let service_type = parse_type(spec, &mut faults);
@@ -102,10 +117,15 @@ impl Service {
             service_type,
             cluster_ips: parse_cluster_ips(spec, &mut faults),
             external_ips: parse_addresses("spec.externalIPs", spec.external_ips.iter().flatten(), &mut faults),
-            load_balancer_ips: parse_load_balancer_ips(object, spec, &mut faults),
+            load_balancer_ips: parse_load_balancer_ips(object, &mut faults),
+            source_ranges: SourceRanges::parse(spec, &mut faults),
             ports: if are_names_good { parse_ports(spec, service_type, &mut faults) } else { Vec::new() },
             internal_policy: parse_policy("internal", spec.internal_traffic_policy.as_deref(), &mut faults),
             external_policy: parse_policy("external", spec.external_traffic_policy.as_deref(), &mut faults),
+            health_check_port: parse_health_check_port(spec),
+            affinity_secs: parse_affinity(spec, &mut faults),
+            resets_on_removal,
+            split,
             is_impossible: faults.is_impossible(),
             problems: faults.into_problems(),
             key,
@@ -119,41 +139,6 @@ fn is_hidden(object: &core::Service) -> bool {
 
 fn has_cluster_ip(spec: &core::ServiceSpec) -> bool {
     spec.cluster_ip.as_deref().is_some_and(|ip| !ip.is_empty() && ip != "None")
-}
-
-/// Names what the object asks for and this version doesn't give: nothing is ignored in silence.
-fn note_limits(object: &core::Service, spec: &core::ServiceSpec, faults: &mut Faults) {
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        faults.unsupported(
-            "sessionAffinity ClientIP is not honoured yet: each connection may reach another endpoint",
-            "set sessionAffinity to None if the application can do without",
-        );
-    }
-    if is_restricted(spec) {
-        faults.unsupported(
-            "loadBalancerSourceRanges is not honoured yet: its load-balancer addresses are not served, as they would \
-             be open to everybody",
-            "remove loadBalancerSourceRanges and restrict the sources by other means, or use a NodePort",
-        );
-    }
-    if spec.health_check_node_port.is_some_and(|port| port != 0) {
-        faults.unsupported(
-            "healthCheckNodePort is not served yet",
-            "let the load balancer probe the NodePort itself: nodes without a local endpoint do not answer there",
-        );
-    }
-    for name in object.metadata.annotations.iter().flatten().map(|(name, _)| name) {
-        if name.starts_with(ANNOTATION_PREFIX) {
-            faults.unsupported(
-                format!("annotation {name} is not honoured yet"),
-                "remove it; the Service is served without it",
-            );
-        }
-    }
-}
-
-fn is_restricted(spec: &core::ServiceSpec) -> bool {
-    spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty())
 }
 
 fn check_name(field: &str, name: &str, faults: &mut Faults) -> bool {
@@ -229,11 +214,8 @@ fn parse_cluster_ip(text: &str, family: Option<&str>, found: &[IpAddr]) -> Resul
     Ok(ip)
 }
 
-/// Rule 33: addresses of ingress entries in VIP mode, unless clients are restricted, which isn't enforced yet.
-fn parse_load_balancer_ips(object: &core::Service, spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
-    if is_restricted(spec) {
-        return Vec::new();
-    }
+/// Rule 33: addresses of ingress entries in VIP mode.
+fn parse_load_balancer_ips(object: &core::Service, faults: &mut Faults) -> Vec<IpAddr> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let entries = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
     let served = entries.filter(|entry| matches!(entry.ip_mode.as_deref(), None | Some("VIP")));

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use lb_common::flow::protocol;
 
 /// Longest name of a namespace, a Service or a port (RFC 1123 section 2.1, as Kubernetes applies it).
@@ -25,6 +26,12 @@ fn parse_padded_v4(text: &str) -> Option<Ipv4Addr> {
         *octet = if digits.is_empty() { 0 } else { digits.parse().ok()? };
     }
     parts.next().is_none().then(|| octets.into())
+}
+
+/// Reads a range as sloppily as an address, with white space around it; bits behind the prefix are cleared.
+pub(super) fn parse_cidr(text: &str) -> Option<IpNet> {
+    let (ip, prefix_len) = text.trim().split_once('/')?;
+    IpNet::new(parse_ip(ip)?, prefix_len.parse().ok()?).ok().map(|range| range.trunc())
 }
 
 /// An address that packets can be sent to, or why it isn't one.
@@ -79,6 +86,16 @@ mod tests {
         assert_eq!(parse_ip("FD00:0:0::01"), Some("fd00::1".parse().unwrap()));
         for bad in ["", "10.0.0", "10.0.0.0.1", "10.0.0.256", "10.0.0.-1", "10.0.0.+1", "10..0.1", "fe80::1%eth0"] {
             assert_eq!(parse_ip(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_read_with_white_space_and_stray_bits() {
+        let range = |text: &str| parse_cidr(text).map(|range| range.to_string());
+        assert_eq!(range(" 010.1.2.3/8\t"), Some("10.0.0.0/8".into()));
+        assert_eq!(range("FD00::1/64"), Some("fd00::/64".into()));
+        for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0/8", "fd00::/129", "/8"] {
+            assert_eq!(range(bad), None, "{bad}");
         }
     }
 

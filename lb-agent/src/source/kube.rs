@@ -42,8 +42,8 @@ const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
 /// Slices of headless Services (rule 2).
 const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 
-/// Services, EndpointSlices, and the own Node.
-const KINDS: u8 = 3;
+/// Services, EndpointSlices, the own Node, and ServiceCIDRs.
+const KINDS: u8 = 4;
 
 /// How long a list may keep silent before it is asked for anew.
 const LIST_PATIENCE: Duration = Duration::from_secs(60);
@@ -55,6 +55,13 @@ const OUTAGE_GAP: Duration = Duration::from_secs(120);
 
 /// HTTP 410: the server has forgotten the version from which we wanted to go on.
 const GONE: u16 = 410;
+/// HTTP 404: the server does not know the kind.
+const NOT_FOUND: u16 = 404;
+/// HTTP 403: it does not let us see it.
+const FORBIDDEN: u16 = 403;
+
+/// How long a kind that the server may lack is not asked for again: servers are upgraded while agents run.
+const KIND_PAUSE: Duration = Duration::from_secs(600);
 
 /// Which API, and as whom.
 #[derive(Clone, Debug)]
@@ -80,10 +87,19 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
             server.follow(
                 Api::all(client.clone()),
                 everything().labels(SERVICE_LABELS).fields(SERVICE_FIELDS),
-                Object::Service
+                Watch::new(Object::Service, Need::Must),
             ),
-            server.follow(Api::all(client.clone()), everything().labels(SLICE_LABELS), Object::EndpointSlice),
-            server.follow(Api::all(client.clone()), everything().fields(&own_node), Object::Node),
+            server.follow(
+                Api::all(client.clone()),
+                everything().labels(SLICE_LABELS),
+                Watch::new(Object::EndpointSlice, Need::Must)
+            ),
+            server.follow(
+                Api::all(client.clone()),
+                everything().fields(&own_node),
+                Watch::new(Object::Node, Need::Must)
+            ),
+            server.follow(Api::all(client.clone()), everything(), Watch::new(Object::ServiceCidr, Need::May)),
         )
     };
     tokio::select! {
@@ -91,6 +107,15 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
         _ = followed => {}
     }
     Ok(())
+}
+
+/// A client with the same credentials as the source's, for what the agent tells the API.
+///
+/// # Errors
+/// When the credentials can't be read.
+pub async fn connect(options: &KubeOptions) -> Result<Client, SourceError> {
+    let (config, _) = load_config(options).await?;
+    Client::try_from(config).map_err(SourceError::Client)
 }
 
 /// The configuration, and where it is from.
@@ -126,13 +151,11 @@ struct Closed;
 
 impl Server {
     /// Follows one kind until the receiver is dropped.
-    async fn follow<K>(&self, api: Api<K>, config: watcher::Config, wrap: fn(Box<K>) -> Object) -> Closed
+    async fn follow<K>(&self, api: Api<K>, config: watcher::Config, mut watch: Watch<K>) -> Closed
     where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
         K::DynamicType: Default,
     {
-        let kind = K::plural(&K::DynamicType::default()).into_owned();
-        let mut watch = Watch { kind, wrap, known: Known::default(), is_listed: false, complaint: None };
         let mut backoff = DefaultBackoff::default();
         loop {
             let mut stream = pin!(watcher(api.clone(), config.clone()));
@@ -147,6 +170,13 @@ impl Server {
                     }
                     Err(failure) => failure,
                 };
+                if watch.can_do_without(&failure) {
+                    if self.do_without(&mut watch, &failure).await.is_err() {
+                        return Closed;
+                    }
+                    time::sleep(KIND_PAUSE).await;
+                    break;
+                }
                 if self.complain(&mut watch, &failure).await.is_err() {
                     return Closed;
                 }
@@ -167,13 +197,25 @@ impl Server {
         for news in watch.known.handle(event, watch.wrap) {
             self.send(news).await?;
         }
-        if is_list_complete && !std::mem::replace(&mut watch.is_listed, true) {
+        if is_list_complete { self.set_listed(watch).await } else { Ok(()) }
+    }
+
+    /// What there is of one kind is known.
+    async fn set_listed<K>(&self, watch: &mut Watch<K>) -> Result<(), Closed> {
+        if !std::mem::replace(&mut watch.is_listed, true) {
             // Each watch has sent what it listed before it counts down, so the last one speaks for all (rule 7).
             if self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.send(Event::Synced).await?;
             }
         }
         Ok(())
+    }
+
+    /// The server has none of these, or lets nobody see them: as good as an empty list.
+    async fn do_without<K>(&self, watch: &mut Watch<K>, failure: &Failure) -> Result<(), Closed> {
+        let cause = failure.describe(&watch.kind);
+        tracing::info!(server = self.url, kind = watch.kind, cause, "going on without this kind of objects");
+        self.set_listed(watch).await
     }
 
     /// Says what failed, once in an outage.
@@ -204,10 +246,20 @@ impl Server {
     }
 }
 
+/// Whether the agent can do without a kind of objects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Nothing is programmed without it.
+    Must,
+    /// Some servers don't know it, and some don't let us see it.
+    May,
+}
+
 /// One kind that is followed.
 struct Watch<K> {
     /// Plural, as in the API's paths.
     kind: String,
+    need: Need,
     wrap: fn(Box<K>) -> Object,
     known: Known,
     /// Whether a list was ever complete.
@@ -216,7 +268,22 @@ struct Watch<K> {
     complaint: Option<(String, Instant)>,
 }
 
+impl<K: Resource> Watch<K>
+where
+    K::DynamicType: Default,
+{
+    fn new(wrap: fn(Box<K>) -> Object, need: Need) -> Self {
+        let kind = K::plural(&K::DynamicType::default()).into_owned();
+        Self { kind, need, wrap, known: Known::default(), is_listed: false, complaint: None }
+    }
+}
+
 impl<K> Watch<K> {
+    /// Whether the failure means that there is nothing to follow. What was known of it stays known.
+    fn can_do_without(&self, failure: &Failure) -> bool {
+        self.need == Need::May && matches!(failure.status(), Some(NOT_FOUND | FORBIDDEN))
+    }
+
     /// Waits for the next event. In a list there is always more to come, in a watch there may be nothing for hours.
     async fn next(
         &self,

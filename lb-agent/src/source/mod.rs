@@ -7,6 +7,7 @@ use ::kube::config::{InferConfigError, KubeconfigError};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 
 use crate::problem::Problem;
@@ -16,7 +17,7 @@ mod kube;
 
 pub use self::{
     dir::run_dir,
-    kube::{KubeOptions, run_kube},
+    kube::{KubeOptions, connect, run_kube},
 };
 
 /// What a source tells the one loop.
@@ -41,6 +42,8 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// A node; only the agent's own is of interest.
     Node(Box<Node>),
+    /// Ranges from which ClusterIPs are allocated.
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 impl Object {
@@ -51,8 +54,9 @@ impl Object {
             Self::Service(object) => (Kind::Service, &object.metadata),
             Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
             Self::Node(object) => (Kind::Node, &object.metadata),
+            Self::ServiceCidr(object) => (Kind::ServiceCidr, &object.metadata),
         };
-        let namespace = metadata.namespace.clone().filter(|_| kind != Kind::Node);
+        let namespace = metadata.namespace.clone().filter(|_| kind.is_namespaced());
         ObjectId { kind, namespace: namespace.unwrap_or_default(), name: metadata.name.clone().unwrap_or_default() }
     }
 }
@@ -66,9 +70,19 @@ pub enum Kind {
     EndpointSlice,
     /// `v1/Node`.
     Node,
+    /// `networking.k8s.io/v1/ServiceCIDR`.
+    ServiceCidr,
 }
 
-/// Identity of an object. `namespace` is empty for Nodes.
+impl Kind {
+    /// Whether its objects are in namespaces.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        matches!(self, Self::Service | Self::EndpointSlice)
+    }
+}
+
+/// Identity of an object. `namespace` is empty where its kind knows none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     /// Its kind.
@@ -86,6 +100,7 @@ impl fmt::Display for ObjectId {
             Kind::Service => write!(f, "Service {}/{}", self.namespace, self.name),
             Kind::EndpointSlice => write!(f, "EndpointSlice {}/{}", self.namespace, self.name),
             Kind::Node => write!(f, "Node {}", self.name),
+            Kind::ServiceCidr => write!(f, "ServiceCIDR {}", self.name),
         }
     }
 }

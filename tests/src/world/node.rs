@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A node: its namespace, its pods, its directory of manifests, and its agent.
 
-use std::{fs, net::IpAddr, path::PathBuf, process::Command, sync::Arc};
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -16,6 +22,8 @@ pub struct Node {
     pods: Vec<Pod>,
     namespace: Arc<Namespace>,
     manifests: PathBuf,
+    /// Of the cluster that its agent follows, in place of the manifests.
+    kubeconfig: Option<PathBuf>,
     bpffs: PathBuf,
     log: PathBuf,
 }
@@ -29,7 +37,7 @@ impl Node {
         let namespace = Arc::new(Namespace::create(site, &name)?);
         let bpffs = site.bpffs().join(&name);
         let log = site.directory().join(format!("agent-{name}.log"));
-        Ok(Self { name, number, agent: None, pods: Vec::new(), namespace, manifests, bpffs, log })
+        Ok(Self { name, number, agent: None, pods: Vec::new(), namespace, manifests, kubeconfig: None, bpffs, log })
     }
 
     /// Forwarding, the bridge, and the way to the other node's pods.
@@ -126,13 +134,19 @@ impl Node {
         fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))
     }
 
+    /// Lets its agents follow a Kubernetes API, from the next one on.
+    pub fn follow_cluster(&mut self, kubeconfig: &Path) {
+        self.kubeconfig = Some(kubeconfig.to_owned());
+    }
+
     /// The arguments with which its agent runs.
     #[must_use]
     pub fn agent_arguments(&self, xdp: Xdp) -> Vec<String> {
+        let source = match &self.kubeconfig {
+            Some(kubeconfig) => vec!["kube".to_owned(), "--kubeconfig".to_owned(), kubeconfig.display().to_string()],
+            None => vec![format!("dir:{}", self.manifests.display())],
+        };
         let words = [
-            "run",
-            "--source",
-            &format!("dir:{}", self.manifests.display()),
             "--node-name",
             &self.name,
             "--uplink",
@@ -148,7 +162,8 @@ impl Node {
             "--bpffs",
             &self.bpffs.display().to_string(),
         ];
-        words.map(str::to_owned).to_vec()
+        let first = ["run", "--source"].map(str::to_owned).into_iter().chain(source);
+        first.chain(words.map(str::to_owned)).collect()
     }
 
     /// Starts its agent, in place of one that has ended.

@@ -184,7 +184,8 @@ fn socket(backend: &Backend) -> SocketAddr {
 pub fn services(dump: &Dump, counters: &Counters) -> Vec<ServiceRow> {
     let mut rows: BTreeMap<u32, ServiceRow> =
         service_refs(dump).into_iter().map(|(index, service)| (index, idle_row(index, service, counters))).collect();
-    for (key, frontend) in &dump.frontends {
+    let serving = dump.frontends.iter().filter(|(key, _)| **key != FrontendKey::any_port(key.address));
+    for (key, frontend) in serving {
         if let Some(row) = rows.get_mut(&frontend.service) {
             row.frontends.push(frontend_row(dump, key, frontend));
         }

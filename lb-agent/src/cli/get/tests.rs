@@ -47,7 +47,9 @@ fn dump() -> Dump {
         frontends: BTreeMap::from([
             (cluster_ip, cluster),
             (node_port, FrontendPlan { external: List::Local, ..cluster }),
+            (FrontendKey::any_port(cluster_ip.address), FrontendPlan::REFUSED),
         ]),
+        ..Unit::default()
     };
     let mut fake = Fake::new(Capacities::default());
     let (mut state, now) = (State::adopt(fake.dump(), &Capacities::default()), Instant::now());

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::maps::capacity;
 
-use super::values::{HashSeed, Seconds, SourceSpec};
+use super::values::{ClusterCidrs, HashSeed, Seconds, SourceSpec};
 use crate::{
     dataplane::XdpMode,
     diff::Capacities,
@@ -89,6 +89,13 @@ pub struct FlowArgs {
     /// Ports for source translation; nobody else may use them on the node's addresses
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
     pub source_ports: PortRange,
+    /// Translate the source of every connection to a backend that is not on this node, as kube-proxy can: backends then
+    /// see the node instead of the client
+    #[arg(long)]
+    pub masquerade_all: bool,
+    /// Where all pods of the cluster are, one range of each family: those of other nodes then count as clients inside
+    #[arg(long, value_name = "CIDR,..")]
+    pub cluster_cidr: Option<ClusterCidrs>,
     /// Key of the flow hash, 32 hex digits: the same on all nodes, and secret, so that nobody can aim at a backend.
     /// Default: the one in use, at first a random one
     #[arg(long, value_name = "HEX32")]
@@ -134,6 +141,12 @@ pub struct CapacityArgs {
     /// Service ports, each family's counted
     #[arg(long, value_name = "N", default_value_t = capacity::SERVICES)]
     pub max_services: u32,
+    /// Source ranges of all Service ports together
+    #[arg(long, value_name = "N", default_value_t = capacity::SOURCE_RANGES)]
+    pub max_source_ranges: u32,
+    /// Clients of Services with session affinity; of more than that, the longest idle are forgotten
+    #[arg(long, value_name = "N", default_value_t = capacity::AFFINITY)]
+    pub max_affinity: u32,
     /// Memory that all maps together may take, in MiB: more is refused at the start
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     pub max_map_memory: u32,
@@ -149,6 +162,8 @@ impl CapacityArgs {
             table_slots: self.max_table_slots,
             flows: self.max_flows,
             services: self.max_services,
+            source_ranges: self.max_source_ranges,
+            affinity: self.max_affinity,
         }
     }
 }

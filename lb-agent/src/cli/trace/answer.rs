@@ -167,7 +167,8 @@ fn find_frontend(to: SocketAddr, protocol: u8, dump: &Dump) -> Option<(FrontendK
     let own = FrontendKey::new(to.ip().into(), to.port().to_be(), protocol);
     let node_port = FrontendKey::node_port(to.is_ipv4(), to.port().to_be(), protocol);
     let answers_node_ports = dump.node_addresses.contains(&to.ip().into());
-    let candidates = [Some(own), answers_node_ports.then_some(node_port)];
+    let undefined = FrontendKey::any_port(own.address);
+    let candidates = [Some(own), answers_node_ports.then_some(node_port), Some(undefined)];
     candidates.into_iter().flatten().find_map(|key| Some((key, dump.frontends.get(&key)?.service)))
 }
 

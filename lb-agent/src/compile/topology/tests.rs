@@ -12,7 +12,7 @@ fn lists_in(zone: Option<&str>, endpoints: &[EndpointBuilder]) -> (Vec<String>, 
     let slice = Slice::parse(&builder.0).unwrap();
     let merged = merge([&slice].into_iter(), "", lb_common::flow::protocol::TCP, true);
     let node = Node { zone: zone.map(Into::into), ..Node::new("node-1".into()) };
-    let lists = categorize(&merged, &node);
+    let lists = categorize(&[&merged], &node).remove(0);
     let names = |list: Vec<BackendKey>| list.into_iter().map(|key| key.address.to_string()).collect();
     (names(lists.cluster), names(lists.local))
 }

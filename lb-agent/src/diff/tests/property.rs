@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    frontend::{Frontend, FrontendKey, backend_state},
+    frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, backend_flags, backend_state, frontend_flags},
     maglev,
     maps::{FILTER_EGRESS, FILTER_INGRESS},
 };
@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 use super::world::{backend, key, spec, unit_id};
 use crate::{
-    compile::{FrontendPlan, List, ServiceKey, Unit},
+    compile::{BackendKey, FrontendPlan, List, ServiceKey, Unit},
     dataplane::fake::Fake,
     diff::{Capacities, Dump, GRACE, Operation, State, WriteError, Writer},
 };
@@ -183,6 +183,8 @@ impl History {
         }
         assert_eq!(dump.frontends.keys().collect::<Vec<_>>(), winners.keys().collect::<Vec<_>>());
         assert_eq!(dump.names.len(), self.wanted.len());
+        let ranges: usize = self.wanted.values().map(|(_, unit)| unit.source_ranges.len()).sum();
+        assert_eq!(dump.source_ranges.len(), ranges);
         let live = dump.backends.iter().filter(|backend| backend.state != backend_state::FREE).count();
         assert_eq!(live, self.wanted.values().map(|(_, unit)| unit.backends.len()).sum::<usize>());
         for (key, (_, name)) in winners {
@@ -196,7 +198,15 @@ impl History {
         assert_eq!(text.trim_end_matches('\0'), format!("default/{name}:http"));
         let unit = &self.wanted[name].1;
         let plan = unit.frontends[key];
-        assert_eq!(frontend.flags, plan.flags);
+        for range in &unit.source_ranges {
+            let key = SourceRangeKey::new(frontend.service, range.addr().into(), range.prefix_len());
+            assert!(dump.source_ranges.contains(&key), "{range} of {name} is missing");
+        }
+        for backend in dump.backends.iter().filter(|backend| backend.service == frontend.service) {
+            check_list_flags(backend, unit);
+        }
+        assert_eq!(frontend.flags, plan.flags | list_flags(&plan));
+        assert_eq!(frontend.affinity_timeout, unit.affinity_timeout);
         for (target, list) in frontend.targets.into_iter().zip([plan.internal, plan.external]) {
             let list = if list == List::Local { &unit.local } else { &unit.cluster };
             let keys: Vec<_> = list.keys().collect();
@@ -216,6 +226,19 @@ impl History {
     }
 }
 
+fn check_list_flags(held: &Backend, unit: &Unit) {
+    let key = BackendKey { address: held.address, port: u16::from_be(held.port_be) };
+    for (list, flag) in [(&unit.cluster, backend_flags::IN_CLUSTER), (&unit.local, backend_flags::IN_LOCAL)] {
+        let is_in = held.state != backend_state::FREE && list.get(&key).is_some_and(|weight| *weight > 0);
+        assert!(held.state == backend_state::FREE || is_in == (held.flags & flag != 0), "{key:?}");
+    }
+}
+
+fn list_flags(plan: &FrontendPlan) -> u32 {
+    let lists = [(plan.internal, frontend_flags::INTERNAL_LOCAL), (plan.external, frontend_flags::EXTERNAL_LOCAL)];
+    lists.into_iter().filter(|(list, _)| *list == List::Local).map(|(_, flag)| flag).sum()
+}
+
 /// One change of the source.
 #[derive(Clone, Debug)]
 struct Step {
@@ -227,11 +250,15 @@ struct Step {
     restarts: bool,
 }
 
+/// Overlapping ranges, and one that is the other's prefix.
+const RANGES: [&str; 4] = ["192.0.2.0/24", "192.0.2.0/25", "192.0.2.7/32", "198.51.100.0/24"];
+
 fn units() -> impl Strategy<Value = Unit> {
     let backends = prop::collection::btree_map(1..8_u8, (0..3_u32, any::<bool>(), any::<bool>()), 0..5);
     let list = prop_oneof![Just(List::Cluster), Just(List::Local)];
-    let frontends = prop::collection::btree_map(1..6_u8, (list.clone(), list, 0..8_u32), 0..4);
-    (backends, frontends).prop_map(|(backends, frontends)| {
+    let frontends = prop::collection::btree_map(1..6_u8, (list.clone(), list, 0..4_u32), 0..4);
+    let ranges = prop::collection::btree_set(prop::sample::select(RANGES.to_vec()), 0..3);
+    (backends, frontends, ranges, 0..3_u32).prop_map(|(backends, frontends, ranges, affinity_timeout)| {
         let listed = || backends.iter().filter(|(_, (_, active, _))| *active);
         Unit {
             backends: backends.iter().map(|(&n, &(_, active, local))| (backend(n), spec(active, local))).collect(),
@@ -241,6 +268,8 @@ fn units() -> impl Strategy<Value = Unit> {
                 .iter()
                 .map(|(&n, &(internal, external, flags))| (key(n), FrontendPlan { internal, external, flags }))
                 .collect(),
+            affinity_timeout,
+            source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
         }
     })
 }
@@ -266,7 +295,15 @@ fn steps(fails: f64, restarts: f64) -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn roomy() -> Capacities {
-    Capacities { frontends: 64, backends: 256, table_slots: 65_536, flows: 16, services: 64 }
+    Capacities {
+        frontends: 64,
+        backends: 256,
+        table_slots: 65_536,
+        flows: 16,
+        services: 64,
+        source_ranges: 64,
+        affinity: 1,
+    }
 }
 
 proptest! {
@@ -306,7 +343,7 @@ proptest! {
 
     #[test]
     fn scarcity_hurts_no_packet_and_passes(steps in steps(0.1, 0.1)) {
-        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, services: 4 };
+        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, services: 4, source_ranges: 4, affinity: 1 };
         let mut history = History::new(scarce);
         for step in steps {
             history.step(step);

@@ -108,5 +108,6 @@ pub fn unit(backends: &[(u8, u32)], frontends: &[(u8, List)]) -> Unit {
             .iter()
             .map(|&(n, list)| (key(n), FrontendPlan { internal: list, external: list, flags: 0 }))
             .collect(),
+        ..Unit::default()
     }
 }

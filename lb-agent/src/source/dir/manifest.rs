@@ -112,6 +112,7 @@ enum Shape {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
     /// Items that say their kinds themselves, or are all of one.
     List(Option<&'static str>),
 }
@@ -121,10 +122,12 @@ fn shape_of(api_version: &str, kind: &str) -> Option<Shape> {
         ("v1", "Service") => Some(Shape::Service),
         ("v1", "Node") => Some(Shape::Node),
         ("discovery.k8s.io/v1", "EndpointSlice") => Some(Shape::EndpointSlice),
+        ("networking.k8s.io/v1", "ServiceCIDR") => Some(Shape::ServiceCidr),
         ("v1", "List") => Some(Shape::List(None)),
         ("v1", "ServiceList") => Some(Shape::List(Some("Service"))),
         ("v1", "NodeList") => Some(Shape::List(Some("Node"))),
         ("discovery.k8s.io/v1", "EndpointSliceList") => Some(Shape::List(Some("EndpointSlice"))),
+        ("networking.k8s.io/v1", "ServiceCIDRList") => Some(Shape::List(Some("ServiceCIDR"))),
         _ => None,
     }
 }
@@ -161,6 +164,7 @@ fn read_document(document: &Document<'_>, manifest: &mut Manifest) -> Result<(),
         Some(Shape::Service) => Object::Service(document.decode()?),
         Some(Shape::EndpointSlice) => Object::EndpointSlice(document.decode()?),
         Some(Shape::Node) => Object::Node(document.decode()?),
+        Some(Shape::ServiceCidr) => Object::ServiceCidr(document.decode()?),
         Some(Shape::List(kind)) => {
             read_list(document, &api_version, kind, manifest)?;
             return Ok(());
@@ -205,6 +209,7 @@ fn read_item(item: serde_json::Value, api_version: &str, kind: Option<&str>) -> 
         Some(Shape::Service) => typed(item).map(Object::Service).map(Some),
         Some(Shape::EndpointSlice) => typed(item).map(Object::EndpointSlice).map(Some),
         Some(Shape::Node) => typed(item).map(Object::Node).map(Some),
+        Some(Shape::ServiceCidr) => typed(item).map(Object::ServiceCidr).map(Some),
         Some(Shape::List(_)) | None => {
             tracing::debug!(api_version, kind, "not a kind that Shunt reads");
             Ok(None)
@@ -231,7 +236,7 @@ fn add(mut object: Object, document: &Document<'_>, line: u64, manifest: &mut Ma
                 port.name.get_or_insert_default();
             }
         }
-        Object::Node(_) => {}
+        Object::Node(_) | Object::ServiceCidr(_) => {}
     }
     let id = object.id();
     if manifest.objects.contains_key(&id) {

@@ -39,10 +39,11 @@ struct Script {
 
 type Shared = Arc<Mutex<Script>>;
 
-const KINDS_AND_VERSIONS: [(&str, &str, &str); 3] = [
+const KINDS_AND_VERSIONS: [(&str, &str, &str); 4] = [
     ("services", "Service", "v1"),
     ("endpointslices", "EndpointSlice", "discovery.k8s.io/v1"),
     ("nodes", "Node", "v1"),
+    ("servicecidrs", "ServiceCIDR", "networking.k8s.io/v1"),
 ];
 
 async fn answer(State(script): State<Shared>, uri: Uri) -> Response {
@@ -191,6 +192,15 @@ async fn rule_7_synced_comes_after_all_first_lists() {
     let mut events = follow_script(&script).await;
     assert_eq!(next(&mut events).await, "apply web");
     assert!(time::timeout(Duration::from_millis(300), events.recv()).await.is_err());
+}
+
+#[tokio::test]
+async fn rule_6_a_server_without_service_cidrs_is_as_good_as_one_with_none() {
+    for status in [404, 403] {
+        let script = script(vec![services(&["web"])], vec![]);
+        script.lock().unwrap().answers.insert(("servicecidrs", false), [failure(status, "not here")].into());
+        assert_eq!(until_synced(&mut follow_script(&script).await).await, ["apply web"]);
+    }
 }
 
 #[tokio::test]

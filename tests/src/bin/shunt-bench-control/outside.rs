@@ -102,6 +102,7 @@ fn text(object: &Object) -> serde_json::Result<String> {
         Object::Service(object) => serde_json::to_string(object),
         Object::EndpointSlice(object) => serde_json::to_string(object),
         Object::Node(object) => serde_json::to_string(object),
+        Object::ServiceCidr(object) => serde_json::to_string(object),
     }
 }
 

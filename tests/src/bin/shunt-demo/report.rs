@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-use serde_json::{Value, json};
+use serde::Serialize;
 use shunt_tests::load::Tally;
 
 /// What one check found.
@@ -27,6 +27,21 @@ pub struct Report {
     checks: Vec<Check>,
 }
 
+#[derive(Serialize)]
+struct ReportJson<'a> {
+    checks: Vec<CheckJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct CheckJson<'a> {
+    name: &'a str,
+    requests: u64,
+    failed: u64,
+    backends: &'a BTreeMap<String, u64>,
+    p50_us: u64,
+    p99_us: u64,
+}
+
 impl Report {
     pub fn add(&mut self, check: Check) {
         self.checks.push(check);
@@ -45,19 +60,18 @@ impl Report {
         })
     }
 
-    /// The shape that other tools rely on.
-    pub fn to_json(&self) -> Value {
-        let checks = self.checks.iter().map(|check| {
-            json!({
-                "name": check.name,
-                "requests": check.tally.requests(),
-                "failed": check.tally.failed(),
-                "backends": check.tally.backends,
-                "p50_us": check.tally.latency_micros(0.5),
-                "p99_us": check.tally.latency_micros(0.99),
-            })
+    /// What other tools rely on: `{"checks":[..]}` on one line.
+    pub fn to_json(&self) -> String {
+        let checks = self.checks.iter().map(|check| CheckJson {
+            name: check.name,
+            requests: check.tally.requests(),
+            failed: check.tally.failed(),
+            backends: &check.tally.backends,
+            p50_us: check.tally.latency_micros(0.5),
+            p99_us: check.tally.latency_micros(0.99),
         });
-        json!({ "checks": checks.collect::<Vec<_>>() })
+        let report = ReportJson { checks: checks.collect() };
+        serde_json::to_string(&report).expect("strings and numbers")
     }
 
     /// A table, and below it what is worth knowing.

@@ -25,6 +25,13 @@ ports: [{port: 8080}]
 endpoints: [{addresses: [10.0.0.1]}]
 ";
 
+const SERVICE_CIDR: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+spec: {cidrs: [10.96.0.0/12]}
+";
+
 const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n";
 
 fn names(manifest: &Manifest) -> Vec<String> {
@@ -38,8 +45,10 @@ fn faults(text: &str) -> Vec<(u64, usize, String)> {
 
 #[test]
 fn several_documents_of_all_kinds() {
-    let manifest = parse(&format!("# a comment\n---\n{WEB}---\n{SLICE}...\n---   # the node\n{NODE}---\n"));
-    assert_eq!(names(&manifest), ["Service default/web", "EndpointSlice shop/web-1", "Node node-1"]);
+    let manifest =
+        parse(&format!("# a comment\n---\n{WEB}---\n{SLICE}...\n---   # the node\n{NODE}---\n{SERVICE_CIDR}"));
+    let expected = ["Service default/web", "EndpointSlice shop/web-1", "Node node-1", "ServiceCIDR kubernetes"];
+    assert_eq!(names(&manifest), expected);
     assert_eq!((manifest.faults, manifest.warnings), (vec![], vec![]));
 }
 
@@ -132,7 +141,7 @@ fn defaults_are_those_of_the_api() {
         match object {
             Object::EndpointSlice(slice) => assert_eq!(slice.ports.unwrap()[0].name.as_deref(), Some("")),
             Object::Service(service) => assert_eq!(service.spec.unwrap().cluster_ip.as_deref(), Some("fd00::1")),
-            Object::Node(_) => unreachable!("no Node was given"),
+            Object::Node(_) | Object::ServiceCidr(_) => unreachable!("neither was given"),
         }
     }
 }
@@ -177,5 +186,5 @@ fn what_people_write_is_served() {
     let (units, problems) = model.compile(dirty.first().unwrap());
     assert_eq!(problems, []);
     let unit = units.into_values().next().unwrap();
-    assert_eq!((unit.frontends.len(), unit.backends.len(), unit.cluster.len()), (1, 1, 1));
+    assert_eq!((unit.frontends.len(), unit.backends.len(), unit.cluster.len()), (2, 1, 1));
 }

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Stage 3, first step: which frontend a packet is for, which of its two tables serves this client, and whether it may
+//! come in at all.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use lb_common::{
+    config::{family_index, role},
+    frontend::{Frontend, FrontendKey, Scope, SourceRange, Target, frontend_flags},
+    verdict::{Fate, Reason, Stage, Stop},
+};
+
+use crate::{
+    header::Header,
+    maps::{self, Scratch},
+    packet::Packet,
+    parse::Parsed,
+    service,
+};
+
+/// A packet that may have a backend.
+#[repr(C)]
+pub struct Admitted {
+    pub frontend: Frontend,
+    /// The table that serves it; never empty.
+    pub target: Target,
+    /// The [`backend_flags`](lb_common::frontend::backend_flags) bit of the list behind that table.
+    pub list: u32,
+    /// 1 where it entered this node from one of its pods: a reply finds its way back by itself. Else 0.
+    pub comes_from_pod: u32,
+}
+
+/// Finds the frontend of the packet in the scratch space, and the table for its client.
+#[inline(always)]
+pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+    let frontend = find_frontend(&scratch.parsed, &mut scratch.frontend_key)?;
+    let comes_from_pod = comes_from_pod(packet.ifindex());
+    let scope = scope(&scratch.parsed, comes_from_pod)?;
+    service::note_frontend(packet, &frontend, scope);
+    // Before the question whether anything serves (rule 36).
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 && !is_in_ranges(frontend.service, scratch) {
+        return Err(refuse(packet, frontend.service, Stop::drop(Reason::SourceRange)));
+    }
+    let target = frontend.target(scope);
+    if target.slots == 0 {
+        let stop = if frontend.is_drop(scope) {
+            Stop::drop(Reason::NoLocalEndpoints)
+        } else {
+            Stop::reject(Reason::NoEndpoints)
+        };
+        return Err(refuse(packet, frontend.service, stop));
+    }
+    let list = u32::from(frontend.list(scope));
+    scratch.admitted = Admitted { frontend, target, list, comes_from_pod: u32::from(comes_from_pod) };
+    Ok(())
+}
+
+/// The frontend of a packet: a Service's own address, or a NodePort on an address of this node. Another port of a
+/// ClusterIP is refused (rule 44).
+#[inline(always)]
+fn find_frontend<F: Header>(parsed: &Parsed<F>, key: &mut FrontendKey) -> Stage<Frontend> {
+    *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
+    // An IPv6 packet may bear a mapped IPv4 address; the IPv4 frontend that stands under it is not meant.
+    if key.address.is_v4() != F::IS_V4 {
+        return Err(Stop::NOT_OURS);
+    }
+    if let Some(frontend) = maps::find_frontend(key) {
+        return Ok(frontend);
+    }
+    if maps::answers_node_ports(&key.address) {
+        key.address = FrontendKey::any_address(F::IS_V4);
+        return maps::find_frontend(key).ok_or(Stop::NOT_OURS);
+    }
+    *key = FrontendKey::any_port(key.address);
+    match maps::find_frontend(key) {
+        Some(_) => Err(Stop::reject(Reason::UndefinedPort)),
+        None => Err(Stop::NOT_OURS),
+    }
+}
+
+#[inline(always)]
+fn comes_from_pod(ifindex: u32) -> bool {
+    maps::find_interface(ifindex).is_some_and(|interface| interface.role & role::POD != 0)
+}
+
+/// Pods are internal clients, those of this node by the device that they come by and those of others by their address;
+/// whoever else comes, comes from outside.
+#[inline(always)]
+fn scope<F: Header>(parsed: &Parsed<F>, comes_from_pod: bool) -> Stage<Scope> {
+    let cidr = &maps::config()?.cluster_cidrs[family_index(F::IS_V4)];
+    let is_pod = comes_from_pod || cidr.contains(&F::widen(&parsed.key.src));
+    Ok(if is_pod { Scope::Internal } else { Scope::External })
+}
+
+#[inline(always)]
+fn is_in_ranges<F: Header>(service: u32, scratch: &mut Scratch<F>) -> bool {
+    let data = SourceRange { service, address: F::widen(&scratch.parsed.key.src) };
+    scratch.source = Key::new(SourceRange::FULL_LEN, data);
+    maps::is_in_source_ranges(&scratch.source)
+}
+
+/// Counts a refusal for its Service. XDP leaves rejects to TC, which will count them.
+#[inline(always)]
+fn refuse<P: Packet>(packet: &P, service: u32, stop: Stop) -> Stop {
+    let is_drop = stop.fate == Fate::Drop;
+    if !packet.is_trace()
+        && (is_drop || !P::IS_XDP)
+        && let Some(counters) = maps::service_counters(service)
+    {
+        if is_drop {
+            counters.dropped += 1;
+        } else {
+            counters.rejected += 1;
+        }
+    }
+    stop
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kinds of objects that the server knows, and where they are in the API.
+
+use serde_json::Value;
+
+/// A kind of object, by its plural.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// `v1/Service`.
+    Services,
+    /// `discovery.k8s.io/v1/EndpointSlice`.
+    EndpointSlices,
+    /// `v1/Node`.
+    Nodes,
+    /// `networking.k8s.io/v1/ServiceCIDR`.
+    ServiceCidrs,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs];
+
+    /// The last part of its path.
+    #[must_use]
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::Nodes => "nodes",
+            Self::ServiceCidrs => "servicecidrs",
+        }
+    }
+
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Services => "Service",
+            Self::EndpointSlices => "EndpointSlice",
+            Self::Nodes => "Node",
+            Self::ServiceCidrs => "ServiceCIDR",
+        }
+    }
+
+    pub(super) fn api_version(self) -> &'static str {
+        match self {
+            Self::Services | Self::Nodes => "v1",
+            Self::EndpointSlices => "discovery.k8s.io/v1",
+            Self::ServiceCidrs => "networking.k8s.io/v1",
+        }
+    }
+
+    fn is_namespaced(self) -> bool {
+        matches!(self, Self::Services | Self::EndpointSlices)
+    }
+
+    /// The kind of a manifest.
+    pub(super) fn of(object: &Value) -> Option<Self> {
+        let is_of =
+            |resource: &Self| object["kind"] == resource.kind() && object["apiVersion"] == resource.api_version();
+        Self::ALL.into_iter().find(is_of)
+    }
+
+    /// What a path asks for, and in which namespace.
+    pub(super) fn at(path: &str) -> Option<(Self, Option<&str>)> {
+        let below = |resource: &Self| {
+            let version = resource.api_version();
+            let root = if version.contains('/') { "/apis/" } else { "/api/" };
+            path.strip_prefix(root)?.strip_prefix(version)?.strip_prefix('/')
+        };
+        Self::ALL.into_iter().find_map(|resource| {
+            let rest = below(&resource)?;
+            if rest == resource.plural() {
+                return Some((resource, None));
+            }
+            let (namespace, plural) = rest.strip_prefix("namespaces/")?.split_once('/')?;
+            (resource.is_namespaced() && plural == resource.plural()).then_some((resource, Some(namespace)))
+        })
+    }
+}
+
+/// Identity of an object; no namespace is the empty one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Id {
+    pub(super) resource: Resource,
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl Id {
+    pub(super) fn of(object: &Value) -> Option<Self> {
+        let resource = Resource::of(object)?;
+        let namespace = object["metadata"]["namespace"].as_str();
+        let name = object["metadata"]["name"].as_str()?;
+        Some(Self::new(resource, namespace.unwrap_or("default"), name))
+    }
+
+    pub(super) fn new(resource: Resource, namespace: &str, name: &str) -> Self {
+        let namespace = if resource.is_namespaced() { namespace } else { "" };
+        Self { resource, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_the_apis() {
+        assert_eq!(Resource::at("/api/v1/services"), Some((Resource::Services, None)));
+        assert_eq!(Resource::at("/api/v1/namespaces/a/services"), Some((Resource::Services, Some("a"))));
+        assert_eq!(Resource::at("/apis/discovery.k8s.io/v1/endpointslices"), Some((Resource::EndpointSlices, None)));
+        assert_eq!(Resource::at("/apis/networking.k8s.io/v1/servicecidrs"), Some((Resource::ServiceCidrs, None)));
+        for other in ["/api/v1/pods", "/apis/v1/services", "/api/v1/namespaces/a/nodes", "/version"] {
+            assert_eq!(Resource::at(other), None, "{other}");
+        }
+    }
+}

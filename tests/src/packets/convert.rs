@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Between the reference model's plain types and the layouts of the maps.
+
+use std::{
+    fmt,
+    iter::Sum,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
+
+use anyhow::{Result, ensure};
+use lb_common::{
+    address::{Address, Family},
+    config::{self, Cidr, Config, config_flags, role},
+    flow::{Flow, FlowKey, flow_flags},
+    frontend::{self, FrontendKey, SourceRange, backend_flags, backend_state, frontend_flags},
+};
+
+use crate::reference::{Backend, Entry, Frontend, List, NextHop, Place, Policy, Prefix, Setup, Tuple, Version};
+
+/// The element of the configuration map.
+pub fn config_of(setup: &Setup) -> Config {
+    Config {
+        seed: setup.seed,
+        next_hop_generation: setup.next_hop_generation,
+        source_port_first: *setup.source_ports.start(),
+        source_port_last: *setup.source_ports.end(),
+        node_addresses: Version::BOTH.map(|version| optional(setup.node.get(&version))),
+        timeouts: setup.timeouts,
+        rejects_per_tick: setup.rejects_per_tick,
+        cluster_cidrs: Version::BOTH
+            .map(|version| setup.cluster_cidrs.get(&version).map_or_else(Cidr::default, cidr_of)),
+        flags: if setup.masquerades_all { config_flags::MASQUERADE_ALL } else { 0 },
+        pad: 0,
+    }
+}
+
+/// A prefix as mask and value.
+fn cidr_of(prefix: &Prefix) -> Cidr {
+    let mask = u128::MAX << (128 - mapped_len(prefix));
+    let mask = Address::from_words_be(bytemuck::cast(mask.to_be_bytes()));
+    Cidr { address: prefix.network.into(), mask }
+}
+
+/// The key of a source range: the length in bits, then the data ([`SourceRange`]).
+pub fn source_range_of(service: u32, prefix: &Prefix) -> [u32; 6] {
+    let range = SourceRange { service, address: prefix.network.into() };
+    let [service, first, second, third, fourth]: [u32; 5] = bytemuck::cast(range);
+    [u32::BITS + mapped_len(prefix), service, first, second, third, fourth]
+}
+
+/// Bits of a prefix in the form that holds either version.
+fn mapped_len(prefix: &Prefix) -> u32 {
+    u32::from(prefix.len) + if prefix.network.is_ipv4() { 96 } else { 0 }
+}
+
+/// The key of a frontend.
+pub fn frontend_key_of(place: Place, port: u16, protocol: u8) -> FrontendKey {
+    match place {
+        Place::Address(address) => FrontendKey::new(address.into(), port.to_be(), protocol),
+        Place::Node(version) => FrontendKey::node_port(version == Version::V4, port.to_be(), protocol),
+    }
+}
+
+/// The flags of a frontend.
+pub fn frontend_flags_of(frontend: &Frontend) -> u32 {
+    let drops = frontend.policies.map(|policy| policy == Policy::Drop);
+    let locals = frontend.lists.map(|list| list == List::Local);
+    sum_of([
+        (frontend_flags::INTERNAL_DROP, drops[0]),
+        (frontend_flags::EXTERNAL_DROP, drops[1]),
+        (frontend_flags::INTERNAL_LOCAL, locals[0]),
+        (frontend_flags::EXTERNAL_LOCAL, locals[1]),
+        (frontend_flags::SOURCE_RANGES, frontend.is_restricted),
+        (frontend_flags::RESET_ON_REMOVAL, frontend.resets),
+    ])
+}
+
+/// The element of a backend index.
+pub fn backend_of(backend: &Backend) -> frontend::Backend {
+    let free = frontend::Backend { generation: backend.generation, ..frontend::Backend::default() };
+    let Some((address, port)) = backend.address else { return free };
+    frontend::Backend {
+        address: address.into(),
+        port_be: port.to_be(),
+        state: backend_state::ACTIVE,
+        flags: sum_of([
+            (backend_flags::LOCAL, backend.is_local),
+            (backend_flags::IN_CLUSTER, backend.is_listed[0]),
+            (backend_flags::IN_LOCAL, backend.is_listed[1]),
+        ]),
+        service: backend.service,
+        ..free
+    }
+}
+
+/// The element of a device.
+pub fn interface_of(setup: &Setup, index: u32) -> config::Interface {
+    let interface = &setup.interfaces[&index];
+    config::Interface {
+        addresses: Version::BOTH.map(|version| optional(interface.addresses.get(&version))),
+        mac: setup.devices[&index],
+        role: sum_of([
+            (role::POD, interface.is_pod),
+            (role::UPLINK, !interface.is_pod),
+            (role::XDP, interface.takes_xdp),
+        ]),
+    }
+}
+
+/// The sum of those bits that are set.
+fn sum_of<T: Sum, const N: usize>(bits: [(T, bool); N]) -> T {
+    bits.into_iter().filter(|(_, is_set)| *is_set).map(|(bit, _)| bit).sum()
+}
+
+/// The key of a flow entry.
+pub fn flow_key_of<F: Family>(tuple: Tuple) -> FlowKey<F> {
+    let [src, dst] = [tuple.src, tuple.dst].map(|end| F::narrow(&end.ip().into()));
+    FlowKey::new(src, dst, tuple.src.port().to_be(), tuple.dst.port().to_be(), tuple.protocol)
+}
+
+/// A flow entry as the reference model has it. Checks what the model has not: both checksum differences, and that nothing
+/// stands in the padding. What a search for a way has left in an entry that is not forwarded has no meaning.
+pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(Tuple, Entry)> {
+    let tuple = |src, dst, sport: u16, dport: u16| Tuple {
+        src: SocketAddr::new(ip_of::<F>(src), u16::from_be(sport)),
+        dst: SocketAddr::new(ip_of::<F>(dst), u16::from_be(dport)),
+        protocol: key.protocol,
+    };
+    let from = tuple(&key.src, &key.dst, key.sport_be, key.dport_be);
+    let to = tuple(&flow.src, &flow.dst, flow.sport_be, flow.dport_be);
+    let is_right = is_difference(flow.address_delta, from, to, addresses_sum)
+        && is_difference(flow.port_delta, from, to, |tuple| u64::from(tuple.src.port()) + u64::from(tuple.dst.port()));
+    ensure!(is_right, "a wrong checksum difference: {from:?} {flow:?}");
+    ensure!(key.pad == [0; 3] && flow.pad == [0; 2] && flow.flags & !7 == 0, "something in the padding: {flow:?}");
+    let (ifindex, generation, addresses) = (flow.ifindex, flow.next_hop_generation, bytemuck::cast(flow.macs));
+    let is_snat = flow.flags & flow_flags::SNAT != 0;
+    let entry = Entry {
+        to,
+        backend: flow.backend,
+        generation: flow.generation,
+        next_hop: if is_snat { NextHop { ifindex, generation, addresses } } else { NextHop::default() },
+        last_seen: flow.last_seen,
+        state: flow.state,
+        is_reply: flow.flags & flow_flags::REPLY != 0,
+        is_snat,
+        resets: flow.flags & flow_flags::RESET != 0,
+    };
+    Ok((from, entry))
+}
+
+/// An address of a packet. Of IPv6 it is always one, even where it looks like a mapped one of IPv4.
+fn ip_of<F: Family>(addr: &F::Addr) -> IpAddr {
+    let wide = F::widen(addr);
+    if F::IS_V4 { wide.into() } else { Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(*wide.words_be())).into() }
+}
+
+/// Whether `delta` is what must be added to a sum over one tuple to have that over the other.
+fn is_difference(delta: u16, from: Tuple, to: Tuple, sum: impl Fn(Tuple) -> u64) -> bool {
+    (sum(from) + u64::from(u16::from_be(delta))) % 0xffff == sum(to) % 0xffff
+}
+
+/// The sum of both addresses' big-endian words.
+fn addresses_sum(tuple: Tuple) -> u64 {
+    let octets = [tuple.src, tuple.dst].map(|end| match end.ip() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    });
+    octets.concat().chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])).sum()
+}
+
+fn optional(address: Option<&IpAddr>) -> Address {
+    address.map_or(Address::UNSPECIFIED, |&address| address.into())
+}

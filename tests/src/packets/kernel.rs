@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The real programs, one packet at a time.
+
+use std::{io, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use lb_common::{config::TICK_SHIFT, trace::TRACE_MAGIC};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    bpf::{TestRun, test_run},
+    maps::{self, Maps},
+    network::{BARE, POD, SECOND, UPLINK},
+    object::Object,
+};
+use crate::reference::{Arrival, Door, Verdict};
+
+/// The secret of all our traces.
+pub const COOKIE: [u32; 4] = [0x7368_756e, 2, 3, 4];
+
+/// Actions of XDP (`enum xdp_action`).
+const XDP: [(u32, Verdict); 4] =
+    [(1, Verdict::Drop), (2, Verdict::Pass), (3, Verdict::Transmit), (4, Verdict::Redirect)];
+/// Actions of TC (`TC_ACT_UNSPEC`, `SHOT`, `REDIRECT`).
+const TC: [(u32, Verdict); 3] = [(u32::MAX, Verdict::Pass), (2, Verdict::Drop), (7, Verdict::Redirect)];
+
+/// What the kernel made of a packet.
+pub struct Ran {
+    /// The hook's verdict.
+    pub verdict: Verdict,
+    /// The frame as it left the program.
+    pub frame: Vec<u8>,
+    /// The tick before and after, between which the program has looked at the clock.
+    pub ticks: (u32, u32),
+}
+
+/// The loaded object and its maps.
+pub struct Kernel {
+    /// The programs.
+    pub object: Object,
+    /// The maps.
+    pub maps: Maps,
+}
+
+impl Kernel {
+    /// Loads the object, with room for so many flow entries of each family; in a network of [`super::network`].
+    pub fn start(flows: u32) -> Result<Self> {
+        let mut object = Object::load(&maps::capacities(flows))?;
+        for device in [UPLINK, SECOND, POD, BARE] {
+            object.attach_xdp(device)?;
+        }
+        let maps = Maps::of(&object)?;
+        maps.ask(COOKIE)?;
+        Ok(Self { object, maps })
+    }
+
+    /// Runs a packet; `None` where the kernel won't take such a frame for a test.
+    pub fn run(&self, arrival: &Arrival) -> Result<Option<Ran>> {
+        let mut output = Vec::new();
+        let (packet, context) = match arrival.door {
+            Door::Xdp => xdp_context(arrival),
+            Door::Ingress | Door::Egress => (arrival.frame.clone(), tc_context(arrival)),
+        };
+        let run = TestRun { packet: &packet, context: bytemuck::cast_slice(&context), ..TestRun::default() };
+        let before = tick()?;
+        let action = match test_run(self.object.program(arrival.door), &run, &mut output) {
+            Ok(action) => action,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+            Err(error) => return Err(error).context("BPF_PROG_TEST_RUN"),
+        };
+        let ticks = (before, tick()?);
+        let actions: &[_] = if arrival.door == Door::Xdp { &XDP } else { &TC };
+        let Some(&(_, verdict)) = actions.iter().find(|(value, _)| *value == action) else {
+            bail!("{:?} has returned {action}", arrival.door)
+        };
+        let metadata = packet.len() - arrival.frame.len();
+        Ok(Some(Ran { verdict, frame: output.split_off(metadata), ticks }))
+    }
+
+    /// Waits until the tick has some time left, so that a few packets fall into the same one.
+    pub fn settle() -> Result<()> {
+        const MARGIN: i64 = 200_000_000;
+        let left = (1 << TICK_SHIFT) - (nanoseconds()? & ((1 << TICK_SHIFT) - 1));
+        if left < MARGIN {
+            std::thread::sleep(Duration::from_nanos(u64::try_from(left)? + 5_000_000));
+        }
+        Ok(())
+    }
+}
+
+/// `struct xdp_md`, and the packet with its metadata in front. A trace bears its cookie there.
+fn xdp_context(arrival: &Arrival) -> (Vec<u8>, Vec<u32>) {
+    let metadata: Vec<u8> = if arrival.is_trace {
+        [TRACE_MAGIC].iter().chain(&COOKIE).flat_map(|word| word.to_ne_bytes()).collect()
+    } else {
+        Vec::new()
+    };
+    let (data, end) = (metadata.len(), metadata.len() + arrival.frame.len());
+    let packet = [&metadata[..], &arrival.frame].concat();
+    // data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    (packet, vec![data as u32, end as u32, 0, arrival.ifindex, 0, 0])
+}
+
+/// `struct __sk_buff` up to its control block, where a trace bears its cookie.
+fn tc_context(arrival: &Arrival) -> Vec<u32> {
+    const IFINDEX: usize = 10;
+    const CB: usize = 12;
+    let mut context = vec![0; CB + 5];
+    context[IFINDEX] = arrival.ifindex;
+    if arrival.is_trace {
+        context[CB] = TRACE_MAGIC;
+        context[CB + 1..].copy_from_slice(&COOKIE);
+    }
+    context
+}
+
+/// The tick of the programs' clock.
+fn tick() -> Result<u32> {
+    Ok(u32::try_from(nanoseconds()? >> TICK_SHIFT)?)
+}
+
+/// Their clock.
+fn nanoseconds() -> Result<i64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
+}

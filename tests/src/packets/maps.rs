@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The maps: a reference [`Setup`] written into them as the agent would, counters and flows read out.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context, Result, anyhow};
+use bytemuck::Pod;
+use lb_common::{
+    address::{Address, V4, V6},
+    config::{self, Config},
+    counters::{BackendCounters, RejectBudget, ServiceCounters},
+    flow::{Flow, FlowKey},
+    frontend::{self, AffinityKey, FrontendKey, Target},
+    hash,
+    maps::{self as names, Chunk, FILTER_EGRESS, FILTER_INGRESS, FilterPlane, SLOTS_PER_CHUNK},
+    trace::TraceRecord,
+    verdict::Reason,
+};
+
+use super::{
+    bpf::Map,
+    convert::{
+        backend_of, config_of, entry_of, flow_key_of, frontend_flags_of, frontend_key_of, interface_of, source_range_of,
+    },
+    object::Object,
+};
+use crate::reference::{Affinity, Counters, Entry, Setup, Tuple, Version};
+
+/// Capacities of the maps that tests have need of; small, as each test makes its own.
+pub const BACKENDS: u32 = 64;
+const CHUNKS: u32 = 1024;
+const FRONTENDS: u32 = 256;
+const SERVICES: u32 = 64;
+const AFFINITY: u32 = 4_096;
+
+/// All of them, by name, with room for so many flow entries of each family.
+pub const fn capacities(flows: u32) -> [(&'static str, u32); 8] {
+    [
+        (names::BACKENDS, BACKENDS),
+        (names::BACKEND_COUNTERS, BACKENDS),
+        (names::TABLES, CHUNKS),
+        (names::FRONTENDS, FRONTENDS),
+        (names::SERVICE_COUNTERS, SERVICES),
+        (names::FLOWS_V4, flows),
+        (names::FLOWS_V6, flows),
+        (names::AFFINITY, AFFINITY),
+    ]
+}
+
+/// The object's maps.
+pub struct Maps {
+    config: Map<u32, Config>,
+    frontends: Map<FrontendKey, frontend::Frontend>,
+    backends: Map<u32, frontend::Backend>,
+    tables: Map<u32, Chunk>,
+    flows_v4: Map<FlowKey<V4>, Flow<V4>>,
+    flows_v6: Map<FlowKey<V6>, Flow<V6>>,
+    filter: Map<u32, FilterPlane>,
+    node_addresses: Map<Address, u32>,
+    affinity: Map<AffinityKey, frontend::Affinity>,
+    source_ranges: Map<[u32; 6], u32>,
+    interfaces: Map<u32, config::Interface>,
+    reasons: Map<u32, u64>,
+    backend_counters: Map<u32, BackendCounters>,
+    service_counters: Map<u32, ServiceCounters>,
+    reject_budget: Map<u32, RejectBudget>,
+    trace: Map<u32, TraceRecord>,
+}
+
+impl Maps {
+    /// The maps of an object that was loaded with [`capacities`].
+    pub fn of(object: &Object) -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("can't read {path}: {error}"))?;
+        Ok(Self {
+            config: object.map(names::CONFIG, 1)?,
+            frontends: object.map(names::FRONTENDS, 1)?,
+            backends: object.map(names::BACKENDS, 1)?,
+            tables: object.map(names::TABLES, 1)?,
+            flows_v4: object.map(names::FLOWS_V4, 1)?,
+            flows_v6: object.map(names::FLOWS_V6, 1)?,
+            filter: object.map(names::FILTER, 1)?,
+            node_addresses: object.map(names::NODE_ADDRESSES, 1)?,
+            affinity: object.map(names::AFFINITY, 1)?,
+            source_ranges: object.map(names::SOURCE_RANGES, 1)?,
+            interfaces: object.map(names::INTERFACES, 1)?,
+            reasons: object.map(names::REASONS, cpus)?,
+            backend_counters: object.map(names::BACKEND_COUNTERS, cpus)?,
+            service_counters: object.map(names::SERVICE_COUNTERS, cpus)?,
+            reject_budget: object.map(names::REJECT_BUDGET, cpus)?,
+            trace: object.map(names::TRACE, 1)?,
+        })
+    }
+
+    /// Writes a setup over the one before. Flows and counters stay.
+    pub fn apply(&self, setup: &Setup) -> Result<()> {
+        self.config.put(&0, &config_of(setup))?;
+        for (index, backend) in (0..).zip(&setup.backends) {
+            self.backends.put(&index, &backend_of(backend))?;
+        }
+        self.apply_filter(FILTER_INGRESS, &setup.ingress_filter)?;
+        self.apply_filter(FILTER_EGRESS, &setup.egress_filter)?;
+        let ranges = setup
+            .source_ranges
+            .iter()
+            .flat_map(|(&service, ranges)| ranges.iter().map(move |range| (source_range_of(service, range), 0)));
+        replace(&self.source_ranges, ranges)?;
+        self.apply_frontends(setup)?;
+        replace(&self.node_addresses, setup.node_port_addresses.iter().map(|&address| (address.into(), 0)))?;
+        replace(&self.interfaces, setup.interfaces.keys().map(|&index| (index, interface_of(setup, index))))
+    }
+
+    /// Tables first, each from a new chunk on, then the frontends that name them.
+    fn apply_frontends(&self, setup: &Setup) -> Result<()> {
+        let mut next_chunk = 0;
+        let mut frontends = Vec::new();
+        for (&(place, port, protocol), frontend) in &setup.frontends {
+            let mut targets = [Target::default(); 2];
+            for (target, slots) in targets.iter_mut().zip(&frontend.tables) {
+                *target = Target { offset: next_chunk * SLOTS_PER_CHUNK, slots: slots.len() as u32 };
+                for slots in slots.chunks(SLOTS_PER_CHUNK as usize) {
+                    let mut chunk = Chunk::default();
+                    chunk[..slots.len()].copy_from_slice(slots);
+                    self.tables.put(&next_chunk, &chunk)?;
+                    next_chunk += 1;
+                }
+            }
+            let (service, flags) = (frontend.service, frontend_flags_of(frontend));
+            let affinity_timeout = frontend.affinity.unwrap_or(0);
+            frontends.push((
+                frontend_key_of(place, port, protocol),
+                frontend::Frontend { service, flags, affinity_timeout, targets },
+            ));
+        }
+        let guards = setup.guarded.iter().map(|&address| FrontendKey::any_port(address.into()));
+        replace(&self.frontends, frontends.into_iter().chain(guards.map(|key| (key, frontend::Frontend::default()))))
+    }
+
+    fn apply_filter<'a>(&self, plane: u32, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Result<()> {
+        let mut bits: FilterPlane = [0; _];
+        for &address in addresses {
+            let bit = hash::filter_bit(&address.into());
+            bits[bit as usize / 64] |= 1 << (bit % 64);
+        }
+        Ok(self.filter.put(&plane, &bits)?)
+    }
+
+    /// All counters, summed over CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for (index, counts) in self.reasons.entries()? {
+            let label = Reason::from_index(index).context("an index of a reason")?.as_str();
+            insert_moved(&mut counters.reasons, label, counts.iter().sum());
+        }
+        for (index, counts) in self.service_counters.entries()? {
+            insert_moved(&mut counters.services, index, sum(counts));
+        }
+        for (index, counts) in self.backend_counters.entries()? {
+            insert_moved(&mut counters.backends, index, sum(counts));
+        }
+        Ok(counters)
+    }
+
+    /// The flow tables of both families.
+    pub fn flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
+        let v4 = self.flows_v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+        let v6 = self.flows_v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+        v4.chain(v6).collect()
+    }
+
+    /// The affinity table.
+    pub fn affinities(&self) -> Result<BTreeMap<(u32, IpAddr), Affinity>> {
+        let pairs = self.affinity.pairs()?.into_iter();
+        Ok(pairs
+            .map(|(key, value)| {
+                let frontend::Affinity { backend, generation, last_used } = value;
+                ((key.service, key.client.into()), Affinity { backend, generation, last_used })
+            })
+            .collect())
+    }
+
+    /// Removes a flow entry, as the table does when it is full.
+    pub fn evict(&self, tuple: Tuple) -> Result<()> {
+        match Version::of(tuple.src.ip()) {
+            Version::V4 => self.flows_v4.remove(&flow_key_of(tuple))?,
+            Version::V6 => self.flows_v6.remove(&flow_key_of(tuple))?,
+        }
+        Ok(())
+    }
+
+    /// Makes all flows and affinities older.
+    pub fn age(&self, ticks: u32) -> Result<()> {
+        age(&self.affinity, ticks, |affinity| &mut affinity.last_used)?;
+        age(&self.flows_v4, ticks, |flow| &mut flow.last_seen)?;
+        age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)
+    }
+
+    /// Removes all flows and affinities, and gives this tick's budget of ICMP errors back.
+    pub fn clear(&self) -> Result<()> {
+        clear(&self.flows_v4)?;
+        clear(&self.flows_v6)?;
+        clear(&self.affinity)?;
+        Ok(self.reject_budget.zero(&0)?)
+    }
+
+    /// Writes the record that a trace with this cookie answers in.
+    pub fn ask(&self, cookie: [u32; 4]) -> Result<()> {
+        Ok(self.trace.put(&0, &TraceRecord { cookie, ..TraceRecord::default() })?)
+    }
+
+    /// The record, without its cookie.
+    pub fn answer(&self) -> Result<TraceRecord> {
+        let (_, record) = self.trace.pairs()?[0];
+        Ok(TraceRecord { cookie: [0; 4], ..record })
+    }
+}
+
+/// Leaves out what has never moved.
+fn insert_moved<K: Ord, V: Default + PartialEq>(counters: &mut BTreeMap<K, V>, key: K, value: V) {
+    if value != V::default() {
+        counters.insert(key, value);
+    }
+}
+
+fn sum<T: Default + std::ops::AddAssign>(values: Vec<T>) -> T {
+    values.into_iter().fold(T::default(), |mut sum, value| {
+        sum += value;
+        sum
+    })
+}
+
+/// Makes a hash hold these elements and no others.
+fn replace<K: Pod + Ord, V: Pod>(map: &Map<K, V>, elements: impl Iterator<Item = (K, V)>) -> Result<()> {
+    let elements: BTreeMap<K, V> = elements.collect();
+    for (key, _) in map.pairs()? {
+        if !elements.contains_key(&key) {
+            map.remove(&key)?;
+        }
+    }
+    for (key, value) in &elements {
+        map.put(key, value)?;
+    }
+    Ok(())
+}
+
+fn clear<K: Pod, V: Pod>(map: &Map<K, V>) -> Result<()> {
+    for (key, _) in map.pairs()? {
+        map.remove(&key)?;
+    }
+    Ok(())
+}
+
+fn age<K: Pod, V: Pod>(map: &Map<K, V>, ticks: u32, last_seen: impl Fn(&mut V) -> &mut u32) -> Result<()> {
+    for (key, mut value) in map.pairs()? {
+        let last_seen = last_seen(&mut value);
+        *last_seen = last_seen.wrapping_sub(ticks);
+        map.put(&key, &value)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Single packets through the real programs, in a network namespace with real routes, next to the reference model.
+//!
+//! ```text
+//!              +--> kernel (the object, by BPF_PROG_TEST_RUN) --+
+//!  Arrival ----+                                                +--> equal? --> Outcome
+//!              +--> reference model ----------------------------+
+//! ```
+
+mod bpf;
+mod build;
+mod convert;
+mod kernel;
+mod maps;
+mod network;
+pub mod node;
+mod object;
+mod random;
+mod rig;
+mod wrapper;
+
+pub use build::{ETHERNET, Segment, port_unreachable, reset};
+pub use kernel::Kernel;
+pub use network::{BARE, Network, POD, SECOND, UPLINK};
+pub use object::{Object, Size};
+pub use random::Random;
+pub use rig::{Rig, with_rig, with_rig_for};
+pub use wrapper::{Ran, Target, Wrapper};

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The object that `cargo xtask build-ebpf` makes, loaded with small maps.
+
+use std::{
+    env, fmt, fs,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::Map,
+    programs::{ProgramFd, SchedClassifier, Xdp, xdp::XdpMode},
+};
+use lb_common::maps::programs;
+
+use super::bpf;
+use crate::reference::Door;
+
+/// Where to find the object, for who wants another one than that of this workspace.
+const OBJECT: &str = "SHUNT_EBPF_OBJECT";
+
+/// Loaded programs and maps.
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+/// What a program costs the kernel.
+pub struct Size {
+    /// The program.
+    pub name: &'static str,
+    /// Instructions, after the verifier's changes.
+    pub instructions: u32,
+    /// Bytes of machine code.
+    pub jitted: u32,
+    /// Instructions that the verifier walked through on all paths.
+    pub verified: u32,
+}
+
+impl Object {
+    /// Loads the object with these capacities of maps, by name; others have their defaults.
+    ///
+    /// # Errors
+    /// When there is no object, or the kernel refuses it.
+    pub fn load(capacities: &[(&'static str, u32)]) -> Result<Self> {
+        let path = env::var_os(OBJECT).map_or_else(|| bpf_directory().join("shunt"), PathBuf::from);
+        let bytes = read(&path)?;
+        let mut loader = EbpfLoader::new();
+        for &(map, capacity) in capacities {
+            loader.map_max_entries(map, capacity);
+        }
+        let mut ebpf = loader.load(&bytes).with_context(|| format!("can't load {}", path.display()))?;
+        for door in Door::ALL {
+            load_program(&mut ebpf, door).with_context(|| format!("the kernel refuses {}", name(door)))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// The program of a door.
+    pub(super) fn program(&self, door: Door) -> &ProgramFd {
+        self.ebpf.program(name(door)).expect("loaded").fd().expect("loaded")
+    }
+
+    /// Attaches the XDP program to a device, in the driver: veth registers its receive queue only then, and without
+    /// one a test run can't name the device as a packet's origin.
+    pub(super) fn attach_xdp(&mut self, device: u32) -> Result<()> {
+        let xdp: &mut Xdp = self.ebpf.program_mut(programs::XDP).expect("loaded").try_into()?;
+        xdp.attach_to_if_index(device, XdpMode::Driver).context("can't attach to a veth device")?;
+        Ok(())
+    }
+
+    /// A map by name. `values` is how many it has per key: see [`bpf::Map::new`].
+    pub(super) fn map<K: bytemuck::Pod, V: bytemuck::Pod>(&self, name: &str, values: usize) -> Result<bpf::Map<K, V>> {
+        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        bpf::Map::new(map_fd(map)?, values).with_context(|| format!("map {name}"))
+    }
+
+    /// What each program costs.
+    ///
+    /// # Errors
+    /// When the kernel does not say (before 5.16).
+    pub fn sizes(&self) -> Result<Vec<Size>> {
+        let sizes = Door::ALL.map(|door| {
+            let info = self.ebpf.program(name(door)).expect("loaded").info()?;
+            Ok(Size {
+                name: name(door),
+                instructions: info.size_translated().context("the kernel hides the size")? / 8,
+                jitted: info.size_jitted(),
+                verified: info.verified_instruction_count().context("the kernel does not count")?,
+            })
+        });
+        sizes.into_iter().collect()
+    }
+
+    /// Bytes of kernel memory that a map takes.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn memory(&self, name: &str) -> Result<u64> {
+        let map = self.map::<u32, u32>(name, 1)?;
+        map.memory().with_context(|| format!("map {name}"))?.context("the kernel does not say")
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, instructions, jitted, verified } = self;
+        write!(f, "{name:<17} {instructions:>6} instructions {jitted:>6} bytes of code {verified:>7} verified")
+    }
+}
+
+/// The descriptor of a map that holds plain bytes.
+pub(super) fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) => {
+            Ok(data.fd().as_fd())
+        }
+        other => bail!("not a map of plain bytes: {other:?}"),
+    }
+}
+
+fn load_program(ebpf: &mut Ebpf, door: Door) -> Result<()> {
+    let program = ebpf.program_mut(name(door)).context("the object has no such program")?;
+    if door == Door::Xdp {
+        <&mut Xdp>::try_from(program)?.load()?;
+    } else {
+        <&mut SchedClassifier>::try_from(program)?.load()?;
+    }
+    Ok(())
+}
+
+const fn name(door: Door) -> &'static str {
+    match door {
+        Door::Xdp => programs::XDP,
+        Door::Ingress => programs::TC_INGRESS,
+        Door::Egress => programs::TC_EGRESS,
+    }
+}
+
+/// Where `cargo xtask build-ebpf` puts objects.
+pub(super) fn bpf_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").join("target/bpf")
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("can't read {}: run `cargo xtask build-ebpf` first", path.display()))
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Kernel and reference model side by side: every packet goes through both, and all that can be seen must agree.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
+
+use anyhow::{Context, Result, ensure};
+use lb_common::trace::TraceRecord;
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
+
+use super::{
+    kernel::{COOKIE, Kernel, Ran},
+    network::{Network, with_network},
+    object::Object,
+};
+use crate::reference::{Arrival, Counters, Model, Outcome, Setup, Tuple};
+
+const REFUSED: &str = "the kernel won't take such a frame for a test";
+
+/// Both, in step.
+pub struct Rig {
+    /// The network of this thread.
+    pub network: Network,
+    kernel: Kernel,
+    model: Model,
+    /// The kernel's counters after the last packet.
+    counted: Counters,
+}
+
+/// Room for the flow entries of a test.
+const FLOWS: u32 = 8_192;
+
+/// Runs a test with the setup that `prepare` makes for the network.
+///
+/// # Errors
+/// When not root, when there is no object, or those of `test`.
+pub fn with_rig(
+    prepare: impl FnOnce(&Network) -> Setup + Send,
+    test: impl FnOnce(&mut Rig) -> Result<()> + Send,
+) -> Result<()> {
+    with_rig_for(FLOWS, prepare, test)
+}
+
+/// The same with room for so many flow entries of each family.
+///
+/// # Errors
+/// As [`with_rig`].
+pub fn with_rig_for<T: Send>(
+    flows: u32,
+    prepare: impl FnOnce(&Network) -> Setup + Send,
+    test: impl FnOnce(&mut Rig) -> Result<T> + Send,
+) -> Result<T> {
+    with_network(|network| {
+        stay_on_this_cpu()?;
+        let setup = prepare(&network);
+        let kernel = Kernel::start(flows)?;
+        let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default() };
+        rig.kernel.maps.apply(&rig.model.setup)?;
+        test(&mut rig)
+    })
+}
+
+impl Rig {
+    /// Runs a packet through both, and gives what came of it; `None` where the kernel won't test such a frame.
+    ///
+    /// # Errors
+    /// Where they don't agree about verdict, bytes, counters or the answer to a trace.
+    pub fn try_send(&mut self, arrival: &Arrival) -> Result<Option<Outcome>> {
+        let ran = self.kernel.run(arrival)?;
+        ran.map(|ran| self.judge(arrival, &ran)).transpose()
+    }
+
+    /// Runs a trace whose cookie is not that of the record, which must be treated like any packet of the network.
+    ///
+    /// # Errors
+    /// As [`Rig::send`].
+    pub fn send_with_wrong_cookie(&mut self, arrival: &Arrival) -> Result<Outcome> {
+        self.kernel.maps.ask(COOKIE.map(|word| word + 1))?;
+        let ran = self.kernel.run(&Arrival { is_trace: true, ..arrival.clone() })?;
+        self.kernel.maps.ask(COOKIE)?;
+        self.judge(&Arrival { is_trace: false, ..arrival.clone() }, &ran.context(REFUSED)?)
+    }
+
+    /// Lets the model do what the kernel has done, and compares.
+    fn judge(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
+        let seen = self.observe(arrival, ran)?;
+        let before = (ran.ticks.0 != ran.ticks.1).then(|| self.model.clone());
+        let mut expected = self.model.step(arrival, ran.ticks.1);
+        if let Some(before) = before
+            && (expected != seen || self.compare_flows().is_err())
+        {
+            // The tick has ended between the program's look at the clock and ours: it was the earlier one.
+            self.model = before;
+            expected = self.model.step(arrival, ran.ticks.0);
+        }
+        ensure!(
+            expected == seen,
+            "kernel and model disagree about {:?} at {:?} of device {}\n{:02x?}\nkernel: {seen}\nmodel:  {expected}",
+            if arrival.is_trace { "a trace" } else { "a packet" },
+            arrival.door,
+            arrival.ifindex,
+            arrival.frame
+        );
+        Ok(seen)
+    }
+
+    /// The same for a frame that the kernel takes.
+    ///
+    /// # Errors
+    /// As [`Rig::try_send`], and when the kernel won't take it.
+    pub fn send(&mut self, arrival: &Arrival) -> Result<Outcome> {
+        self.try_send(arrival)?.context(REFUSED)
+    }
+
+    fn observe(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
+        let counters = self.kernel.maps.counters()?;
+        let moved = counters.since(&self.counted);
+        self.counted = counters;
+        let mut record = TraceRecord::default();
+        if arrival.is_trace {
+            record = self.kernel.maps.answer()?;
+            self.kernel.maps.ask(COOKIE)?;
+        }
+        Ok(Outcome { verdict: ran.verdict, frame: ran.frame.clone(), moved, record })
+    }
+
+    /// Compares the flow tables, entry by entry, and the affinity tables.
+    ///
+    /// # Errors
+    /// Names every entry that differs.
+    pub fn compare_flows(&self) -> Result<()> {
+        compare("flow", &self.kernel.maps.flows()?, &self.model.flows.0)?;
+        compare("affinity", &self.kernel.maps.affinities()?, &self.model.affinities.0)
+    }
+
+    /// The loaded programs.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        &self.kernel.object
+    }
+
+    /// The model, to look at.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Changes the setup of both.
+    ///
+    /// # Errors
+    /// When a map refuses it.
+    pub fn change(&mut self, change: impl FnOnce(&mut Setup)) -> Result<()> {
+        change(&mut self.model.setup);
+        self.kernel.maps.apply(&self.model.setup)
+    }
+
+    /// Lets time pass: all flows and affinities grow older by so many ticks.
+    ///
+    /// # Errors
+    /// When the kernel's flows can't be read or written.
+    pub fn wait(&mut self, ticks: u32) -> Result<()> {
+        for entry in self.model.flows.0.values_mut() {
+            entry.last_seen = entry.last_seen.wrapping_sub(ticks);
+        }
+        for affinity in self.model.affinities.0.values_mut() {
+            affinity.last_used = affinity.last_used.wrapping_sub(ticks);
+        }
+        self.kernel.maps.age(ticks)
+    }
+
+    /// Removes one entry from both flow tables, as the kernel does when its table is full.
+    ///
+    /// # Errors
+    /// When there is no such entry.
+    pub fn evict(&mut self, tuple: Tuple) -> Result<()> {
+        self.model.flows.0.remove(&tuple).with_context(|| format!("no flow {tuple:?}"))?;
+        self.kernel.maps.evict(tuple)
+    }
+
+    /// Begins anew with another setup: no flows, no affinities, and this tick's budget of errors unspent.
+    ///
+    /// # Errors
+    /// When a map refuses it.
+    pub fn restart(&mut self, setup: Setup) -> Result<()> {
+        self.kernel.maps.clear()?;
+        self.model = Model::new(setup);
+        self.kernel.maps.apply(&self.model.setup)
+    }
+}
+
+fn compare<K: Ord + Debug, V: PartialEq + Debug>(
+    what: &str,
+    kernel: &BTreeMap<K, V>,
+    model: &BTreeMap<K, V>,
+) -> Result<()> {
+    let keys: BTreeSet<&K> = kernel.keys().chain(model.keys()).collect();
+    let differences: Vec<String> = keys
+        .into_iter()
+        .filter(|key| kernel.get(key) != model.get(key))
+        .map(|key| format!("{key:?}\nkernel: {:?}\nmodel:  {:?}", kernel.get(key), model.get(key)))
+        .collect();
+    ensure!(differences.is_empty(), "{what} tables differ:\n{}", differences.join("\n"));
+    Ok(())
+}
+
+/// Budgets are per CPU: all packets of a thread shall find the same.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &set).context("can't stay on a CPU")
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Flows: what stands in the table, how a connection lives and ends, and when a decision no longer holds.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use lb_common::flow::{FlowState, protocol, tcp_flags};
+
+use super::setup::Setup;
+
+/// Addresses and ports of a packet, as it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Where it comes from.
+    pub src: SocketAddr,
+    /// Where it goes.
+    pub dst: SocketAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+impl Tuple {
+    /// The tuple of an answer.
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        Self { src: self.dst, dst: self.src, protocol: self.protocol }
+    }
+}
+
+/// A device and the Ethernet header to send with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// The device; 0 is none.
+    pub ifindex: u32,
+    /// Generation of the routes under which it was found; 0 if the neighbour was not known.
+    pub generation: u32,
+    /// Destination and source Ethernet address.
+    pub addresses: [u8; 12],
+}
+
+/// One direction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Addresses and ports as the packet leaves.
+    pub to: Tuple,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Its generation then.
+    pub generation: u32,
+    /// Where it was sent last.
+    pub next_hop: NextHop,
+    /// Tick of the last packet of either direction.
+    pub last_seen: u32,
+    /// Where the flow is in its life.
+    pub state: FlowState,
+    /// From the backend to the client.
+    pub is_reply: bool,
+    /// The client's address is translated as well.
+    pub is_snat: bool,
+    /// TCP is reset when the backend goes.
+    pub resets: bool,
+}
+
+impl Entry {
+    /// Whether it applies where packets leave, not where they arrive.
+    pub(super) const fn is_at_egress(&self) -> bool {
+        self.is_reply && !self.is_snat
+    }
+
+    /// The other direction's entry, made from this one, found under `key`.
+    pub(super) fn peer(&self, key: Tuple) -> Self {
+        Self { to: key.reversed(), next_hop: NextHop::default(), is_reply: !self.is_reply, ..*self }
+    }
+
+    /// Whether the flow has been idle for longer than its state allows.
+    pub(super) const fn is_expired(&self, setup: &Setup, now: u32) -> bool {
+        now.wrapping_sub(self.last_seen) > setup.timeouts[self.state.index()]
+    }
+
+    /// Whether the connection is over, or has been half-open for longer than clients wait for an answer to a SYN.
+    fn is_ending(&self, now: u32) -> bool {
+        match self.state {
+            FlowState::CLOSING => now.wrapping_sub(self.last_seen) >= 1,
+            FlowState::HALF_OPEN => now.wrapping_sub(self.last_seen) >= 4,
+            _ => false,
+        }
+    }
+
+    /// Whether a packet of the client must be decided anew: it is UDP or a SYN and the backend has gone, or a SYN on a
+    /// connection that is over, or the flow has been idle for too long.
+    fn is_outdated(&self, key: Tuple, flags: u8, setup: &Setup, now: u32) -> bool {
+        let may_move = key.protocol == protocol::UDP || is_syn(flags);
+        let is_over = is_syn(flags) && self.state == FlowState::CLOSING;
+        may_move && self.has_lost_backend(setup) || is_over || self.is_expired(setup, now)
+    }
+
+    /// Whether a packet of the client belongs to a TCP connection that shall be reset, as its backend has gone. A SYN begins
+    /// another one.
+    fn is_orphaned(&self, key: Tuple, flags: u8, setup: &Setup) -> bool {
+        self.resets && key.protocol == protocol::TCP && !is_syn(flags) && self.has_lost_backend(setup)
+    }
+
+    fn has_lost_backend(&self, setup: &Setup) -> bool {
+        setup.backend(self.backend).is_none_or(|backend| backend.generation != self.generation)
+    }
+}
+
+const fn is_syn(flags: u8) -> bool {
+    flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// What the table has for a packet.
+pub(super) enum Found {
+    /// Nothing that holds.
+    Nothing,
+    /// Its entry.
+    Entry(Entry),
+    /// The entry of a connection that shall be reset.
+    Orphan(Entry),
+}
+
+/// The state that a flow starts in.
+pub(super) fn first_state(protocol: u8, flags: u8) -> FlowState {
+    let has = |flag| flags & flag != 0;
+    match protocol {
+        protocol::UDP => FlowState::UNREPLIED,
+        _ if has(tcp_flags::RST) => FlowState::CLOSING,
+        _ if has(tcp_flags::SYN) => FlowState::HALF_OPEN,
+        _ => FlowState::ESTABLISHED,
+    }
+}
+
+/// The state after a packet of one of the directions.
+fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> FlowState {
+    let has = |flag| flags & flag != 0;
+    let (own_fin, other_fin) = if is_reply {
+        (FlowState::FIN_REPLY, FlowState::FIN_ORIGINAL)
+    } else {
+        (FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY)
+    };
+    if protocol == protocol::UDP {
+        if is_reply { FlowState::REPLIED } else { state }
+    } else if has(tcp_flags::RST) || state == FlowState::CLOSING {
+        FlowState::CLOSING
+    } else if has(tcp_flags::FIN) {
+        if state == other_fin { FlowState::CLOSING } else { own_fin }
+    } else if state == FlowState::HALF_OPEN && !is_reply && !has(tcp_flags::SYN) {
+        FlowState::ESTABLISHED
+    } else {
+        state
+    }
+}
+
+/// See [`Flows::vacancy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vacancy {
+    /// Nobody has it, or this flow itself, or one that has been idle for too long.
+    Free,
+    /// A connection has it that is over, or that never began: taken where nothing is free.
+    Ending,
+    /// Another flow has it.
+    Taken,
+}
+
+/// The flow table. Entries of a pair may be lost one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flows(pub BTreeMap<Tuple, Entry>);
+
+impl Flows {
+    /// The entry of a packet. Unless `is_trace`, notes that the flow lives, in both entries,
+    /// and makes a lost peer again.
+    pub(super) fn find(&mut self, key: Tuple, flags: u8, setup: &Setup, now: u32, is_trace: bool) -> Found {
+        let Some(&(mut entry)) = self.0.get(&key) else { return Found::Nothing };
+        if !entry.is_reply && entry.is_orphaned(key, flags, setup) {
+            return Found::Orphan(entry);
+        }
+        if !entry.is_reply && entry.is_outdated(key, flags, setup, now) {
+            return Found::Nothing;
+        }
+        if is_trace {
+            return Found::Entry(entry);
+        }
+        let is_new_tick = entry.last_seen != now;
+        entry.last_seen = now;
+        let peer_key = entry.to.reversed();
+        if is_new_tick {
+            match self.0.get_mut(&peer_key) {
+                Some(peer) if peer.to == key.reversed() => peer.last_seen = now,
+                // Another flow's, which has taken the tuple: this one needs another port.
+                Some(_) if !entry.is_reply => {
+                    self.0.insert(key, entry);
+                    return Found::Nothing;
+                }
+                Some(_) => {}
+                None => drop(self.0.insert(peer_key, entry.peer(key))),
+            }
+        }
+        let next = next_state(entry.state, entry.is_reply, key.protocol, flags);
+        if next != entry.state {
+            entry.state = next;
+            if let Some(peer) = self.0.get_mut(&peer_key)
+                && peer.to == key.reversed()
+            {
+                peer.state = next;
+            }
+        }
+        self.0.insert(key, entry);
+        Found::Entry(entry)
+    }
+
+    /// Whether the tuple of a reply can be had by the flow of the client's `key`.
+    pub(super) fn vacancy(&self, reply: Tuple, key: Tuple, setup: &Setup, now: u32) -> Vacancy {
+        match self.0.get(&reply) {
+            None => Vacancy::Free,
+            Some(holder) if holder.to == key.reversed() || holder.is_expired(setup, now) => Vacancy::Free,
+            Some(holder) if holder.is_ending(now) => Vacancy::Ending,
+            Some(_) => Vacancy::Taken,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The reference model: what Shunt must do with a packet, as plainly as it can be said.
+//!
+//! Slow and obvious on purpose: bytes are read through slices, checksums are summed over the whole packet, flows stand in
+//! a `BTreeMap`, routes are searched from end to end. Of `lb_common` it takes the names that both sides must share
+//! (reasons, flow states, flags) and the address filter's hash, and none of the arithmetic. It knows nothing of BPF.
+
+mod affinity;
+mod checksum;
+mod counters;
+mod decide;
+mod flow;
+mod frame;
+mod model;
+mod route;
+mod setup;
+mod verdict;
+
+pub use affinity::Affinity;
+pub use counters::Counters;
+pub use flow::{Entry, NextHop, Tuple};
+pub use frame::is_sound;
+pub use model::{Arrival, Model, Outcome};
+pub use route::{Prefix, Route, Way};
+pub use setup::{Backend, Frontend, Interface, List, Place, Policy, Setup, Version};
+pub use verdict::{Door, Verdict};

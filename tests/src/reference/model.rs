@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The whole decision, one packet at a time.
+
+use std::fmt;
+
+use lb_common::{
+    flow::tcp_flags,
+    trace::{TraceRecord, trace_step, trace_verdict},
+    verdict::Reason,
+};
+
+use super::{
+    affinity::Affinities,
+    counters::Counters,
+    decide::{self, Decision, Question},
+    flow::{Entry, Flows, Found},
+    frame::{self, Packet, Rewrite},
+    setup::Setup,
+    verdict::{Door, End, Verdict},
+};
+
+/// A packet, and how it comes.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The hook.
+    pub door: Door,
+    /// The device of arrival (ingress) or departure (egress).
+    pub ifindex: u32,
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+    /// A question of `trace`: it leaves no mark but the answer.
+    pub is_trace: bool,
+}
+
+/// What must come of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The hook's verdict.
+    pub verdict: Verdict,
+    /// The frame as it leaves the program.
+    pub frame: Vec<u8>,
+    /// Counters that moved, and how far.
+    pub moved: Counters,
+    /// The answer to a trace; all zero for other packets.
+    pub record: TraceRecord,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, counted {}\n{:02x?}", self.verdict, self.moved, self.frame)?;
+        if self.record == TraceRecord::default() { Ok(()) } else { write!(f, "\n{:?}", self.record) }
+    }
+}
+
+/// Shunt on one node.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// What the agent has written, and the kernel's routes.
+    pub setup: Setup,
+    /// The flow table.
+    pub flows: Flows,
+    /// The affinity table.
+    pub affinities: Affinities,
+    /// Counted so far.
+    pub counters: Counters,
+    /// ICMP errors sent in a tick: the tick, and how many.
+    rejects: (u32, u32),
+}
+
+impl Model {
+    /// Without flows.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let (flows, affinities) = (Flows::default(), Affinities::default());
+        Self { setup, flows, affinities, counters: Counters::default(), rejects: (0, 0) }
+    }
+
+    /// What comes of a packet that arrives at tick `now`.
+    pub fn step(&mut self, arrival: &Arrival, now: u32) -> Outcome {
+        let before = self.counters.clone();
+        let mut run = Run { arrival, now, frame: arrival.frame.clone(), record: TraceRecord::default() };
+        let result = self.process(&mut run);
+        let verdict = result.unwrap_or_else(|end| self.conclude(&mut run, end));
+        let Run { frame, mut record, .. } = run;
+        if !arrival.is_trace {
+            record = TraceRecord::default();
+        }
+        Outcome { verdict, frame, moved: self.counters.since(&before), record }
+    }
+
+    fn process(&mut self, run: &mut Run<'_>) -> Result<Verdict, End> {
+        let is_egress = run.arrival.door == Door::Egress;
+        let setup = &self.setup;
+        let packet = frame::parse(
+            &run.frame,
+            |src, dst| {
+                if is_egress { setup.filters_out(src) } else { setup.filters_in(dst) }
+            },
+        )?;
+        let is_trace = run.arrival.is_trace;
+        match self.flows.find(packet.key, packet.flags, &self.setup, run.now, is_trace) {
+            Found::Nothing | Found::Orphan(_) if is_egress => Err(End::NotOurs),
+            Found::Orphan(entry) => {
+                run.record.step = trace_step::FLOW;
+                run.record.backend = entry.backend;
+                // A reset is never answered with a reset.
+                let is_reset = packet.flags & tcp_flags::RST != 0;
+                Err(if is_reset { End::Drop(Reason::BackendGone) } else { End::Reset(Reason::BackendGone) })
+            }
+            Found::Entry(mut entry) => {
+                if entry.is_at_egress() != is_egress {
+                    return Err(End::NotOurs);
+                }
+                run.record.step = trace_step::FLOW;
+                run.record.backend = entry.backend;
+                let exit = self.exit(run, &mut entry, &packet);
+                if !is_trace {
+                    // The next hop may be a new one.
+                    self.flows.0.insert(packet.key, entry);
+                }
+                Ok(self.send(run, &entry, exit?))
+            }
+            Found::Nothing => {
+                let mut entry = self.decide(run, &packet)?;
+                let exit = self.exit(run, &mut entry, &packet)?;
+                Ok(self.send(run, &entry, exit))
+            }
+        }
+    }
+
+    /// A new flow: both its entries are written, and counted.
+    fn decide(&mut self, run: &mut Run<'_>, packet: &Packet) -> Result<Entry, End> {
+        let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
+        let question = Question { packet, door, ifindex, now: run.now };
+        let frontend = decide::find_frontend(&self.setup, packet.key)?;
+        let (service, client) = (frontend.service, packet.key.src.ip());
+        run.record.step = trace_step::FRONTEND;
+        run.record.service = service;
+        run.record.internal = u32::from(decide::is_internal(&self.setup, ifindex, client));
+        let Decision { backend, result } =
+            decide::decide(&self.setup, (&self.flows, &self.affinities), frontend, &question);
+        if let Some(backend) = backend {
+            run.record.step = trace_step::DECIDED;
+            run.record.backend = backend;
+        }
+        if is_trace {
+            return result;
+        }
+        if let Some(backend) = backend
+            && frontend.affinity.is_some()
+        {
+            self.affinities.note(&self.setup, service, client, (backend, run.now));
+        }
+        let counters = self.counters.service(service);
+        match result {
+            Ok(entry) => {
+                counters.flows += 1;
+                self.counters.backend(entry.backend).flows += 1;
+                self.flows.0.insert(entry.to.reversed(), entry.peer(packet.key));
+                self.flows.0.insert(packet.key, entry);
+            }
+            // It is for TC to send the error, and to count it.
+            Err(End::Reject(_)) if door == Door::Xdp => {}
+            Err(End::Reject(_)) => counters.rejected += 1,
+            Err(End::Drop(Reason::NoLocalEndpoints | Reason::SourceRange)) => counters.dropped += 1,
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
+    fn exit(&self, run: &Run<'_>, entry: &mut Entry, packet: &Packet) -> Result<Exit, End> {
+        if !entry.is_snat {
+            return Ok(Exit::Stack);
+        }
+        if packet.ttl <= 1 {
+            return Err(End::Drop(Reason::TtlExpired));
+        }
+        let is_xdp = run.arrival.door == Door::Xdp;
+        if entry.next_hop.generation != self.setup.next_hop_generation {
+            decide::look_up(&self.setup, entry, is_xdp)?;
+        }
+        if entry.next_hop.generation == 0 {
+            return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour) };
+        }
+        let out = entry.next_hop.ifindex;
+        let takes_xdp = self.setup.interfaces.get(&out).is_some_and(|interface| interface.takes_xdp);
+        if is_xdp && out != run.arrival.ifindex && !takes_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Wire) }
+    }
+
+    fn send(&mut self, run: &mut Run<'_>, entry: &Entry, exit: Exit) -> Verdict {
+        let arrival = run.arrival;
+        if arrival.is_trace {
+            let is_forwarded = exit != Exit::Stack;
+            run.record.verdict = if is_forwarded { trace_verdict::FORWARDED } else { trace_verdict::TRANSLATED };
+            run.record.ifindex = if is_forwarded { entry.next_hop.ifindex } else { 0 };
+            let bits = [entry.is_reply, entry.is_snat, entry.resets].map(u32::from);
+            run.record.flow_flags = bits[0] | bits[1] << 1 | bits[2] << 2;
+        } else if (entry.backend as usize) < self.setup.backends.len() {
+            let direction = usize::from(entry.is_reply);
+            let counters = self.counters.backend(entry.backend);
+            counters.packets[direction] += 1;
+            counters.bytes[direction] += run.frame.len() as u64;
+        }
+        let ethernet = (exit == Exit::Wire).then_some(entry.next_hop.addresses);
+        frame::rewrite(&mut run.frame, &Rewrite { to: entry.to, forwards: exit != Exit::Stack, ethernet });
+        match exit {
+            Exit::Stack => Verdict::Pass,
+            Exit::Wire if arrival.door == Door::Xdp && entry.next_hop.ifindex == arrival.ifindex => Verdict::Transmit,
+            Exit::Wire | Exit::Neighbour => Verdict::Redirect,
+        }
+    }
+
+    /// Counts why a packet ended early, and gives the verdict; a reject may turn it into an ICMP error.
+    fn conclude(&mut self, run: &mut Run<'_>, end: End) -> Verdict {
+        if run.arrival.is_trace {
+            return note_end(&mut run.record, end);
+        }
+        let is_answer = matches!(end, End::Reject(_) | End::Reset(_));
+        match end {
+            End::NotOurs => Verdict::Pass,
+            // TC makes the answer.
+            _ if is_answer && run.arrival.door == Door::Xdp => self.conclude(run, End::LeaveToTc),
+            End::LeaveToTc => {
+                self.counters.count(Reason::LeftToTc);
+                Verdict::Pass
+            }
+            End::Pass(reason) => {
+                self.counters.count(reason);
+                Verdict::Pass
+            }
+            End::Drop(reason) => {
+                self.counters.count(reason);
+                Verdict::Drop
+            }
+            End::Reset(reason) => {
+                self.counters.count(reason);
+                run.frame = frame::reset(&run.frame);
+                Verdict::Redirect
+            }
+            End::Reject(reason) => {
+                self.counters.count(reason);
+                if self.rejects.0 != run.now {
+                    self.rejects = (run.now, 0);
+                }
+                if self.rejects.1 >= self.setup.rejects_per_tick {
+                    return self.conclude(run, End::Drop(Reason::RejectLimit));
+                }
+                self.rejects.1 += 1;
+                let version = frame::version(&run.frame).expect("a parsed frame");
+                run.frame = frame::port_unreachable(&run.frame, self.setup.node.get(&version).copied());
+                Verdict::Redirect
+            }
+        }
+    }
+}
+
+/// One packet on its way.
+struct Run<'a> {
+    arrival: &'a Arrival,
+    now: u32,
+    frame: Vec<u8>,
+    record: TraceRecord,
+}
+
+/// How a packet goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// The network stack routes it.
+    Stack,
+    /// Out of the flow's next hop.
+    Wire,
+    /// Out of its device, to a neighbour that the kernel resolves.
+    Neighbour,
+}
+
+fn note_end(record: &mut TraceRecord, end: End) -> Verdict {
+    let (verdict, reason, action) = match end {
+        End::NotOurs => (trace_verdict::NOT_OURS, 0, Verdict::Pass),
+        End::LeaveToTc => (trace_verdict::LEFT_TO_TC, Reason::LeftToTc as u32, Verdict::Pass),
+        End::Pass(reason) => (trace_verdict::PASSED, reason as u32, Verdict::Pass),
+        End::Reject(reason) => (trace_verdict::REJECTED, reason as u32, Verdict::Pass),
+        End::Reset(reason) => (trace_verdict::RESET, reason as u32, Verdict::Pass),
+        End::Drop(reason) => (trace_verdict::DROPPED, reason as u32, Verdict::Drop),
+    };
+    record.verdict = verdict;
+    record.reason = reason;
+    action
+}

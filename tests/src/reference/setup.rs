@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the programs go by: Services, backends, devices, routes, settings. The agent's and the kernel's part, in plain types.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::RangeInclusive,
+};
+
+use lb_common::{flow::FlowState, hash};
+
+use super::route::{Prefix, Route, Way, way_to};
+
+/// IP version 4 or 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Version {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// Where a frontend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// At an address of its own.
+    Address(IpAddr),
+    /// At each of the node's addresses that answer NodePorts.
+    Node(Version),
+}
+
+/// What becomes of new flows for which there is no backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// An ICMP error.
+    #[default]
+    Reject,
+    /// Silence.
+    Drop,
+}
+
+/// Endpoints that may be used: those of the whole cluster, or those on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum List {
+    /// The cluster's.
+    #[default]
+    Cluster,
+    /// This node's.
+    Local,
+}
+
+/// What a new flow gets, for internal clients and external ones: index 0 and 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frontend {
+    /// Index of the Service port.
+    pub service: u32,
+    /// Slots of the lookup tables: each the index of a backend. Empty where no backend may be used.
+    pub tables: [Vec<u32>; 2],
+    /// For when they are empty.
+    pub policies: [Policy; 2],
+    /// What the tables are made of.
+    pub lists: [List; 2],
+    /// Idle ticks for which a client stays with its backend, at all frontends of the Service port; `None` for no affinity.
+    pub affinity: Option<u32>,
+    /// Only clients in the Service port's source ranges are let in.
+    pub is_restricted: bool,
+    /// TCP connections are reset when their backend goes.
+    pub resets: bool,
+}
+
+/// A backend index: in use, or free. One that was never used is generation 0 and free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Address and port; `None` where the index is free.
+    pub address: Option<(IpAddr, u16)>,
+    /// How often the index was freed.
+    pub generation: u32,
+    /// On this node.
+    pub is_local: bool,
+    /// In the cluster list and in the local list.
+    pub is_listed: [bool; 2],
+    /// Index of the Service port.
+    pub service: u32,
+}
+
+impl Backend {
+    /// A free index.
+    #[must_use]
+    pub const fn free(generation: u32) -> Self {
+        Self { address: None, generation, is_local: false, is_listed: [false; 2], service: 0 }
+    }
+
+    /// Whether it is in a list.
+    pub(super) const fn is_in(&self, list: List) -> bool {
+        match list {
+            List::Cluster => self.is_listed[0],
+            List::Local => self.is_listed[1],
+        }
+    }
+}
+
+/// What the agent says about a device. Addresses are what its programs take as sources.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// The device's first address of each version.
+    pub addresses: BTreeMap<Version, IpAddr>,
+    /// Leads to pods of this node: its senders are internal clients.
+    pub is_pod: bool,
+    /// Takes frames that XDP redirects.
+    pub takes_xdp: bool,
+}
+
+/// Everything that decisions depend on, but the flow table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Key of the flow hash.
+    pub seed: [u64; 2],
+    /// Ports for source translation.
+    pub source_ports: RangeInclusive<u16>,
+    /// The node's own addresses, for ICMP errors and as sources where the device has none.
+    pub node: BTreeMap<Version, IpAddr>,
+    /// Idle ticks by flow state.
+    pub timeouts: [u32; FlowState::COUNT],
+    /// Budget of ICMP errors.
+    pub rejects_per_tick: u32,
+    /// Counts changes of routes and neighbours.
+    pub next_hop_generation: u32,
+    /// By place, port and protocol.
+    pub frontends: BTreeMap<(Place, u16, u8), Frontend>,
+    /// ClusterIPs whose undefined ports are refused.
+    pub guarded: BTreeSet<IpAddr>,
+    /// Who is let in where a frontend is restricted, by Service port.
+    pub source_ranges: BTreeMap<u32, BTreeSet<Prefix>>,
+    /// Where the cluster's pods are: clients from there are internal, whatever device they come by.
+    pub cluster_cidrs: BTreeMap<Version, Prefix>,
+    /// Every source is translated, where packets can be forwarded at all.
+    pub masquerades_all: bool,
+    /// By index; index 0 is never used, and there are none beyond the last.
+    pub backends: Vec<Backend>,
+    /// The node's addresses that answer NodePorts.
+    pub node_port_addresses: BTreeSet<IpAddr>,
+    /// By index.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Destinations that concern Shunt where packets arrive.
+    pub ingress_filter: BTreeSet<IpAddr>,
+    /// Sources that concern it where they leave.
+    pub egress_filter: BTreeSet<IpAddr>,
+    /// The kernel's routes.
+    pub routes: Vec<Route>,
+    /// Ethernet addresses of neighbours, by device and address.
+    pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    /// Ethernet addresses of the devices themselves.
+    pub devices: BTreeMap<u32, [u8; 6]>,
+}
+
+impl Setup {
+    /// A backend, if the index is one.
+    pub(super) fn backend(&self, index: u32) -> Option<&Backend> {
+        self.backends.get(index as usize)
+    }
+
+    /// Whether the address filter lets a destination pass. It is a bit per hash of an address, so it may say yes to a
+    /// stranger too: the agent and the programs agree on that hash, and so must we.
+    pub(super) fn filters_in(&self, destination: IpAddr) -> bool {
+        contains(&self.ingress_filter, destination)
+    }
+
+    /// The same for a source at egress.
+    pub(super) fn filters_out(&self, source: IpAddr) -> bool {
+        contains(&self.egress_filter, source)
+    }
+
+    /// How the kernel would send to a destination.
+    pub(super) fn way_to(&self, destination: IpAddr) -> Way {
+        way_to(&self.routes, &self.neighbours, destination)
+    }
+}
+
+fn contains(filter: &BTreeSet<IpAddr>, address: IpAddr) -> bool {
+    let bit = hash::filter_bit(&address.into());
+    filter.iter().any(|&known| hash::filter_bit(&known.into()) == bit)
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How long a decision holds: backends that go, connections that end, entries that are lost, tuples that collide.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use lb_common::flow::{
+    FlowState, protocol,
+    tcp_flags::{ACK, FIN, RST, SYN},
+};
+use shunt_tests::{
+    packets::{
+        POD, Rig, Segment, UPLINK,
+        node::{self, BACKEND_PORT, CALLER, HERE, NODE, OUTSIDE, Service, THERE, pick},
+        with_rig,
+    },
+    reference::{Backend, Door, Entry, Outcome, Tuple, Verdict, Version},
+};
+
+use crate::step::{Step, continued, end, first, send, source_port, take};
+
+/// Where the backend goes when it is replaced, in the tests here.
+const SUCCESSOR: node::Both = ["10.1.0.99", "fd00:1::99"];
+/// Its index.
+const SUCCESSOR_INDEX: u32 = 40;
+
+/// Puts another backend in the place of a Service's own, whose index is freed.
+fn replace_backend(rig: &mut Rig, service: Service, version: Version) -> Result<()> {
+    rig.change(|setup| {
+        let gone = service.index(version);
+        let freed = setup.backends[gone as usize].generation + 1;
+        setup.backends[gone as usize] = Backend::free(freed);
+        node::add_backend(setup, SUCCESSOR_INDEX, (pick(SUCCESSOR, version), BACKEND_PORT), true);
+        for frontend in setup.frontends.values_mut().filter(|frontend| frontend.service == gone) {
+            frontend.tables.iter_mut().flatten().for_each(|slot| *slot = SUCCESSOR_INDEX);
+        }
+    })
+}
+
+fn successor(version: Version) -> SocketAddr {
+    end(SUCCESSOR, version, BACKEND_PORT)
+}
+
+/// Sends at the uplink, by XDP.
+fn arrive(rig: &mut Rig, packet: &Segment) -> Result<Outcome> {
+    send(rig, (Door::Xdp, UPLINK), packet.build())
+}
+
+/// The entry of a client's packet.
+fn entry(rig: &Rig, src: SocketAddr, dst: SocketAddr, protocol: u8) -> Result<Entry> {
+    rig.compare_flows()?;
+    let tuple = Tuple { src, dst, protocol };
+    rig.model().flows.0.get(&tuple).copied().with_context(|| format!("no flow {tuple:?}"))
+}
+
+#[test]
+fn udp_leaves_a_backend_that_has_gone_at_its_next_packet() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
+            let packet = Segment::udp(client, frontend);
+            arrive(rig, &packet)?;
+            replace_backend(rig, HERE, version)?;
+            let moved = arrive(rig, &packet)?;
+            ensure!(moved.frame == packet.clone().between(client, successor(version)).build(), "{moved:?}");
+            let index = HERE.index(version);
+            let len = packet.build().len();
+            let counted = format!(
+                "service{index}.flows=1 backend{SUCCESSOR_INDEX}.original=1x{len}B backend{SUCCESSOR_INDEX}.flows=1"
+            );
+            ensure!(moved.moved.to_string() == counted, "moved {}", moved.moved);
+            rig.compare_flows()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn udp_is_refused_when_the_last_backend_has_gone() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
+            let packet = Segment::udp(client, frontend);
+            arrive(rig, &packet)?;
+            rig.change(|setup| {
+                let gone = HERE.index(version);
+                setup.backends[gone as usize] = Backend::free(1);
+                let frontends = setup.frontends.values_mut().filter(|frontend| frontend.service == gone);
+                frontends.flat_map(|frontend| &mut frontend.tables).for_each(Vec::clear);
+            })?;
+            let refused = send(rig, (Door::Ingress, UPLINK), packet.build())?;
+            ensure!(refused.verdict == Verdict::Redirect, "{refused:?}");
+            let counted = format!("no-endpoints=1 service{}.rejected=1", HERE.index(version));
+            ensure!(refused.moved.to_string() == counted, "moved {}", refused.moved);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn tcp_keeps_a_backend_that_has_gone_until_its_next_syn() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
+            let (syn, data) =
+                (Segment::tcp(client, frontend, SYN), Segment::tcp(client, frontend, ACK).payload(b"data"));
+            arrive(rig, &syn)?;
+            arrive(rig, &data)?;
+            replace_backend(rig, HERE, version)?;
+            let step = Step {
+                what: "data",
+                at: (Door::Xdp, UPLINK),
+                frame: data.build(),
+                verdict: Verdict::Pass,
+                output: data.clone().between(client, HERE.backend(version)).build(),
+                moved: continued(HERE.index(version), data.build().len()),
+            };
+            take(rig, [step])?;
+            let begun = arrive(rig, &syn)?;
+            ensure!(begun.frame == syn.clone().between(client, successor(version)).build(), "{begun:?}");
+            rig.compare_flows()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_passes_through_its_states() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(CALLER, version, 40_000), HERE.at_cluster_ip(version));
+            for (is_reply, flags, state) in [
+                (false, SYN, FlowState::HALF_OPEN),
+                (true, SYN | ACK, FlowState::HALF_OPEN),
+                (false, ACK, FlowState::ESTABLISHED),
+                (true, FIN | ACK, FlowState::FIN_REPLY),
+                (false, ACK, FlowState::FIN_REPLY),
+                (false, FIN | ACK, FlowState::CLOSING),
+                (true, ACK, FlowState::CLOSING),
+            ] {
+                let (door, packet) = if is_reply {
+                    (Door::Egress, Segment::tcp(HERE.backend(version), client, flags))
+                } else {
+                    (Door::Ingress, Segment::tcp(client, frontend, flags))
+                };
+                send(rig, (door, POD), packet.build())?;
+                let entry = entry(rig, client, frontend, protocol::TCP)?;
+                ensure!(entry.state == state, "{:?} after {flags:#x}", entry.state.as_str());
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_syn_on_a_closing_entry_decides_anew_kubernetes_81775() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
+            let syn = Segment::tcp(client, frontend, SYN);
+            arrive(rig, &syn)?;
+            arrive(rig, &Segment::tcp(client, frontend, RST))?;
+            // The old backend lives; new connections go elsewhere.
+            rig.change(|setup| {
+                node::add_backend(setup, SUCCESSOR_INDEX, (pick(SUCCESSOR, version), BACKEND_PORT), true);
+                let frontends = setup.frontends.values_mut();
+                for frontend in frontends.filter(|frontend| frontend.service == HERE.index(version)) {
+                    frontend.tables.iter_mut().flatten().for_each(|slot| *slot = SUCCESSOR_INDEX);
+                }
+            })?;
+            let late = arrive(rig, &Segment::tcp(client, frontend, ACK))?;
+            let kept = Segment::tcp(client, HERE.backend(version), ACK).build();
+            ensure!(late.frame == kept, "a late segment still goes to the old backend: {late:?}");
+            let begun = arrive(rig, &syn)?;
+            ensure!(begun.frame == syn.between(client, successor(version)).build(), "{begun:?}");
+            let entry = entry(rig, client, frontend, protocol::TCP)?;
+            ensure!(entry.state == FlowState::HALF_OPEN, "{:?}", entry.state.as_str());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_idle_flow_is_decided_anew_after_its_time_out() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
+            let packet = Segment::udp(client, frontend);
+            let begin = |rig: &mut Rig| Ok::<_, anyhow::Error>(arrive(rig, &packet)?.moved.services.len() == 1);
+            let timeout = node::TIMEOUTS[FlowState::UNREPLIED.index()];
+            ensure!(begin(rig)?, "the first packet begins a flow");
+            // Two ticks to spare: one may end while we wait.
+            rig.wait(timeout - 2)?;
+            ensure!(!begin(rig)?, "not idle for long enough");
+            rig.wait(timeout + 1)?;
+            ensure!(begin(rig)?, "idle for too long");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_lost_reply_entry_is_made_again_by_a_packet_of_the_next_tick() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for service in [HERE, THERE] {
+                let (client, frontend) = (end(OUTSIDE, version, 40_000), service.at_node(version));
+                let packet = Segment::tcp(client, frontend, SYN);
+                arrive(rig, &packet)?;
+                let forward = entry(rig, client, frontend, protocol::TCP)?;
+                let reply = Tuple { src: forward.to.dst, dst: forward.to.src, protocol: protocol::TCP };
+                rig.evict(reply)?;
+                rig.wait(1)?;
+                arrive(rig, &packet)?;
+                let again = entry(rig, reply.src, reply.dst, protocol::TCP)?;
+                ensure!((again.to.src, again.to.dst) == (frontend, client), "{again:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_lost_forward_entry_meets_the_same_backend_and_source_port() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        // Many backends, so that meeting the same one is no accident.
+        rig.change(|setup| {
+            for version in Version::BOTH {
+                for number in 0..10 {
+                    let address =
+                        format!("{}{number}", if version == Version::V4 { "10.2.0.10" } else { "fd00:2::10" });
+                    let index = SUCCESSOR_INDEX + number + if version == Version::V4 { 0 } else { 10 };
+                    node::add_backend(setup, index, (address.parse().expect("an address"), BACKEND_PORT), false);
+                }
+                let first = SUCCESSOR_INDEX + if version == Version::V4 { 0 } else { 10 };
+                let frontends = setup.frontends.values_mut();
+                for frontend in frontends.filter(|frontend| frontend.service == THERE.index(version)) {
+                    let slots: Vec<u32> = (0..101).map(|slot| first + slot % 10).collect();
+                    frontend.tables = [slots.clone(), slots];
+                }
+            }
+        })?;
+        for version in Version::BOTH {
+            for port in 40_000..40_050 {
+                let (client, frontend) = (end(OUTSIDE, version, port), THERE.at_node(version));
+                arrive(rig, &Segment::tcp(client, frontend, SYN))?;
+                let data = Segment::tcp(client, frontend, ACK);
+                let before = arrive(rig, &data)?;
+                rig.evict(Tuple { src: client, dst: frontend, protocol: protocol::TCP })?;
+                let after = arrive(rig, &data)?;
+                ensure!(after.frame == before.frame, "{before:?}\n{after:?}");
+                let entry = entry(rig, client, frontend, protocol::TCP)?;
+                ensure!(entry.state == FlowState::ESTABLISHED, "{:?}", entry.state.as_str());
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn one_client_port_through_two_vips_to_one_backend_cilium_42632() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in [protocol::TCP, protocol::UDP] {
+                let (client, backend) = (end(CALLER, version, 40_000), HERE.backend(version));
+                let vips = [HERE.at_cluster_ip(version), HERE.at_node(version)];
+                let mut ports = Vec::new();
+                for vip in vips {
+                    let sent = send(rig, (Door::Ingress, POD), first(protocol, client, vip).build())?;
+                    ports.push(source_port(&sent.frame, version));
+                    let own = SocketAddr::new(client.ip(), ports[ports.len() - 1]);
+                    ensure!(sent.frame == first(protocol, own, backend).build(), "{sent:?}");
+                }
+                ensure!(ports[0] == 40_000 && rig.model().setup.source_ports.contains(&ports[1]), "{ports:?}");
+                for (vip, port) in vips.into_iter().zip(ports) {
+                    let reply = first(protocol, backend, SocketAddr::new(client.ip(), port));
+                    let back = send(rig, (Door::Egress, POD), reply.build())?;
+                    ensure!(back.frame == first(protocol, vip, client).build(), "a reply by {vip}: {back:?}");
+                }
+            }
+        }
+        rig.compare_flows()
+    })
+}
+
+#[test]
+fn two_clients_with_one_port_share_no_source_port() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let mut ports = std::collections::BTreeSet::new();
+            for host in 1..=100 {
+                let client = format!("{}{host}", if version == Version::V4 { "203.0.113." } else { "2001:db8:c::" });
+                let client = SocketAddr::new(client.parse()?, 40_000);
+                let sent = arrive(rig, &Segment::tcp(client, THERE.at_node(version), SYN))?;
+                ensure!(ports.insert(source_port(&sent.frame, version)), "{client}: {sent:?}");
+            }
+        }
+        rig.compare_flows()
+    })
+}
+
+#[test]
+fn a_spent_source_port_range_drops_and_counts() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| setup.source_ports = 50_000..=50_003)?;
+        for version in Version::BOTH {
+            for port in 40_000..40_004 {
+                arrive(rig, &Segment::tcp(end(OUTSIDE, version, port), THERE.at_node(version), SYN))?;
+            }
+            let late = Segment::tcp(end(OUTSIDE, version, 40_004), THERE.at_node(version), SYN);
+            take(rig, Door::IN.map(|door| Step::dropped("late", (door, UPLINK), late.build(), "no-source-port=1")))?;
+            // A port whose flow has been idle for too long can be had.
+            rig.wait(node::TIMEOUTS[FlowState::HALF_OPEN.index()] + 1)?;
+            let begun = arrive(rig, &late)?;
+            ensure!(begun.verdict == Verdict::Transmit, "{begun:?}");
+        }
+        rig.compare_flows()
+    })
+}
+
+#[test]
+fn a_next_hop_is_looked_up_again_after_routes_have_changed() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), THERE.at_node(version));
+            let packet = Segment::tcp(client, frontend, SYN);
+            arrive(rig, &packet)?;
+            rig.change(|setup| setup.next_hop_generation += 1)?;
+            arrive(rig, &packet)?;
+            let generation = entry(rig, client, frontend, protocol::TCP)?.next_hop.generation;
+            ensure!(generation == rig.model().setup.next_hop_generation, "{generation}");
+            // The reply's next hop has never been looked up until its first packet.
+            let sent = arrive(rig, &packet)?;
+            let node = SocketAddr::new(pick(NODE, version), source_port(&sent.frame, version));
+            let reply = Segment::tcp(THERE.backend(version), node, SYN | ACK);
+            ensure!(entry(rig, THERE.backend(version), node, protocol::TCP)?.next_hop.ifindex == 0, "looked up early");
+            arrive(rig, &reply)?;
+            ensure!(entry(rig, THERE.backend(version), node, protocol::TCP)?.next_hop.ifindex == UPLINK, "not kept");
+        }
+        Ok(())
+    })
+}

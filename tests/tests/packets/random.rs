@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Random packets, 100,000 of them: kernel and model must agree about each.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    io::{Write, stderr},
+    str::FromStr,
+};
+
+use anyhow::{Context, Result, ensure};
+use lb_common::verdict::Reason;
+use shunt_tests::{
+    packets::{Random, Rig, node, with_rig},
+    reference::{Arrival, Door, Outcome, Verdict, is_sound},
+};
+
+const PACKETS: u64 = 100_000;
+const SEED: u64 = 20_261_123;
+/// Packets on one node, before the next.
+const SEGMENT: u64 = 500;
+/// Packets from one comparison of the flow tables to the next.
+const COMPARISON: u64 = 50;
+
+/// Reasons that no packet can bring about.
+const IMPOSSIBLE: [Reason; 4] =
+    [Reason::RejectFailed, Reason::FlowInsertFailed, Reason::RewriteFailed, Reason::MapMissing];
+
+#[test]
+fn random_packets_fare_as_the_model_says() -> Result<()> {
+    let packets = setting("SHUNT_PACKETS", PACKETS)?;
+    let seed = setting("SHUNT_SEED", SEED)?;
+    with_rig(node::setup, |rig| {
+        let mut seen = BTreeMap::new();
+        for segment in 0..packets.div_ceil(SEGMENT) {
+            // Each segment can be run alone.
+            let seed = seed + segment;
+            let count = SEGMENT.min(packets - segment * SEGMENT);
+            run(rig, seed, count, &mut seen)
+                .with_context(|| format!("SHUNT_SEED={seed} SHUNT_PACKETS={count} brings this about again"))?;
+        }
+        let seen: Vec<String> = seen.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        writeln!(stderr(), "{packets} random packets from seed {seed}: {}", seen.join(", "))?;
+        if packets >= PACKETS {
+            let all = Reason::ALL.iter().filter(|reason| !IMPOSSIBLE.contains(reason));
+            let missed: Vec<&str> = all
+                .map(|reason| reason.as_str())
+                .filter(|&label| !seen.iter().any(|word| word.starts_with(label)))
+                .collect();
+            ensure!(missed.is_empty(), "the generator has missed {missed:?}");
+        }
+        Ok(())
+    })
+}
+
+/// One node, with packets and events.
+fn run(rig: &mut Rig, seed: u64, packets: u64, seen: &mut BTreeMap<String, u64>) -> Result<()> {
+    let mut random = Random::new(seed);
+    let setup = random.setup(&rig.network);
+    rig.restart(setup)?;
+    for number in 1..=packets {
+        event(rig, &mut random).with_context(|| format!("event before packet {number}"))?;
+        let arrival = random.arrival(rig.model());
+        let Some(outcome) = rig.try_send(&arrival).with_context(|| format!("packet {number}"))? else {
+            count(seen, "untested");
+            continue;
+        };
+        let stays_sound = !is_whole(&arrival.frame) || is_sound(&outcome.frame) || outcome.frame == arrival.frame;
+        ensure!(stays_sound, "packet {number} has lost its checksums: {arrival:02x?}\n{outcome}");
+        note(seen, &arrival, &outcome);
+        if number % COMPARISON == 0 || number == packets {
+            rig.compare_flows().with_context(|| format!("after packet {number}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Now and then something happens between packets.
+fn event(rig: &mut Rig, random: &mut Random) -> Result<()> {
+    match random.below(100) {
+        0 => rig.wait(random.pick(&[1, 4, 200])),
+        1 => rig.change(|setup| random.change(setup)),
+        2..4 => {
+            let flows = &rig.model().flows.0;
+            let victim = flows.keys().nth(random.below(flows.len().max(1))).copied();
+            victim.map_or(Ok(()), |victim| rig.evict(victim))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a frame is as the generator has made it, before any damage.
+fn is_whole(frame: &[u8]) -> bool {
+    let header = if frame[12] == 0x08 { 20 } else { 40 };
+    frame.len() >= 14 + header + 20 && is_sound(frame)
+}
+
+fn note(seen: &mut BTreeMap<String, u64>, arrival: &Arrival, outcome: &Outcome) {
+    if arrival.is_trace {
+        return count(seen, "trace");
+    }
+    outcome.moved.reasons.keys().for_each(|label| count(seen, label));
+    if !outcome.moved.backends.is_empty() && outcome.frame != arrival.frame {
+        let verdict = match outcome.verdict {
+            Verdict::Pass => "translated",
+            Verdict::Transmit | Verdict::Redirect => "forwarded",
+            Verdict::Drop => "dropped",
+        };
+        count(seen, &format!("{verdict} by {}", if arrival.door == Door::Xdp { "XDP" } else { "TC" }));
+    }
+}
+
+fn count(seen: &mut BTreeMap<String, u64>, what: &str) {
+    *seen.entry(what.to_owned()).or_default() += 1;
+}
+
+fn setting<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str, default: T) -> Result<T> {
+    match env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text}")),
+        Err(_) => Ok(default),
+    }
+}

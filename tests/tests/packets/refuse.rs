@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Refusals: ICMP errors, drops, and their counters.
+
+use anyhow::Result;
+use lb_common::flow::protocol;
+use shunt_tests::{
+    packets::{
+        Kernel, POD, UPLINK,
+        node::{self, CALLER, EMPTY, HERE, LOCAL_ONLY, NODE, OUTSIDE, THERE, UNROUTED, pick},
+        port_unreachable, with_rig,
+    },
+    reference::{Door, Verdict, Version},
+};
+
+use crate::step::{PROTOCOLS, Step, end, first, take};
+
+/// The IP header and a layer-4 header.
+pub fn quote_len(version: Version, protocol: u8) -> usize {
+    (if version == Version::V4 { 20 } else { 40 }) + if protocol == protocol::TCP { 20 } else { 8 }
+}
+
+#[test]
+fn without_endpoints_the_sender_gets_an_icmp_error() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                let from_pod = (POD, end(CALLER, version, 40_000), EMPTY.at_cluster_ip(version));
+                let from_outside = (UPLINK, end(OUTSIDE, version, 40_000), EMPTY.at_node(version));
+                for (device, client, frontend) in [from_pod, from_outside] {
+                    let frame = first(protocol, client, frontend).payload(b"not to be quoted").build();
+                    let index = EMPTY.index(version);
+                    let error = Step {
+                        what: "reject",
+                        at: (Door::Ingress, device),
+                        frame: frame.clone(),
+                        verdict: Verdict::Redirect,
+                        output: port_unreachable(
+                            &frame,
+                            pick(NODE, version),
+                            client.ip(),
+                            quote_len(version, protocol),
+                        ),
+                        moved: format!("no-endpoints=1 service{index}.rejected=1"),
+                    };
+                    take(rig, [error, Step::untouched("XDP", (Door::Xdp, device), frame, "left-to-tc=1")])?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_without_an_address_answers_as_the_service() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| setup.node.clear())?;
+        for version in Version::BOTH {
+            let (client, frontend) = (end(CALLER, version, 40_000), EMPTY.at_cluster_ip(version));
+            let frame = first(protocol::UDP, client, frontend).build();
+            let output = port_unreachable(&frame, frontend.ip(), client.ip(), quote_len(version, protocol::UDP));
+            let moved = format!("no-endpoints=1 service{}.rejected=1", EMPTY.index(version));
+            let (what, at, verdict) = ("reject", (Door::Ingress, POD), Verdict::Redirect);
+            take(rig, [Step { what, at, frame, verdict, output, moved }])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn errors_beyond_the_budget_are_drops() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| setup.rejects_per_tick = 2)?;
+        Kernel::settle()?;
+        let version = Version::V4;
+        let (client, index) = (end(CALLER, version, 40_000), EMPTY.index(version));
+        let frame = first(protocol::TCP, client, EMPTY.at_cluster_ip(version)).build();
+        let error = port_unreachable(&frame, pick(NODE, version), client.ip(), 40);
+        let at = (Door::Ingress, POD);
+        let moved = format!("no-endpoints=1 service{index}.rejected=1");
+        let sent = || Step {
+            what: "sent",
+            at,
+            frame: frame.clone(),
+            verdict: Verdict::Redirect,
+            output: error.clone(),
+            moved: moved.clone(),
+        };
+        let spent = format!("no-endpoints=1 reject-limit=1 service{index}.rejected=1");
+        take(rig, [sent(), sent(), Step::dropped("spent", at, frame.clone(), &spent)])
+    })
+}
+
+#[test]
+fn a_local_policy_without_local_endpoints_drops() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                let index = LOCAL_ONLY.index(version);
+                let moved = format!("no-local-endpoints=1 service{index}.dropped=1");
+                let inside = first(protocol, end(CALLER, version, 40_000), LOCAL_ONLY.at_cluster_ip(version)).build();
+                let outside = first(protocol, end(OUTSIDE, version, 40_000), LOCAL_ONLY.at_node(version)).build();
+                take(
+                    rig,
+                    [
+                        Step::dropped("inside", (Door::Ingress, POD), inside, &moved),
+                        Step::dropped("outside", (Door::Ingress, UPLINK), outside.clone(), &moved),
+                        Step::dropped("outside, XDP", (Door::Xdp, UPLINK), outside, &moved),
+                    ],
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn policies_and_tables_are_those_of_the_clients_side() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        // Clients inside find no endpoint, clients outside do, and the other way round at the second Service.
+        rig.change(|setup| {
+            for frontend in setup.frontends.values_mut() {
+                if frontend.service == HERE.index(Version::V4) {
+                    frontend.tables[0].clear();
+                } else if frontend.service == THERE.index(Version::V4) {
+                    frontend.tables[1].clear();
+                    frontend.policies = [node::EMPTY.policy, LOCAL_ONLY.policy];
+                }
+            }
+        })?;
+        let version = Version::V4;
+        let (pod, outside) = (end(CALLER, version, 40_000), end(OUTSIDE, version, 40_000));
+        let here = first(protocol::TCP, outside, HERE.at_node(version));
+        let there = first(protocol::TCP, pod, THERE.at_cluster_ip(version));
+        let pass = |what, at, packet: shunt_tests::packets::Segment, (client, service): (_, node::Service)| Step {
+            what,
+            at,
+            frame: packet.build(),
+            verdict: Verdict::Pass,
+            output: packet.between(client, service.backend(version)).build(),
+            moved: crate::step::begun(service.index(version), 54),
+        };
+        let dropped = format!("no-local-endpoints=1 service{}.dropped=1", THERE.index(version));
+        let refused = first(protocol::TCP, outside, THERE.at_node(version)).build();
+        take(
+            rig,
+            [
+                pass("outside", (Door::Ingress, UPLINK), here, (outside, HERE)),
+                pass("inside", (Door::Ingress, POD), there, (pod, THERE)),
+                Step::dropped("outside, refused", (Door::Ingress, UPLINK), refused, &dropped),
+            ],
+        )
+    })
+}
+
+#[test]
+fn without_a_route_the_packet_is_dropped_by_tc() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                let frame = first(protocol, end(OUTSIDE, version, 40_000), UNROUTED.at_node(version)).build();
+                take(
+                    rig,
+                    [
+                        Step::untouched("XDP", (Door::Xdp, UPLINK), frame.clone(), "left-to-tc=1"),
+                        Step::dropped("TC", (Door::Ingress, UPLINK), frame, "no-route=1"),
+                    ],
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn without_a_source_address_the_packet_is_dropped() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| {
+            setup.node.clear();
+            setup.interfaces.values_mut().for_each(|interface| interface.addresses.clear());
+        })?;
+        for version in Version::BOTH {
+            let frame = first(protocol::TCP, end(OUTSIDE, version, 40_000), THERE.at_node(version)).build();
+            let steps =
+                Door::IN.map(|door| Step::dropped("no source", (door, UPLINK), frame.clone(), "no-source-address=1"));
+            take(rig, steps)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_table_that_names_no_backend_is_counted_as_corrupt() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        // A free index, and one beyond the array.
+        for wrong in [60, 1_000_000] {
+            rig.change(|setup| {
+                let tables = setup.frontends.values_mut().flat_map(|frontend| &mut frontend.tables);
+                tables.flatten().for_each(|slot| *slot = wrong);
+            })?;
+            for version in Version::BOTH {
+                let frame = first(protocol::TCP, end(OUTSIDE, version, 40_000), HERE.at_node(version)).build();
+                take(
+                    rig,
+                    Door::IN.map(|door| Step::dropped("corrupt", (door, UPLINK), frame.clone(), "table-corrupt=1")),
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_packet_at_the_end_of_its_ttl_is_not_forwarded() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for ttl in [0, 1] {
+                let client = end(OUTSIDE, version, 40_000 + u16::from(ttl));
+                let packet = first(protocol::TCP, client, THERE.at_node(version)).ttl(ttl);
+                let index = THERE.index(version);
+                let begun = format!("ttl-expired=1 service{index}.flows=1 backend{index}.flows=1");
+                take(
+                    rig,
+                    [
+                        Step::dropped("first", (Door::Xdp, UPLINK), packet.build(), &begun),
+                        Step::dropped("second", (Door::Ingress, UPLINK), packet.build(), "ttl-expired=1"),
+                    ],
+                )?;
+                // What the stack routes, the stack judges.
+                let packet = first(protocol::TCP, client, HERE.at_node(version)).ttl(ttl);
+                let output = packet.clone().between(client, HERE.backend(version)).build();
+                let moved = crate::step::begun(HERE.index(version), output.len());
+                let (at, frame) = ((Door::Xdp, UPLINK), packet.build());
+                take(rig, [Step { what: "here", at, frame, verdict: Verdict::Pass, output, moved }])?;
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The agent without a kernel: source, model, compile, diff and the one loop, on maps in memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use lb_agent::{
+    dataplane::fake::Fake,
+    diff::{Capacities, Filter, Operation, State, WriteError, Writer},
+    health::Health,
+    metrics::Metrics,
+    model::Model,
+    node::{
+        addresses::NodePortAddresses,
+        roles::Selection,
+        state::{Change, Link, NodeState},
+    },
+    problem::Problem,
+    source::{self, KubeOptions},
+    sync::{
+        Devices, Inputs, Loop, Maps, Services,
+        doors::{Attached, DoorError, Doors},
+    },
+};
+use lb_common::address::Address;
+use shunt_tests::{api_server::ApiServer, world::wait_until};
+use tempfile::TempDir;
+use tokio::{runtime::Runtime, sync::mpsc};
+
+/// The Node that all agents here run on.
+pub const NODE: &str = "node-a";
+/// For the maps to follow, back-offs of the source included.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Time in which something that must not happen would have.
+pub const A_WHILE: Duration = Duration::from_millis(400);
+
+/// Frontends as text, each with the endpoints that get its new flows.
+pub type Served = BTreeMap<String, BTreeSet<String>>;
+
+/// Maps in memory that the test can look at while the agent writes them.
+#[derive(Clone, Default)]
+struct SharedMaps(Arc<Mutex<Fake>>);
+
+impl SharedMaps {
+    fn lock(&self) -> MutexGuard<'_, Fake> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writer for SharedMaps {
+    fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
+        self.lock().write(operation)
+    }
+}
+
+impl Doors for SharedMaps {
+    fn attach(&mut self, _ifindex: u32, _link: &Link, _role: u16) -> Result<Attached, DoorError> {
+        Ok(Attached::default())
+    }
+
+    fn detach(&mut self, _ifindex: u32) {}
+
+    fn attached(&self) -> BTreeSet<u32> {
+        BTreeSet::new()
+    }
+
+    fn bump_next_hops(&mut self) {}
+
+    fn set_node_addresses(&mut self, _addresses: [Address; 2]) {}
+
+    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+        Ok(needed.clone())
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    maps: SharedMaps,
+    health: Health,
+    runtime: Option<Runtime>,
+    kubeconfig: Option<TempDir>,
+    /// Without a sender the loop would end.
+    _changes: mpsc::Sender<Change>,
+}
+
+impl Agent {
+    /// Starts one on empty maps.
+    pub fn start(server: &ApiServer) -> Result<Self> {
+        Self::adopt(server, empty())
+    }
+
+    /// Starts one on maps that an earlier one has left.
+    pub fn adopt(server: &ApiServer, maps: Fake) -> Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for the kubeconfig")?;
+        let kubeconfig = directory.path().join("kubeconfig");
+        server.write_kubeconfig(&kubeconfig, &serde_json::json!({}))?;
+        // The source reads the file once, at its start, and that may be a while after this.
+        let mut agent = Self::run(&kubeconfig, maps)?;
+        agent.kubeconfig = Some(directory);
+        Ok(agent)
+    }
+
+    /// Starts one with the credentials in a file.
+    pub fn run(kubeconfig: &Path, maps: Fake) -> Result<Self> {
+        let maps = SharedMaps(Arc::new(Mutex::new(maps)));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.context("a runtime")?;
+        let state = State::adopt(maps.lock().dump(), &Capacities::default());
+        let selection = Selection { uplinks: Vec::new(), pods: Vec::new() };
+        let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, BTreeMap::new());
+        let services = Services::new(Model::new(NODE.into()), "61000-65535".parse()?);
+        let health = Health::default();
+        let agent =
+            Loop::new(services, devices, Maps { state, doors: maps.clone() }, health.clone(), Metrics::default());
+        let (event_sender, events) = mpsc::channel(1024);
+        let (change_sender, changes) = mpsc::channel(1);
+        let (_, requests) = mpsc::channel(1);
+        runtime.spawn(agent.run(Inputs { events, changes, requests }));
+        let options = KubeOptions { kubeconfig: Some(kubeconfig.to_owned()), node_name: NODE.into() };
+        runtime.spawn(source::run_kube(options, event_sender));
+        Ok(Self { maps, health, runtime: Some(runtime), kubeconfig: None, _changes: change_sender })
+    }
+
+    /// Whether everything that the first lists held is in the maps.
+    pub fn is_synced(&self) -> bool {
+        self.health.is_synced()
+    }
+
+    /// Waits for that.
+    pub fn wait_synced(&self) -> Result<()> {
+        wait_until("the first sync", PATIENCE, || Ok(self.is_synced()))
+    }
+
+    /// What the maps serve.
+    pub fn served(&self) -> Served {
+        served(&self.maps.lock())
+    }
+
+    /// Waits until the maps serve just that.
+    pub fn wait_served(&self, wanted: &Served) -> Result<()> {
+        let waited = wait_until("the maps serving what is wanted", PATIENCE, || Ok(self.served() == *wanted));
+        waited.with_context(|| format!("wanted {wanted:?}, but there is\n{}", *self.maps.lock()))
+    }
+
+    /// That the maps serve just that, and go on doing so for a while.
+    pub fn keeps_serving(&self, wanted: &Served) -> Result<()> {
+        std::thread::sleep(A_WHILE);
+        ensure!(self.served() == *wanted, "wanted {wanted:?}, but there is\n{}", *self.maps.lock());
+        Ok(())
+    }
+
+    /// Ends it; what it has written stays.
+    pub fn stop(mut self) -> Fake {
+        self.end();
+        self.maps.lock().clone()
+    }
+
+    fn end(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(PATIENCE);
+        }
+        self.kubeconfig = None;
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Maps that hold nothing.
+pub fn empty() -> Fake {
+    Fake::new(Capacities::default())
+}
+
+/// Reads the lines `frontend 10.96.0.1:80/TCP -> service 1, ..` and `backend 1 10.0.0.1:80 service 1 active ..`.
+pub fn served(maps: &Fake) -> Served {
+    let text = maps.to_string();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split([' ', ',']).collect()).collect();
+    let backends_of = |service: &str| {
+        let own = lines.iter().filter(|words| words[0] == "backend" && words[4] == service && words[5] == "active");
+        own.map(|words| words[2].to_owned()).collect()
+    };
+    let frontends = lines.iter().filter(|words| words[0] == "frontend");
+    frontends.map(|words| (words[1].to_owned(), backends_of(words[4]))).collect()
+}

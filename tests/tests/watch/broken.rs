@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Lists that break off, dribble or expire: half of a list is not taken for the whole.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use shunt_tests::api_server::{ApiServer, Fault, Resource, Verb};
+
+use super::{
+    agent::{Agent, Served},
+    objects::{service, serving},
+};
+
+/// More than two pages of 500.
+const SERVICES: u16 = 1100;
+
+fn name(number: u16) -> String {
+    format!("web-{number:04}")
+}
+
+/// A server with many Services.
+fn big_server() -> Result<ApiServer> {
+    let server = ApiServer::start_locally()?;
+    (0..SERVICES).for_each(|number| server.apply(service(&name(number), number)));
+    Ok(server)
+}
+
+fn all() -> Served {
+    let numbers: Vec<(u16, &[&str])> = (0..SERVICES).map(|number| (number, &[][..])).collect();
+    serving(&numbers)
+}
+
+/// An agent serves everything; then a list is needed while one Service goes, and goes wrong first.
+fn relists(faults: &[Fault]) -> Result<()> {
+    let server = big_server()?;
+    let agent = Agent::start(&server)?;
+    agent.wait_served(&all())?;
+    server.go_away()?;
+    server.delete(Resource::Services, &name(SERVICES - 1));
+    server.forget_history();
+    faults.iter().for_each(|fault| server.inject(Resource::Services, Verb::List, *fault));
+    server.come_back()?;
+    let gone = serving(&[(SERVICES - 1, &[])]).into_keys().next().expect("one");
+    let mut wanted: Served = all();
+    wanted.remove(&gone);
+    // At no time less than that: the loop below would see it.
+    while agent.served() != wanted {
+        let now = agent.served();
+        ensure!(wanted.keys().all(|frontend| now.contains_key(frontend)), "something was taken back");
+        ensure!(server.count(Resource::Services, Verb::List) < 100, "lists without an end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(server.pending_faults() == 0, "some fault has not struck");
+    Ok(())
+}
+
+#[test]
+fn lists_come_in_pages() -> Result<()> {
+    let server = big_server()?;
+    let agent = Agent::start(&server)?;
+    agent.wait_served(&all())?;
+    ensure!(server.count(Resource::Services, Verb::List) == 3, "three pages");
+    Ok(())
+}
+
+#[test]
+fn rule_7_a_first_list_that_breaks_in_its_second_page_is_not_taken_for_the_whole() -> Result<()> {
+    let server = big_server()?;
+    let agent = Agent::start(&server)?;
+    agent.wait_served(&all())?;
+    let maps = agent.stop();
+    // The first page is good.
+    server.inject(Resource::Services, Verb::List, Fault::Dribble(1 << 16, Duration::ZERO));
+    server.inject(Resource::Services, Verb::List, Fault::BreakAfter(10_000));
+    server.hold(Resource::Services, Verb::List);
+    let agent = Agent::adopt(&server, maps)?;
+    server.release(Resource::Services, Verb::List);
+    while !agent.is_synced() {
+        ensure!(agent.served() == all(), "something was removed");
+    }
+    ensure!(agent.served() == all() && server.pending_faults() == 0);
+    Ok(())
+}
+
+#[test]
+fn rule_8_a_half_written_list_deletes_nothing() -> Result<()> {
+    relists(&[Fault::BreakAfter(0), Fault::BreakAfter(50_000)])
+}
+
+#[test]
+fn rule_8_a_list_that_dribbles_deletes_nothing_meanwhile() -> Result<()> {
+    relists(&[Fault::Dribble(4096, Duration::from_millis(20))])
+}
+
+#[test]
+fn rule_8_a_list_that_expires_between_its_pages_is_begun_anew() -> Result<()> {
+    relists(&[Fault::Dribble(1 << 16, Duration::ZERO), Fault::Status(410), Fault::Status(500)])
+}

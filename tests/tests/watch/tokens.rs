@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Credentials that are exchanged while the agent runs, as the kubelet does with a pod's every hour.
+
+use std::{fs, thread::sleep, time::Duration};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use shunt_tests::{api_server::ApiServer, world::wait_until};
+
+use super::{
+    agent::{Agent, empty},
+    objects::{service, serving},
+};
+
+/// The client reads a token's file at least once a minute.
+const A_MINUTE_AND_A_HALF: Duration = Duration::from_secs(90);
+
+#[test]
+fn a_rotated_token_is_read_again() -> Result<()> {
+    let server = ApiServer::start_locally()?;
+    server.accept_tokens(&["first"]);
+    server.apply(service("web", 1));
+    let directory = tempfile::tempdir().context("a directory")?;
+    let (kubeconfig, token) = (directory.path().join("kubeconfig"), directory.path().join("token"));
+    fs::write(&token, "first")?;
+    server.write_kubeconfig(&kubeconfig, &json!({"tokenFile": token}))?;
+    let agent = Agent::run(&kubeconfig, empty())?;
+    agent.wait_served(&serving(&[(1, &[])]))?;
+
+    // As the kubelet does it: the old one is good for a while yet.
+    server.accept_tokens(&["first", "second"]);
+    fs::write(&token, "second")?;
+    wait_until("the new token", A_MINUTE_AND_A_HALF, || {
+        server.disconnect();
+        sleep(Duration::from_secs(1));
+        Ok(server.last_token().as_deref() == Some("second"))
+    })?;
+    server.accept_tokens(&["second"]);
+    server.apply(service("dns", 2));
+    agent.wait_served(&serving(&[(1, &[]), (2, &[])]))
+}

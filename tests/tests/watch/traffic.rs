@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The real agent on a real kernel, fed by an API server that comes and goes: traffic does not notice.
+
+use std::{fs, net::SocketAddr, path::Path, thread::sleep, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use shunt_tests::{
+    api_server::{ApiServer, Resource},
+    load::{self, Target},
+    world::{Family, Options, World, http_port, sample, wait_until},
+};
+
+const API_PORT: u16 = 6443;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The world of the sample, whose agents follow an API server that stands outside.
+fn world_and_server() -> Result<(ApiServer, World)> {
+    let mut world = World::new(Options::TC)?;
+    let address = SocketAddr::new(world.outside_address(Family::V4), API_PORT);
+    let server = world.outside().enter(|| ApiServer::start(address))??;
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository")?.join("manifests/sample");
+    for file in ["nodes.yaml", "web.yaml", "web-endpoints.yaml"] {
+        server.apply_yaml(&fs::read_to_string(sample.join(file))?)?;
+    }
+    let kubeconfig = world.site().directory().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, &json!({}))?;
+    world.nodes_mut().for_each(|node| node.follow_cluster(&kubeconfig));
+    world.start_agents()?;
+    Ok((server, world))
+}
+
+/// The sample's slices with these pods alone.
+fn set_endpoints(server: &ApiServer, world: &World, pods: &[&str]) {
+    for (family, suffix, address_type) in [(Family::V4, "ipv4", "IPv4"), (Family::V6, "ipv6", "IPv6")] {
+        let endpoint = |name: &&str| json!({"addresses": [world.pod(name).address(family)], "nodeName": world.pod(name).node_name()});
+        let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
+        server.apply(json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": format!("web-{suffix}"), "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": address_type,
+            "ports": [{"name": "http", "port": http_port(), "protocol": "TCP"}],
+            "endpoints": endpoints,
+        }));
+    }
+}
+
+/// Waits until just this pod answers.
+fn wait_for_pod(world: &World, pod: &str) -> Result<()> {
+    for family in Family::BOTH {
+        let target = [Target::Http(sample::web(family))];
+        wait_until(&format!("only {pod} answering"), PATIENCE, || {
+            let tally = load::send(world.pod("client").namespace(), &target, 16, &|| {})?;
+            Ok(tally.backends.keys().eq([pod]))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_7_8_traffic_does_not_notice_an_api_server_that_is_away() -> Result<()> {
+    let (server, mut world) = world_and_server()?;
+    let load = world.load_web()?;
+    server.go_away()?;
+    sleep(Duration::from_secs(2));
+    // An agent that starts meanwhile adopts what is there, and waits.
+    world.nodes_mut().try_for_each(|node| node.agent_mut().kill())?;
+    for node in world.nodes_mut() {
+        node.start_agent(Options::TC.xdp)?;
+    }
+    sleep(Duration::from_secs(2));
+    server.forget_history();
+    server.come_back()?;
+    world.nodes().try_for_each(|node| node.agent().wait_ready())?;
+    sleep(Duration::from_secs(1));
+    let [tally] = <[_; 1]>::try_from(load.finish()).expect("one phase");
+    ensure!(tally.failed() == 0 && tally.requests() > 100, "{} requests, {:?}", tally.requests(), tally.errors);
+
+    server.go_away()?;
+    set_endpoints(&server, &world, &["web-2"]);
+    server.come_back()?;
+    wait_for_pod(&world, "web-2")
+}
+
+#[test]
+fn rule_8_a_service_deleted_while_the_agent_is_cut_off_goes_when_it_is_back() -> Result<()> {
+    let (server, world) = world_and_server()?;
+    wait_for_any(&world)?;
+    server.go_away()?;
+    server.delete(Resource::Services, "web");
+    server.forget_history();
+    wait_for_any(&world)?;
+    server.come_back()?;
+    let target = [Target::Http(sample::web(Family::V4))];
+    wait_until("the Service going", PATIENCE, || {
+        Ok(load::send(world.pod("client").namespace(), &target, 1, &|| {})?.failed() == 1)
+    })
+}
+
+fn wait_for_any(world: &World) -> Result<()> {
+    let target = [Target::Http(sample::web(Family::V4))];
+    let tally = load::send(world.pod("client").namespace(), &target, 10, &|| {})?;
+    ensure!(tally.failed() == 0, "{:?}", tally.errors);
+    Ok(())
+}
