@@ -19,7 +19,10 @@ use lb_common::maps::LAYOUT_VERSION;
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
-    sys::statfs::{FsType, statfs},
+    sys::{
+        stat::{major, minor},
+        statfs::{FsType, statfs},
+    },
 };
 
 use super::sys;
@@ -170,7 +173,7 @@ impl Pins {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Lock { _file: file }),
             Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let pid = file.metadata().ok().and_then(|metadata| lock_owner(metadata.ino()));
+                let pid = file.metadata().ok().and_then(|metadata| lock_owner(metadata.dev(), metadata.ino()));
                 Err(PinError::Locked { path: self.root.clone(), pid })
             }
             Err((_, errno)) => Err(directory(errno.into())),
@@ -245,18 +248,21 @@ fn mount_for(root: &Path) -> Result<(), PinError> {
         .map_err(|errno| PinError::Mount { path: target.into(), cause: errno.into() })
 }
 
-/// The process that holds a `flock` on an inode, from `/proc/locks`.
-fn lock_owner(inode: u64) -> Option<u32> {
-    owner_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+/// The process that holds a `flock` on an inode of a device, from `/proc/locks`.
+fn lock_owner(device: u64, inode: u64) -> Option<u32> {
+    owner_in(&fs::read_to_string("/proc/locks").ok()?, (major(device), minor(device), inode))
 }
 
-/// Lines such as `1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF`: kind, process, device and inode.
-fn owner_in(locks: &str, inode: u64) -> Option<u32> {
+/// Lines such as `1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF`: kind, process, device (hexadecimal) and inode, which
+/// alone says little: that of every bpffs root is the same.
+fn owner_in(locks: &str, ours: (u64, u64, u64)) -> Option<u32> {
     locks.lines().find_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
-        let is_ours = place.rsplit(':').next()?.parse() == Ok(inode);
-        is_ours.then(|| pid.parse().ok()).flatten()
+        let [major, minor, inode] = place.split(':').collect::<Vec<_>>()[..] else { return None };
+        let number = |hex| u64::from_str_radix(hex, 16).ok();
+        let place = (number(major)?, number(minor)?, inode.parse().ok()?);
+        (place == ours).then(|| pid.parse().ok()).flatten()
     })
 }
 
@@ -270,9 +276,10 @@ mod tests {
                      2: FLOCK  ADVISORY  WRITE 22 00:19:78 0 EOF\n\
                      2: -> FLOCK  ADVISORY  WRITE 44 00:19:78 0 EOF\n\
                      3: FLOCK  ADVISORY  WRITE 33 00:19:77 0 EOF\n";
-        assert_eq!(owner_in(locks, 77), Some(33));
-        assert_eq!(owner_in(locks, 78), Some(22));
-        assert_eq!(owner_in(locks, 7), None);
+        assert_eq!(owner_in(locks, (0, 0x19, 77)), Some(33));
+        assert_eq!(owner_in(locks, (0, 0x19, 78)), Some(22));
+        assert_eq!(owner_in(locks, (0, 0x19, 7)), None);
+        assert_eq!(owner_in(locks, (0, 0x1a, 77)), None, "the same inode of another file system");
     }
 
     #[test]
