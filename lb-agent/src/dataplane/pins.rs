@@ -92,6 +92,7 @@ fn pid_text(pid: Option<u32>) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
+    version: u32,
 }
 
 /// Ownership of a pin directory. It ends with the process, however that ends.
@@ -105,7 +106,7 @@ impl Pins {
     /// The pins below a directory.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), version: LAYOUT_VERSION }
     }
 
     /// The directory.
@@ -132,8 +133,22 @@ impl Pins {
         self.directory("links")
     }
 
+    /// The directory of this layout version.
+    #[must_use]
+    pub fn layout(&self) -> PathBuf {
+        self.root.join(format!("v{}", self.version))
+    }
+
+    /// The pins that agents with another layout version have left here.
+    #[must_use]
+    pub fn others(&self) -> Vec<Self> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let versions = entries.filter_map(|entry| version_of(&entry.path())).filter(|&version| version != self.version);
+        versions.map(|version| Self { root: self.root.clone(), version }).collect()
+    }
+
     fn directory(&self, kind: &str) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}")).join(kind)
+        self.layout().join(kind)
     }
 
     /// Makes the directories, on a bpffs that is mounted first if there is none.
@@ -179,6 +194,12 @@ impl Pins {
             Err((_, errno)) => Err(directory(errno.into())),
         }
     }
+}
+
+/// The layout version whose directory a path is: `v1`, `v2` and so on.
+#[must_use]
+pub fn version_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 /// Pins, replacing what was pinned there in one step.

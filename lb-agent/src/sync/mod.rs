@@ -155,7 +155,7 @@ impl<D: Doors> Loop<D> {
         // What was written may concern other Services: a frontend that one gave up is another's now.
         self.services.gather(&mut self.maps.state, now);
         if self.services.is_done() && !self.was_done {
-            self.finish();
+            self.finish(now);
         }
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if self.services.has_ready() {
@@ -178,13 +178,14 @@ impl<D: Doors> Loop<D> {
     }
 
     /// Everything known is in the maps.
-    fn finish(&mut self) {
+    fn finish(&mut self, now: Instant) {
         self.was_done = true;
         let is_first = !self.health.is_synced();
         let waiting_since = self.health.set_synced(Timestamp::now());
         let duration = waiting_since.map(|since| since.elapsed()).unwrap_or_default();
         self.metrics.observe_sync(duration);
         if is_first {
+            self.maps.doors.take_over().into_iter().for_each(|problem| self.reporter.note(problem, now));
             let services = self.services.model().services().len();
             info!("first sync: {services} Services are in the maps after {} ms", duration.as_millis());
         }
