@@ -25,6 +25,7 @@ use crate::{
 pub(crate) mod builders;
 pub mod endpoints;
 mod fault;
+pub mod health_check;
 pub mod node;
 pub mod service;
 mod service_cidrs;
@@ -33,6 +34,7 @@ mod value;
 
 use endpoints::Slice;
 use fault::keep_last_good;
+use health_check::{HealthCheck, health_check};
 use node::Node;
 use service::Service;
 use service_cidrs::ServiceCidrs;
@@ -140,14 +142,31 @@ impl Model {
         let own = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
         let of_slices = own.flat_map(|slice| &slice.problems);
         let mut problems: Vec<_> = service.problems.iter().chain(of_slices).cloned().collect();
-        let parts = match &service.split {
-            Some(split) => {
-                problems.extend(self.split_problem(key, split));
-                self.parts(key, self.splits.in_force(key, split))
-            }
+        problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split)));
+        (compile::compile(service, &self.all_parts(service), &self.node), problems)
+    }
+
+    /// What load balancers learn of a Service at its `healthCheckNodePort`; `None` where it has none.
+    #[must_use]
+    pub fn health_check(&self, key: &ServiceKey) -> Option<HealthCheck> {
+        let service = self.services.get(key)?;
+        let parts = self.all_parts(service);
+        let slices = parts.iter().flat_map(|part| part.slices.iter().copied());
+        health_check(service, slices, &self.node)
+    }
+
+    /// Whether a Service must be compiled again.
+    #[must_use]
+    pub fn is_dirty(&self, key: &ServiceKey) -> bool {
+        self.dirty.contains(key)
+    }
+
+    /// Whose endpoints serve: the Service's own, or those of the Services of its split.
+    fn all_parts<'a>(&'a self, service: &'a Service) -> Vec<Part<'a>> {
+        match &service.split {
+            Some(split) => self.parts(&service.key, self.splits.in_force(&service.key, split)),
             None => vec![self.part(service, 1)],
-        };
-        (compile::compile(service, &parts, &self.node), problems)
+        }
     }
 
     /// The Services that share the traffic of one with a split; those that are not there have no endpoints.
@@ -190,6 +209,12 @@ impl Model {
     #[must_use]
     pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
         self.service_cidrs.ranges()
+    }
+
+    /// Whether there is a Node object for the agent's own node.
+    #[must_use]
+    pub fn is_node_known(&self) -> bool {
+        self.node.is_known
     }
 
     /// Whether the agent's own Node is being removed from the cluster.

@@ -79,6 +79,40 @@ fn rule_5_the_zone_of_the_own_node_concerns_every_service() {
 }
 
 #[test]
+fn rule_35_the_nodes_addresses_concern_services_with_source_ranges() {
+    let restricted = web().ingress("192.0.2.9", None).source_ranges(&["192.0.2.0/28"]);
+    let mut model = model([restricted.applied(), service("dns").udp("dns", 53).applied()]);
+    let ranges = |model: &Model| -> Vec<String> {
+        let units = model.compile(&key("web")).0.into_values();
+        units.flat_map(|unit| unit.source_ranges).map(|range| range.to_string()).collect()
+    };
+    assert_eq!(ranges(&model), ["192.0.2.0/28"]);
+    assert_eq!(dirtied(&mut model, node("node-1", None, &["192.0.2.1"])), keys(&["web"]));
+    assert_eq!(ranges(&model), ["192.0.2.0/28", "192.0.2.9/32"]);
+}
+
+#[test]
+fn rule_35_a_range_that_can_not_be_read_leaves_the_last_good_ones_in_force() {
+    let with = |range: &str| web().ingress("192.0.2.9", None).source_ranges(&[range]).applied();
+    let mut model = model([with("198.51.100.0/24")]);
+    let good = model.compile(&key("web")).0;
+    model.handle(with("198.51.100.0/240"));
+    let (units, problems) = model.compile(&key("web"));
+    assert_eq!(units, good);
+    assert_eq!(problems[0].subject, "Service default/web");
+}
+
+#[test]
+fn rule_57_affinity_is_switched_on_and_off_on_a_live_service() {
+    let mut model = model([web().applied()]);
+    let timeout = |model: &Model| model.compile(&key("web")).0.into_values().next().unwrap().affinity_timeout;
+    for (builder, expected) in [(web().affinity(Some(10)), 10), (web(), 0), (web().affinity(None), 10_059)] {
+        assert_eq!(dirtied(&mut model, builder.applied()), keys(&["web"]));
+        assert_eq!(timeout(&model), expected);
+    }
+}
+
+#[test]
 fn rule_5_internal_addresses_are_those_of_the_own_node() {
     let model = model([node("node-2", None, &["192.0.2.2"]), node("node-1", None, &["192.0.2.1", "fd00::1", "?"])]);
     assert_eq!(model.node_internal_addresses(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
@@ -129,7 +163,10 @@ fn rule_19_each_field_that_matters_makes_its_service_dirty() {
         base().external_ips(&["192.0.2.7"]),
         base().cluster_ips(&["10.96.0.1", "fd00::1"]),
         base().edit(|spec| spec.ports.as_mut().unwrap()[0].name = Some("web".into())),
-        base().edit(|spec| spec.session_affinity = Some("ClientIP".into())),
+        base().affinity(None),
+        base().source_ranges(&["198.51.100.0/24"]),
+        base().annotation("shunt.dev/split", "web=1"),
+        base().annotation("shunt.dev/on-backend-removal", "reset"),
         base().ingress("192.0.2.9", None),
     ];
     for edit in edits {
@@ -244,6 +281,11 @@ fn a_little_world() -> Vec<Event> {
         slice("dns-1", "dns").udp("dns", 53).tcp("dns-tcp", 53).with(endpoint("10.0.0.3").unready()).applied(),
         slice("dns-2", "dns").address_type("IPv6").udp("dns", 53).with(endpoint("fd00::3").terminating()).applied(),
         slice("lost-1", "lost").tcp("http", 80).with(endpoint("10.0.0.9")).applied(),
+        service("split")
+            .cluster_ips(&["10.96.0.11"])
+            .tcp("http", 80)
+            .annotation("shunt.dev/split", "web=2,dns=1")
+            .applied(),
     ]
 }
 
@@ -261,7 +303,7 @@ proptest! {
     /// Compiling only what is dirty is as good as compiling everything after each event.
     #[test]
     fn whatever_changes_a_unit_makes_its_service_dirty(
-        picks in prop::collection::vec((0_usize..8, any::<bool>()), 0..40),
+        picks in prop::collection::vec((0_usize..9, any::<bool>()), 0..40),
     ) {
         let world = a_little_world();
         let mut model = Model::new("node-1".into());
@@ -272,7 +314,7 @@ proptest! {
             for key in model.take_dirty() {
                 compiled.insert(key.clone(), model.compile(&key));
             }
-            for key in keys(&["web", "dns", "lost"]) {
+            for key in keys(&["web", "dns", "lost", "split"]) {
                 prop_assert_eq!(compiled.get(&key).cloned().unwrap_or_default(), model.compile(&key));
             }
         }

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     diff::{Operation, WriteError},
+    health::HealthPorts,
     node::{
         addresses::{NodePortAddresses, local_addresses},
         roles::{Selection, primary_addresses},
@@ -59,6 +60,8 @@ pub struct Devices {
     filtered: BTreeSet<Address>,
     are_devices_dirty: bool,
     are_next_hops_dirty: bool,
+    /// Local addresses that answer NodePorts.
+    node_port_addresses: BTreeSet<Address>,
 }
 
 impl Devices {
@@ -83,6 +86,7 @@ impl Devices {
             filtered: BTreeSet::new(),
             are_devices_dirty: true,
             are_next_hops_dirty: true,
+            node_port_addresses: BTreeSet::new(),
         }
     }
 
@@ -104,6 +108,16 @@ impl Devices {
     /// Every local address by which other machines reach this one: the filter must let them pass.
     pub fn local_addresses(&self) -> impl Iterator<Item = Address> + '_ {
         local_addresses(&self.node).map(Address::from)
+    }
+
+    /// Where load balancers ask for Services (rule 65): wherever NodePorts are answered.
+    pub fn health_check_addresses(&self) -> Vec<IpAddr> {
+        match self.node_ports {
+            NodePortAddresses::All => HealthPorts::EVERYWHERE.to_vec(),
+            NodePortAddresses::Primary | NodePortAddresses::Ranges(_) => {
+                self.node_port_addresses.iter().copied().map(IpAddr::from).collect()
+            }
+        }
     }
 
     /// Makes programs and maps follow the machine.
@@ -179,10 +193,11 @@ impl Devices {
         maps.state.carry_out_each(&operations, &mut maps.doors)
     }
 
-    fn write_addresses(&self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
+    fn write_addresses(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
         let primary = primary_addresses(&self.node, wanted, &self.told.internal_addresses);
         maps.doors.set_node_addresses(primary.map(|ip| ip.map_or(Address::UNSPECIFIED, Address::from)));
-        let operations = maps.state.plan_node_addresses(&self.node_ports.select(&self.node, primary));
+        self.node_port_addresses = self.node_ports.select(&self.node, primary);
+        let operations = maps.state.plan_node_addresses(&self.node_port_addresses);
         maps.state.carry_out_each(&operations, &mut maps.doors)
     }
 

@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     model::{
         Model,
-        builders::{deleted, endpoint, node, service, slice},
+        builders::{deleted, endpoint, node, service, service_cidr, slice},
     },
     node::{
         addresses::NodePortAddresses,
@@ -387,11 +387,28 @@ fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
 }
 
 #[test]
+fn rule_6_service_cidrs_are_told_once_the_sources_have_synced() {
+    let mut world = World::new(fake_doors());
+    let mut told = world.agent.service_cidrs();
+    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).settle();
+    assert!(!told.has_changed().unwrap());
+    world.event(Event::Synced).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::from(["10.96.0.0/12".parse().unwrap()])));
+    world.events(web()).settle();
+    assert!(!told.has_changed().unwrap());
+    world.event(deleted(Kind::ServiceCidr, "kubernetes")).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()));
+}
+
+#[test]
 fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
     let mut world = World::new(fake_doors());
     world.events(["a", "b"].map(|name| service(name).tcp("http", 80).applied())).event(Event::Synced).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 1,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 1, "b has no frontend");
+    let slice = slice("b-1", "b").tcp("http", 8080).with(endpoint("10.0.0.1"));
+    world.event(slice.applied()).settle();
+    assert_eq!(world.agent.reporter.total(), 1, "it is reported once");
     world.event(deleted(Kind::Service, "a")).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 2,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 0);
