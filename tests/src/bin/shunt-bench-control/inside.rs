@@ -201,6 +201,10 @@ impl Doors for Stopwatch {
         Doors::attach(&mut self.dataplane, ifindex, link, role)
     }
 
+    fn take_over(&mut self) -> Vec<Problem> {
+        Doors::take_over(&mut self.dataplane)
+    }
+
     fn detach(&mut self, ifindex: u32) {
         self.dataplane.detach(ifindex);
     }
