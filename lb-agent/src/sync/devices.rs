@@ -164,7 +164,9 @@ impl Devices {
     }
 
     fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
-        let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(|interface| interface.role != 0);
+        // Where the map of devices is new, it can't tell which of them had a role.
+        let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_synced;
+        let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(is_kept);
         let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
         let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
         for ifindex in others {

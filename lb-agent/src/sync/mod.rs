@@ -189,7 +189,7 @@ impl<D: Doors> Loop<D> {
             self.metrics.observe_programming(is_v4, wall.duration_since(at));
         }
         if self.services.is_done() && !self.was_done {
-            self.finish();
+            self.finish(now);
         }
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if self.services.has_ready() {
@@ -212,7 +212,7 @@ impl<D: Doors> Loop<D> {
     }
 
     /// Everything known is in the maps.
-    fn finish(&mut self) {
+    fn finish(&mut self, now: Instant) {
         self.was_done = true;
         let is_first = !self.health.is_synced();
         let now = Timestamp::now();
@@ -223,6 +223,7 @@ impl<D: Doors> Loop<D> {
             self.metrics.set_no_local_endpoints(group, self.services.no_local_endpoints().count(group));
         }
         if is_first {
+            self.maps.doors.take_over().into_iter().for_each(|problem| self.reporter.note(problem, now));
             let services = self.services.model().services().len();
             info!("first sync: {services} Services are in the maps after {} ms", duration.as_millis());
         }

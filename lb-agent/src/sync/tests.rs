@@ -41,6 +41,8 @@ struct FakeDoors {
     node_addresses: [Address; 2],
     writes: usize,
     sweeps: usize,
+    /// The maps at each time.
+    take_overs: Vec<String>,
 }
 
 impl Writer for FakeDoors {
@@ -57,6 +59,11 @@ impl Doors for FakeDoors {
         }
         self.attached.insert(ifindex, role);
         Ok(Attached { is_native_xdp: role & role::UPLINK != 0, text: String::new() })
+    }
+
+    fn take_over(&mut self) -> Vec<Problem> {
+        self.take_overs.push(self.maps.to_string());
+        Vec::new()
     }
 
     fn detach(&mut self, ifindex: u32) {
@@ -215,6 +222,21 @@ fn a_file_broken_before_a_restart_takes_no_service_away() {
     assert!(world.text().contains("10.0.0.1"), "the endpoints may stand in the broken file: {}", world.text());
     world.event(slice).event(Event::Incomplete(false)).settle();
     assert!(world.text().contains("10.96.0.1:80") && !world.text().contains("10.96.0.9"), "{}", world.text());
+}
+
+#[test]
+fn programs_of_an_earlier_agent_run_on_until_the_maps_are_complete() {
+    // Maps of another layout have been made anew: nothing in them says that there was an agent before.
+    let doors = FakeDoors { attached: BTreeMap::from([(5, role::UPLINK)]), ..fake_doors() };
+    let mut world = World::new(doors);
+    world.change(Change::Link { ifindex: 5, link: link("eth5") });
+    world.events(web()).settle();
+    assert_eq!((world.doors().take_overs.len(), world.doors().attached.get(&5)), (0, Some(&role::UPLINK)));
+    world.event(Event::Synced).settle();
+    assert_eq!((world.doors().take_overs.len(), world.doors().attached.get(&5)), (1, None));
+    assert!(world.doors().take_overs[0].contains("frontend 10.96.0.1:80/TCP"), "{}", world.doors().take_overs[0]);
+    world.event(deleted(Kind::Service, "web")).settle();
+    assert_eq!(world.doors().take_overs.len(), 1);
 }
 
 #[test]

@@ -133,9 +133,6 @@ fn read(path: &Path, text: &str) -> Result<Findings, ConfigFileError> {
             Some(Meaning::Ignored(reason)) => drop(findings.ignored.insert(field, reason)),
             Some(Meaning::Flag(flag, read)) => match read(value) {
                 Err(wanted) => return Err(wrong(&field, value, wanted)),
-                Ok(_) if !has_flag(flag) => {
-                    findings.ignored.insert(field, "this version of Shunt has nothing of the kind");
-                }
                 Ok(value) => findings.settings.push(Setting { field, flag, value }),
             },
         }
@@ -158,12 +155,6 @@ fn leaves(root: &Value) -> Vec<(String, &Value)> {
         }
     }
     leaves
-}
-
-fn has_flag(flag: &str) -> bool {
-    let command = Cli::command();
-    let run = command.find_subcommand("run").expect("the subcommand run");
-    run.get_arguments().any(|argument| argument.get_long() == Some(flag))
 }
 
 /// Parses the command line again with the file's settings behind it, but for those that it holds itself.
