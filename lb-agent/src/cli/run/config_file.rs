@@ -43,7 +43,7 @@ pub enum ConfigFileError {
         /// The file.
         path: PathBuf,
         /// What the parser says, with the place.
-        cause: serde_saphyr::Error,
+        cause: Box<serde_saphyr::Error>,
     },
     /// It is something else.
     #[error("--config {path}: {field} is {found}; it must be {wanted}")]
@@ -114,8 +114,8 @@ fn read(path: &Path, text: &str) -> Result<Findings, ConfigFileError> {
         found: found.to_string(),
         wanted,
     };
-    let root: Value =
-        serde_saphyr::from_str(text).map_err(|cause| ConfigFileError::Syntax { path: path.to_owned(), cause })?;
+    let root: Value = serde_saphyr::from_str(text)
+        .map_err(|cause| ConfigFileError::Syntax { path: path.to_owned(), cause: Box::new(cause) })?;
     for (field, wanted) in [("apiVersion", API_VERSION), ("kind", KIND)] {
         let found = &root[field];
         if found != wanted {
