@@ -273,22 +273,29 @@ impl Links {
 
     /// Whether by links; else by filters.
     fn attach_tc(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str) -> Result<bool, AttachError> {
-        if self.filtered.contains_key(&ifindex) {
-            return Ok(false);
+        match self.filtered.get(&ifindex) {
+            Some((_, false)) => return Ok(false),
+            // Replaced in place, or made anew on a device that has come back.
+            Some((_, true)) => return self.filter(ebpf, ifindex, name).map(|()| false),
+            None => {}
         }
         for door in [Door::TcIngress, Door::TcEgress] {
             match self.open_or_fail(door, ifindex, name) {
                 // A kernel before 6.6 does not know this kind of link.
                 Err(AttachError::Link { cause, .. }) if cause.raw_os_error() == Some(libc::EINVAL) => {
-                    filters::attach(ebpf, &self.pins, name, ifindex)
-                        .map_err(|cause| AttachError::Filter { name: name.to_owned(), cause })?;
-                    self.filtered.insert(ifindex, (self.pins.clone(), true));
-                    return Ok(false);
+                    return self.filter(ebpf, ifindex, name).map(|()| false);
                 }
                 result => result?,
             }
         }
         Ok(true)
+    }
+
+    fn filter(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str) -> Result<(), AttachError> {
+        filters::attach(ebpf, &self.pins, name, ifindex)
+            .map_err(|cause| AttachError::Filter { name: name.to_owned(), cause })?;
+        self.filtered.insert(ifindex, (self.pins.clone(), true));
+        Ok(())
     }
 
     fn open_or_fail(&mut self, door: Door, ifindex: u32, name: &str) -> Result<(), AttachError> {
@@ -299,8 +306,9 @@ impl Links {
     }
 
     fn open(&mut self, door: Door, ifindex: u32) -> io::Result<()> {
-        if self.is_open(door, ifindex) {
-            return Ok(());
+        match self.open.get(&ifindex).and_then(|doors| doors.get(&door)) {
+            Some(held) if held.is_on(ifindex) => return Ok(()),
+            _ => self.unpin(door, ifindex),
         }
         let (attach_type, flags) = door.attach();
         let link = sys::create_link(self.programs[door.program()].as_fd(), ifindex, attach_type, flags)?;

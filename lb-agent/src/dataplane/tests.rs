@@ -228,6 +228,19 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
 }
 
 #[test]
+fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
+    let Some(place) = Place::new("again") else { return };
+    let mut dataplane = place.open();
+    for _ in 0..2 {
+        ip("link add uplink index 77 type veth peer name pod");
+        dataplane.attach(77, "uplink", role::UPLINK, true).unwrap();
+        let pins = Pins::new(&place.options.bpffs);
+        assert_eq!(link(&pins.links().join(Door::TcIngress.pin_name(77))).0, 77);
+        ip("link del uplink");
+    }
+}
+
+#[test]
 fn a_link_that_takes_no_new_program_runs_until_there_is_another() {
     let Some(mut place) = Place::new("refusal") else { return };
     let uplink = left_by_an_earlier_agent(&mut place);

@@ -90,8 +90,14 @@ impl Devices {
         }
     }
 
-    /// Takes in what the kernel reports.
+    /// Takes in what the kernel reports. A device that has gone may be back, under the same index, before anything is done.
     pub fn take_change(&mut self, change: Change) {
+        match &change {
+            Change::LinkGone { ifindex } => drop(self.attached.remove(ifindex)),
+            // Which have gone and come back in the meantime isn't said.
+            Change::Resync(_) => self.attached.clear(),
+            _ => {}
+        }
         let effect = self.node.apply(change);
         self.are_devices_dirty |= effect.devices;
         self.are_next_hops_dirty |= effect.next_hops;

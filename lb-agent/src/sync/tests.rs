@@ -36,6 +36,8 @@ use crate::{
 struct FakeDoors {
     maps: Fake,
     attached: BTreeMap<u32, u16>,
+    /// Devices for which programs were asked, in order.
+    attachments: Vec<u32>,
     refuses: bool,
     bumps: usize,
     node_addresses: [Address; 2],
@@ -58,6 +60,7 @@ impl Doors for FakeDoors {
             return Err(DoorError::Refused { cause: "no".into(), remedy: "ask again".into() });
         }
         self.attached.insert(ifindex, role);
+        self.attachments.push(ifindex);
         Ok(Attached { is_native_xdp: role & role::UPLINK != 0, text: String::new() })
     }
 
@@ -295,6 +298,20 @@ fn a_pods_device_is_attached_when_it_appears_and_forgotten_when_it_goes() {
     world.change(Change::LinkGone { ifindex: 9 }).settle();
     assert_eq!(world.doors().attached.get(&9), None);
     assert!(!world.text().contains("interface 9"), "{}", world.text());
+}
+
+#[test]
+fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
+    let mut world = World::new(fake_doors());
+    world.settle();
+    world.doors().attachments.clear();
+    world.change(Change::LinkGone { ifindex: 3 }).change(Change::Link { ifindex: 3, link: link("veth3") }).settle();
+    assert_eq!(world.doors().attachments, [3]);
+
+    let mut node = NodeState::default();
+    node.apply(Change::Link { ifindex: 3, link: link("veth3") });
+    world.change(Change::Resync(node)).settle();
+    assert_eq!(world.doors().attachments, [3, 3]);
 }
 
 #[test]
