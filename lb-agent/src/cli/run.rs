@@ -60,7 +60,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 
 async fn start(args: RunArgs) -> anyhow::Result<()> {
     let node_name = node_name(args.node_name.as_deref())?;
-    check_machine(&args)?;
+    check_machine(&args, &node_name).await?;
     let selection = args.devices.selection();
     let (follower, machine) = Follower::start().await?;
     if let Some(problem) = selection.problems(&machine).into_iter().next() {
@@ -127,7 +127,7 @@ fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     Ok(name)
 }
 
-fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
+async fn check_machine(args: &RunArgs, node_name: &str) -> anyhow::Result<()> {
     checks::check_source_ports(args.flows.source_ports)?;
     for problem in checks::forwarding_problems() {
         warn!("{problem}");
@@ -135,8 +135,12 @@ fn check_machine(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(cgroup) = &args.cgroup {
         check_cgroup(cgroup)?;
     }
-    if let SourceSpec::Dir(path) = &args.source {
-        fs::read_dir(path).map_err(|source| SourceError::Directory { path: path.clone(), source })?;
+    match &args.source {
+        SourceSpec::Dir(path) => {
+            fs::read_dir(path).map_err(|source| SourceError::Directory { path: path.clone(), source })?;
+        }
+        // The credentials alone: a server that doesn't answer is waited for.
+        SourceSpec::Kube => drop(source::connect(&kube_options(args, node_name)).await?),
     }
     Ok(())
 }
@@ -201,8 +205,7 @@ async fn start_recorder(args: &RunArgs, node_name: &str, tasks: &mut JoinSet<()>
     if args.source != SourceSpec::Kube {
         return Ok(Recorder::default());
     }
-    let options = source::KubeOptions { kubeconfig: args.kubeconfig.clone(), node_name: node_name.to_owned() };
-    let client = source::connect(&options).await?;
+    let client = source::connect(&kube_options(args, node_name)).await?;
     let (recorder, notes) = Recorder::new();
     recorder.tell_start(node_name);
     tasks.spawn(events::post(client, node_name.to_owned(), notes));
@@ -210,14 +213,15 @@ async fn start_recorder(args: &RunArgs, node_name: &str, tasks: &mut JoinSet<()>
 }
 
 async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {
-    match args.source {
-        SourceSpec::Dir(path) => source::run_dir(path, events).await?,
-        SourceSpec::Kube => {
-            let options = source::KubeOptions { kubeconfig: args.kubeconfig, node_name };
-            source::run_kube(options, events).await?;
-        }
+    match &args.source {
+        SourceSpec::Dir(path) => source::run_dir(path.clone(), events).await?,
+        SourceSpec::Kube => source::run_kube(kube_options(&args, &node_name), events).await?,
     }
     Ok(())
+}
+
+fn kube_options(args: &RunArgs, node_name: &str) -> source::KubeOptions {
+    source::KubeOptions { kubeconfig: args.kubeconfig.clone(), node_name: node_name.to_owned() }
 }
 
 /// Ends with the first SIGTERM or SIGINT.
@@ -247,9 +251,19 @@ mod tests {
         run: RunArgs,
     }
 
-    fn flows(flags: &str) -> FlowArgs {
+    fn args(flags: &str) -> RunArgs {
         let given = flags.split_whitespace();
-        Flags::parse_from(["run", "--source", "kube"].into_iter().chain(given)).run.flows
+        Flags::parse_from(["run", "--source", "kube"].into_iter().chain(given)).run
+    }
+
+    fn flows(flags: &str) -> FlowArgs {
+        args(flags).flows
+    }
+
+    #[tokio::test]
+    async fn credentials_that_cannot_be_read_are_found_before_anything_is_made() {
+        let error = check_machine(&args("--kubeconfig /nonexistent/config"), "node-1").await.unwrap_err().to_string();
+        assert!(error.starts_with("can't use kubeconfig /nonexistent/config: "), "{error}");
     }
 
     #[test]

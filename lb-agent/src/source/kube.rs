@@ -162,10 +162,12 @@ impl Server {
             loop {
                 let failure = match watch.next(stream.next()).await {
                     Ok(event) => {
+                        if is_the_servers(&event) {
+                            backoff.reset();
+                        }
                         if self.take_in(&mut watch, event).await.is_err() {
                             return Closed;
                         }
-                        backoff.reset();
                         continue;
                     }
                     Err(failure) => failure,
@@ -190,8 +192,7 @@ impl Server {
 
     async fn take_in<K>(&self, watch: &mut Watch<K>, event: watcher::Event<K>) -> Result<(), Closed> {
         let is_list_complete = matches!(event, watcher::Event::InitDone);
-        // `Init` is the watcher's own word, all others are the server's.
-        if !matches!(event, watcher::Event::Init) && watch.complaint.take().is_some() {
+        if is_the_servers(&event) && watch.complaint.take().is_some() {
             tracing::info!(server = self.url, kind = watch.kind, "the API server answers again");
         }
         for news in watch.known.handle(event, watch.wrap) {
@@ -244,6 +245,11 @@ impl Server {
     async fn send(&self, event: Event) -> Result<(), Closed> {
         self.events.send(event).await.map_err(|_| Closed)
     }
+}
+
+/// `Init` is the watcher's own word, said before it asks; all others are the server's.
+const fn is_the_servers<K>(event: &watcher::Event<K>) -> bool {
+    !matches!(event, watcher::Event::Init)
 }
 
 /// Whether the agent can do without a kind of objects.

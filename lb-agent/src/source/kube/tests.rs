@@ -35,6 +35,8 @@ enum Answer {
 struct Script {
     answers: BTreeMap<(&'static str, bool), VecDeque<Answer>>,
     requests: Vec<String>,
+    /// When each of them came.
+    times: Vec<Instant>,
 }
 
 type Shared = Arc<Mutex<Script>>;
@@ -57,6 +59,7 @@ async fn answer(State(script): State<Shared>, uri: Uri) -> Response {
     let next = {
         let mut script = script.lock().unwrap();
         script.requests.push(uri.to_string());
+        script.times.push(Instant::now());
         script.answers.get_mut(&(plural, is_watch)).and_then(VecDeque::pop_front)
     };
     let (status, body) = match next {
@@ -98,7 +101,7 @@ fn failure(code: u16, message: &str) -> Answer {
 /// Answers to lists and to watches of Services.
 fn script(lists: Vec<Answer>, watches: Vec<Answer>) -> Shared {
     let answers = [(("services", false), lists.into()), (("services", true), watches.into())];
-    Arc::new(Mutex::new(Script { answers: answers.into(), requests: Vec::new() }))
+    Arc::new(Mutex::new(Script { answers: answers.into(), ..Script::default() }))
 }
 
 async fn serve(listener: TcpListener, script: Shared) {
@@ -250,6 +253,24 @@ async fn a_refusal_says_what_to_allow_and_is_said_once() {
     assert!(problem.starts_with("Kubernetes API server http://127.0.0.1:"), "{problem}");
     assert!(problem.contains("can't list services: services is forbidden (HTTP 403); allow the user of"), "{problem}");
     assert_eq!(until_synced(&mut events).await, ["apply web"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_while_a_server_fails() {
+    let lists = (0..6).map(|_| failure(500, "no quorum")).chain([services(&["web"])]).collect();
+    let script = script(lists, vec![]);
+    // No network: the clock is ours.
+    let client = Client::new(Router::new().fallback(answer).with_state(script.clone()), "default");
+    let (sender, mut events) = mpsc::channel(16);
+    let server =
+        Server { url: "http://test".into(), origin: "a test".into(), events: sender, unlisted: AtomicU8::new(1) };
+    tokio::spawn(async move {
+        server.follow(Api::all(client), watcher::Config::default(), Watch::new(Object::Service, Need::Must)).await
+    });
+    while !matches!(events.recv().await, Some(Event::Apply(_))) {}
+    let times = script.lock().unwrap().times.clone();
+    let pauses: Vec<Duration> = times.windows(2).take(6).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses[5] > pauses[0] * 5, "{pauses:?}");
 }
 
 #[tokio::test]
