@@ -13,6 +13,8 @@ use shunt_tests::{
 };
 
 const LIMIT: Duration = Duration::from_secs(15);
+/// Frontends that there is room for in a map that is to be full: more than the sample takes.
+const ROOM: usize = 40;
 
 /// That requests go through, right now.
 fn serves(world: &World) -> Result<()> {
@@ -85,13 +87,12 @@ fn a_full_map_is_named_and_the_rest_is_served() -> Result<()> {
     let world = World::new(Options::TC)?;
     world.apply_sample()?;
     let node = world.node("node-a");
-    // The sample takes twelve.
     let mut arguments = node.agent_arguments(Xdp::Off);
-    arguments.extend(["--max-frontends", "12"].map(str::to_owned));
+    arguments.extend(["--max-frontends".to_owned(), ROOM.to_string()]);
     let log = world.site().directory().join("full.log");
     let _agent = Process::start(node.agent_command(&arguments)?, &log)?;
     wait_until("the sample being served", LIMIT, || Ok(serves(&world).is_ok()))?;
-    world.apply("more.yaml", MORE)?;
+    world.apply("more.yaml", &large_service())?;
     wait_until("the Service without room being named", LIMIT, || {
         let log = std::fs::read_to_string(&log)?;
         Ok(log.contains("default/more") && log.contains("--max-frontends"))
@@ -99,17 +100,22 @@ fn a_full_map_is_named_and_the_rest_is_served() -> Result<()> {
     serves(&world)
 }
 
-const MORE: &str = "
-apiVersion: v1
-kind: Service
-metadata: { name: more, namespace: default }
-spec:
-  type: ClusterIP
-  ipFamilies: [IPv4]
-  clusterIP: 10.96.0.77
-  clusterIPs: [10.96.0.77]
-  ports: [{ name: http, protocol: TCP, port: 80 }]
-";
+/// A Service with more ports than there is room for.
+fn large_service() -> String {
+    let ports = (1..=ROOM).map(|port| format!("    - {{ name: p{port}, protocol: TCP, port: {port} }}\n"));
+    format!(
+        "apiVersion: v1\n\
+         kind: Service\n\
+         metadata: {{ name: more, namespace: default }}\n\
+         spec:\n  \
+           type: ClusterIP\n  \
+           ipFamilies: [IPv4]\n  \
+           clusterIP: 10.96.0.77\n  \
+           clusterIPs: [10.96.0.77]\n  \
+           ports:\n{}",
+        ports.collect::<String>()
+    )
+}
 
 /// An API server that can't be reached is named; forwarding goes on, and nobody takes the agent for ready.
 #[test]
