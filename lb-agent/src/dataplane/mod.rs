@@ -152,6 +152,8 @@ impl Dataplane {
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),
+            interfaces: self.maps.interfaces.capacity(),
+            node_addresses: self.maps.node_addresses.capacity(),
         }
     }
 
