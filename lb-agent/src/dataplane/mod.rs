@@ -12,6 +12,7 @@ mod capabilities;
 mod counters;
 mod doors;
 mod dump;
+#[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod filters;
 mod load;
