@@ -79,6 +79,13 @@ fn rule_80_a_unit_for_each_family_with_endpoints_of_its_own() {
 }
 
 #[test]
+fn rule_82_endpoints_of_the_other_family_serve_nobody() {
+    let slices = [slice("web-2", "web").address_type("IPv6").tcp("http", 8080).with(endpoint("fd00::2"))];
+    let unit = only(compiled(service("web").tcp("http", 80), &slices));
+    assert!(unit.backends.is_empty() && unit.cluster.is_empty());
+}
+
+#[test]
 fn rule_23_a_list_that_nobody_uses_is_empty() {
     let endpoints = web(&[endpoint("10.0.0.1").on("node-1"), endpoint("10.0.0.2").on("node-2")]);
     let unit = |builder: ServiceBuilder| only(compiled(builder.tcp("http", 80), std::slice::from_ref(&endpoints)));

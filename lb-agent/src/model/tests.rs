@@ -177,6 +177,25 @@ fn rule_19_each_field_that_matters_makes_its_service_dirty() {
 }
 
 #[test]
+fn rule_81_a_second_family_comes_and_goes_on_a_live_service() {
+    let mut model = model([web().applied(), web_slice("web-1", "10.0.0.1")]);
+    model.handle(slice("web-2", "web").address_type("IPv6").tcp("http", 8080).with(endpoint("fd00::1")).applied());
+    let families = |model: &Model| -> Vec<(bool, usize)> {
+        model.compile(&key("web")).0.iter().map(|(id, unit)| (id.is_v4, unit.backends.len())).collect()
+    };
+    let dual = ["10.96.0.1", "fd00:96::1"];
+    for (ips, expected) in [
+        (&dual[..1], vec![(true, 1)]),
+        (&dual, vec![(false, 1), (true, 1)]),
+        (&["fd00:96::1", "10.96.0.1"], vec![(false, 1), (true, 1)]),
+        (&dual[1..], vec![(false, 1)]),
+    ] {
+        model.handle(web().cluster_ips(ips).applied());
+        assert_eq!(families(&model), expected);
+    }
+}
+
+#[test]
 fn what_does_not_matter_costs_nothing() {
     let mut model = model([web().applied(), web_slice("web-1", "10.0.0.1")]);
     let mut noise = web().annotation("kubectl.kubernetes.io/last-applied-configuration", "{}");

@@ -218,10 +218,10 @@ impl<D: Doors> Loop<D> {
     fn finish(&mut self, now: Instant) {
         self.was_done = true;
         let is_first = !self.health.is_synced();
-        let wall = Timestamp::now();
-        let waiting_since = self.health.set_synced(wall);
+        let time = Timestamp::now();
+        let waiting_since = self.health.set_synced(time);
         let duration = waiting_since.map(|since| since.elapsed()).unwrap_or_default();
-        self.metrics.observe_sync(duration, wall);
+        self.metrics.observe_sync(duration, time);
         for group in NoLocalEndpoints::GROUPS {
             self.metrics.set_no_local_endpoints(group, self.services.no_local_endpoints().count(group));
         }

@@ -79,6 +79,13 @@ fn rule_34_without_a_node_port_there_is_no_such_frontend() {
 }
 
 #[test]
+fn rule_36_the_source_is_asked_for_even_without_endpoints() {
+    let service = Service::parse(&everywhere().0).unwrap();
+    let frontends = plan(&service, &service.ports[0], true, &lists(&[], &[]), true);
+    assert_eq!(frontends[&at("192.0.2.9")].flags, SOURCE_RANGES);
+}
+
+#[test]
 fn rule_37_the_internal_policy_governs_the_cluster_ip_alone() {
     let frontends = plan_v4(everywhere().internal_policy("Local"), &lists(&[HERE, THERE], &[HERE]));
     let local = FrontendPlan { internal: List::Local, external: List::Local, flags: 0 };
