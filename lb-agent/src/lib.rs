@@ -8,6 +8,7 @@ pub mod cli;
 pub mod compile;
 pub mod dataplane;
 pub mod diff;
+pub mod events;
 pub mod health;
 pub mod http;
 pub mod memory;

@@ -12,12 +12,23 @@ pub struct Problem {
     pub cause: String,
     /// What its owner can do.
     pub remedy: String,
+    /// In one word, for machines: the reason of a Kubernetes Event.
+    pub reason: &'static str,
 }
+
+/// The reason of most problems.
+const REASON: &str = "NotServedAsSpecified";
 
 impl Problem {
     /// A problem of `subject`.
     pub fn new(subject: impl Into<String>, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { subject: subject.into(), cause: cause.into(), remedy: remedy.into() }
+        Self { subject: subject.into(), cause: cause.into(), remedy: remedy.into(), reason: REASON }
+    }
+
+    /// The same, for a reason that has a name of its own.
+    #[must_use]
+    pub fn with_reason(self, reason: &'static str) -> Self {
+        Self { reason, ..self }
     }
 }
 

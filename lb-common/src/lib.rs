@@ -13,6 +13,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod address;
+pub mod bench;
 pub mod checksum;
 pub mod config;
 pub mod counters;

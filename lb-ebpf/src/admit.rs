@@ -18,26 +18,27 @@ use crate::{
 };
 
 /// A packet that may have a backend.
+#[repr(C)]
 pub struct Admitted {
-    pub frontend: &'static Frontend,
-    /// Which list serves it.
-    pub scope: Scope,
-    /// The table of that list; never empty.
+    pub frontend: Frontend,
+    /// The table that serves it; never empty.
     pub target: Target,
-    /// It entered this node from one of its pods: a reply finds its way back by itself.
-    pub comes_from_pod: bool,
+    /// The [`backend_flags`](lb_common::frontend::backend_flags) bit of the list behind that table.
+    pub list: u32,
+    /// 1 where it entered this node from one of its pods: a reply finds its way back by itself. Else 0.
+    pub comes_from_pod: u32,
 }
 
 /// Finds the frontend of the packet in the scratch space, and the table for its client.
 #[inline(always)]
-pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<Admitted> {
+pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
     let frontend = find_frontend(&scratch.parsed, &mut scratch.frontend_key)?;
     let comes_from_pod = comes_from_pod(packet.ifindex());
     let scope = scope(&scratch.parsed, comes_from_pod)?;
-    service::note_frontend(packet, frontend, scope);
+    service::note_frontend(packet, &frontend, scope);
     // Before the question whether anything serves (rule 36).
-    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 && !is_in_ranges(frontend, scratch) {
-        return Err(refuse(packet, frontend, Stop::drop(Reason::SourceRange)));
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 && !is_in_ranges(frontend.service, scratch) {
+        return Err(refuse(packet, frontend.service, Stop::drop(Reason::SourceRange)));
     }
     let target = frontend.target(scope);
     if target.slots == 0 {
@@ -46,15 +47,17 @@ pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stag
         } else {
             Stop::reject(Reason::NoEndpoints)
         };
-        return Err(refuse(packet, frontend, stop));
+        return Err(refuse(packet, frontend.service, stop));
     }
-    Ok(Admitted { frontend, scope, target, comes_from_pod })
+    let list = u32::from(frontend.list(scope));
+    scratch.admitted = Admitted { frontend, target, list, comes_from_pod: u32::from(comes_from_pod) };
+    Ok(())
 }
 
 /// The frontend of a packet: a Service's own address, or a NodePort on an address of this node. Another port of a
 /// ClusterIP is refused (rule 44).
 #[inline(always)]
-fn find_frontend<F: Header>(parsed: &Parsed<F>, key: &mut FrontendKey) -> Stage<&'static Frontend> {
+fn find_frontend<F: Header>(parsed: &Parsed<F>, key: &mut FrontendKey) -> Stage<Frontend> {
     *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
     // An IPv6 packet may bear a mapped IPv4 address; the IPv4 frontend that stands under it is not meant.
     if key.address.is_v4() != F::IS_V4 {
@@ -89,19 +92,19 @@ fn scope<F: Header>(parsed: &Parsed<F>, comes_from_pod: bool) -> Stage<Scope> {
 }
 
 #[inline(always)]
-fn is_in_ranges<F: Header>(frontend: &Frontend, scratch: &mut Scratch<F>) -> bool {
-    let data = SourceRange { service: frontend.service, address: F::widen(&scratch.parsed.key.src) };
+fn is_in_ranges<F: Header>(service: u32, scratch: &mut Scratch<F>) -> bool {
+    let data = SourceRange { service, address: F::widen(&scratch.parsed.key.src) };
     scratch.source = Key::new(SourceRange::FULL_LEN, data);
     maps::is_in_source_ranges(&scratch.source)
 }
 
 /// Counts a refusal for its Service. XDP leaves rejects to TC, which will count them.
 #[inline(always)]
-fn refuse<P: Packet>(packet: &P, frontend: &Frontend, stop: Stop) -> Stop {
+fn refuse<P: Packet>(packet: &P, service: u32, stop: Stop) -> Stop {
     let is_drop = stop.fate == Fate::Drop;
     if !packet.is_trace()
         && (is_drop || !P::IS_XDP)
-        && let Some(counters) = maps::service_counters(frontend.service)
+        && let Some(counters) = maps::service_counters(service)
     {
         if is_drop {
             counters.dropped += 1;

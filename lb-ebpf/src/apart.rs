@@ -18,11 +18,13 @@ use crate::{
     header::Header,
     install,
     packet::{Packet, SkbPacket, XdpPacket},
-    service,
+    select, service,
 };
 
 /// Per-family functions, proven apart.
 pub trait Apart: Family {
+    /// [`select::select`].
+    fn select_apart(hash: u32, now: u32, dry: bool) -> Packed;
     /// [`install::choose_source_port`].
     fn choose_source_port_apart(start: u32, now: u32) -> u32;
     /// [`install::holder`].
@@ -38,11 +40,17 @@ pub trait SlowPath<F: Header>: Packet {
     /// [`service::decide`].
     fn decide_apart(&self, now: u32) -> Packed;
     /// [`service::settle`].
-    fn settle_apart(&self, start: u32, now: u32, comes_from_pod: bool) -> Packed;
+    fn settle_apart(&self, start: u32, now: u32) -> Packed;
 }
 
 macro_rules! family_apart {
-    ($family:ty, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident) => {
+    ($family:ty, $select:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $select(hash: u32, now: u32, dry: u32) -> u64 {
+            Packed::pack(select::select::<$family>(hash, now, dry != 0)).to_bits()
+        }
+
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $choose_source_port(start: u32, now: u32) -> u32 {
@@ -68,6 +76,11 @@ macro_rules! family_apart {
         }
 
         impl Apart for $family {
+            #[inline(always)]
+            fn select_apart(hash: u32, now: u32, dry: bool) -> Packed {
+                Packed::from_bits($select(hash, now, u32::from(dry)))
+            }
+
             #[inline(always)]
             fn choose_source_port_apart(start: u32, now: u32) -> u32 {
                 $choose_source_port(start, now)
@@ -101,9 +114,9 @@ macro_rules! slow_path_apart {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $settle(context: *mut $context, start: u32, now: u32, comes_from_pod: u32) -> u64 {
+        extern "C" fn $settle(context: *mut $context, start: u32, now: u32) -> u64 {
             let packet = <$packet>::new(context);
-            Packed::pack(service::settle::<_, $family>(&packet, start, now, comes_from_pod != 0)).to_bits()
+            Packed::pack(service::settle::<_, $family>(&packet, start, now)).to_bits()
         }
 
         impl SlowPath<$family> for $packet {
@@ -113,15 +126,15 @@ macro_rules! slow_path_apart {
             }
 
             #[inline(always)]
-            fn settle_apart(&self, start: u32, now: u32, comes_from_pod: bool) -> Packed {
-                Packed::from_bits($settle(self.context().cast(), start, now, u32::from(comes_from_pod)))
+            fn settle_apart(&self, start: u32, now: u32) -> Packed {
+                Packed::from_bits($settle(self.context().cast(), start, now))
             }
         }
     };
 }
 
-family_apart!(V4, choose_source_port_v4, holder_v4, touch_v4, advance_v4);
-family_apart!(V6, choose_source_port_v6, holder_v6, touch_v6, advance_v6);
+family_apart!(V4, select_v4, choose_source_port_v4, holder_v4, touch_v4, advance_v4);
+family_apart!(V6, select_v6, choose_source_port_v6, holder_v6, touch_v6, advance_v6);
 slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, settle_xdp_v4);
 slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, settle_xdp_v6);
 slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, settle_tc_v4);

@@ -8,7 +8,7 @@
 use lb_common::{
     config::Config,
     flow::{Direction, Flow, FlowState, flow_flags, protocol, tcp_flags},
-    verdict::{Reason, Stage},
+    verdict::{Reason, Stage, Stop},
 };
 
 use crate::{
@@ -42,7 +42,9 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
         }
         if !dry {
             maps::scratch::<F>()?.parsed = *parsed;
-            F::touch_apart(now).unpack()?;
+            if F::touch_apart(now).unpack().is_err() {
+                return Ok(Found::Undecided);
+            }
         }
     }
     let next = flow.state.next(flow.direction(), parsed.key.protocol, parsed.tcp_flags);
@@ -82,7 +84,7 @@ fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
 }
 
 /// Notes that the flow of the packet in the scratch space lives, in both entries, and makes the peer anew if it was
-/// evicted.
+/// evicted. An error where it can't be: the flow needs another source port.
 ///
 /// A torn or lost update here costs nothing: the next tick repeats it.
 #[inline(always)]
@@ -95,6 +97,9 @@ pub fn touch<F: Header>(now: u32) -> Stage<()> {
     if let Some(peer) = maps::find_flow(&scratch.peer_key) {
         if peer.is_peer_key(&scratch.peer_key, key) {
             peer.last_seen = now;
+        } else if flow.direction() == Direction::Original {
+            // Evicted, and the tuple is another flow's now: replies would go there.
+            return Err(Stop::NOT_OURS);
         }
         return Ok(());
     }

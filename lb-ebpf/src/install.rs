@@ -6,7 +6,7 @@
 //! range. An entry that is this very flow's, left over from an earlier decision, is taken over, port and all.
 
 use lb_common::{
-    flow::flow_flags,
+    flow::{Flow, FlowState, flow_flags},
     hash,
     verdict::{Reason, Stage, Stop},
 };
@@ -25,8 +25,16 @@ const PROBES: u32 = 16;
 const OTHER: u32 = 0;
 /// Nobody.
 const NOBODY: u32 = 1;
-/// An earlier decision of the same flow, or a flow that has expired.
-const REUSABLE: u32 = 2;
+/// An earlier decision of the same flow.
+const OWN: u32 = 2;
+/// Another flow, which has expired.
+const EXPIRED: u32 = 3;
+/// Another flow, which is over or never began: taken when nothing better is found, so that short connections and
+/// half-open ones don't use up the range for as long as they are remembered.
+const ENDING: u32 = 4;
+
+/// Ticks after which a half-open flow counts as [`ENDING`]: the client has sent its SYN again twice by then.
+const HALF_OPEN_TICKS: u32 = 4;
 
 /// Installs the pair for the original entry in the scratch space; chooses its source port.
 #[inline(always)]
@@ -42,16 +50,20 @@ pub fn install<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, start
         return Ok(());
     }
     scratch.original.write_peer(key, &mut scratch.peer);
-    let claimed = if holder == NOBODY {
-        maps::insert_new_flow(&scratch.peer_key, &scratch.peer)
-    } else {
-        maps::put_flow(&scratch.peer_key, &scratch.peer)
+    let claimed = match holder {
+        OWN => maps::put_flow(&scratch.peer_key, &scratch.peer),
+        NOBODY => maps::insert_new_flow(&scratch.peer_key, &scratch.peer),
+        _ => {
+            // Not overwritten: another CPU may be taking it too, and one of us must fail.
+            maps::remove_flow(&scratch.peer_key);
+            maps::insert_new_flow(&scratch.peer_key, &scratch.peer)
+        }
     };
-    if claimed == Err(InsertError::Exists) {
-        // Another CPU took the tuple a moment ago. The client will send again.
+    if claimed == Err(InsertError::Exists) && F::holder_apart(now) != OWN {
+        // Another CPU took the tuple for another flow a moment ago. The client will send again.
         return Err(Stop::drop(Reason::NoSourcePort));
     }
-    if claimed.is_err() || maps::put_flow(key, &scratch.original).is_err() {
+    if claimed == Err(InsertError::Refused) || maps::put_flow(key, &scratch.original).is_err() {
         // Never a drop: the packet goes on, and the next one tries again (cilium 35010).
         maps::count_reason(Reason::FlowInsertFailed as u32);
     }
@@ -68,19 +80,22 @@ pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
     // A flow that keeps its client's address would like to keep the port as well.
     if scratch.original.flags & flow_flags::SNAT == 0 {
         let holder = F::holder_apart(now);
-        if holder != OTHER {
+        if holder != OTHER && holder != ENDING {
             return holder;
         }
     }
     let range = u32::from(config.source_port_last.wrapping_sub(config.source_port_first)) + 1;
     let mut point = start;
     let mut probe = 0;
+    let mut fallback_be = 0;
     while probe < PROBES {
         let offset = hash::scale(u64::from(point) << 32, range) as u16;
         let port_be = config.source_port_first.wrapping_add(offset).to_be();
         scratch.peer_key.dport_be = port_be;
         let holder = F::holder_apart(now);
-        if holder != OTHER {
+        if holder == ENDING {
+            fallback_be = port_be;
+        } else if holder != OTHER {
             scratch.original.sport_be = port_be;
             return holder;
         }
@@ -89,7 +104,12 @@ pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
         point = point.wrapping_add(0x9e37_79b9);
         probe += 1;
     }
-    OTHER
+    if fallback_be == 0 {
+        return OTHER;
+    }
+    scratch.peer_key.dport_be = fallback_be;
+    scratch.original.sport_be = fallback_be;
+    ENDING
 }
 
 /// Who has the reply tuple of the peer's key in the scratch space.
@@ -98,9 +118,15 @@ pub fn holder<F: Header>(now: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (maps::scratch::<F>(), maps::config()) else { return OTHER };
     match maps::find_flow(&scratch.peer_key) {
         None => NOBODY,
-        Some(peer) if peer.is_peer_key(&scratch.peer_key, &scratch.parsed.key) || is_expired(peer, config, now) => {
-            REUSABLE
-        }
+        Some(peer) if peer.is_peer_key(&scratch.peer_key, &scratch.parsed.key) => OWN,
+        Some(peer) if is_expired(peer, config, now) => EXPIRED,
+        Some(peer) if is_ending(peer, now) => ENDING,
         Some(_) => OTHER,
     }
+}
+
+#[inline(always)]
+fn is_ending<F: Header>(flow: &Flow<F>, now: u32) -> bool {
+    let idle = now.wrapping_sub(flow.last_seen);
+    (flow.state == FlowState::CLOSING && idle > 0) || (flow.state == FlowState::HALF_OPEN && idle >= HALF_OPEN_TICKS)
 }

@@ -24,6 +24,7 @@ mod header;
 mod install;
 mod log;
 mod maps;
+mod offload;
 mod packet;
 mod parse;
 mod reject;

@@ -24,7 +24,7 @@ use lb_common::{
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
 
-use crate::parse::Parsed;
+use crate::{admit::Admitted, parse::Parsed};
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
@@ -136,6 +136,8 @@ pub struct Scratch<F: Family> {
     /// The reply's entry.
     pub peer: Flow<F>,
     pub frontend_key: FrontendKey,
+    /// The answer of `admit`.
+    pub admitted: Admitted,
     pub affinity_key: AffinityKey,
     pub affinity: Affinity,
     /// A [`SourceRange`] of full length, as the trie wants it.
@@ -208,6 +210,12 @@ pub fn put_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), Inser
     F::flows().insert(key, flow, BPF_ANY).map_err(|_| InsertError::Refused)
 }
 
+/// Removes an entry, if it is there.
+#[inline(always)]
+pub fn remove_flow<F: Tables>(key: &FlowKey<F>) {
+    let _ = F::flows().remove(key);
+}
+
 /// The slow path's working memory on this CPU.
 #[inline(always)]
 pub fn scratch<F: Tables>() -> Stage<&'static mut Scratch<F>> {
@@ -223,11 +231,12 @@ pub fn config() -> Stage<&'static Config> {
 }
 
 /// A frontend, if there is one under this key.
+///
+/// Copied at once: since Linux 6.1 an element that the agent replaces may be used again while this program still reads it.
 #[inline(always)]
-pub fn find_frontend(key: &FrontendKey) -> Option<&'static Frontend> {
-    // SAFETY: not preallocated, so a removed value stays intact until the program ends (RCU). The agent replaces values
-    // whole: both targets that are read belong together.
-    unsafe { FRONTENDS.get(key) }
+pub fn find_frontend(key: &FrontendKey) -> Option<Frontend> {
+    // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends.
+    unsafe { FRONTENDS.get(key).copied() }
 }
 
 /// The backend that a client stays with.
@@ -277,7 +286,7 @@ pub fn filter_contains(plane: u32, bit: u32) -> bool {
 /// What is known of a network device.
 #[inline(always)]
 pub fn find_interface(ifindex: u32) -> Option<&'static Interface> {
-    // SAFETY: not preallocated, as in `find_frontend`.
+    // SAFETY: as in `find_frontend`. Entries change with the machine's devices; one that is read meanwhile mixes two.
     unsafe { INTERFACES.get(ifindex) }
 }
 

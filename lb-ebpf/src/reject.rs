@@ -2,10 +2,7 @@
 //! Rejecting: the packet is turned into an ICMP port-unreachable to its sender (RFC 792; RFC 4443 section 3.1), from this
 //! node's address, quoting the IP header and the layer-4 header. TC only.
 
-use aya_ebpf::{
-    bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    helpers::generated::{bpf_skb_adjust_room, bpf_skb_change_tail},
-};
+use aya_ebpf::{bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, helpers::generated::bpf_skb_adjust_room};
 use lb_common::{
     address::{Family, V4, V6},
     checksum,
@@ -16,8 +13,8 @@ use lb_common::{
 
 use crate::{
     clock,
-    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, ethernet},
-    maps,
+    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, ethernet, tcp, udp},
+    maps, offload,
     packet::{Frame, Packet, SkbPacket, swapped},
 };
 
@@ -98,7 +95,11 @@ pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket) -> Stage<()> {
     }
     let is_tcp = is_tcp::<F>(packet)?;
     // The whole TCP header: where its checksum is left to the device, the kernel refuses to cut it off.
-    if is_tcp { turn_round::<F, { TCP_LEN }>(packet) } else { turn_round::<F, { UDP_LEN }>(packet) }
+    if is_tcp {
+        turn_round::<F, { TCP_LEN / 4 }>(packet, tcp::CHECK)
+    } else {
+        turn_round::<F, { UDP_LEN / 4 }>(packet, udp::CHECK)
+    }
 }
 
 #[inline(always)]
@@ -107,27 +108,33 @@ fn is_tcp<F: Icmp>(packet: &SkbPacket) -> Stage<bool> {
     Ok(F::protocol(&frame) == protocol::TCP)
 }
 
+/// `WORDS` is the length of the layer-4 header that is quoted, and `check` the offset of its checksum.
 #[inline(always)]
-fn turn_round<F: Icmp, const L4_LEN: usize>(packet: &mut SkbPacket) -> Stage<()> {
+fn turn_round<F: Icmp, const WORDS: usize>(packet: &mut SkbPacket, check: usize) -> Stage<()> {
     let failed = Stop::drop(Reason::RejectFailed);
-    let quote_len = F::HEADER_LEN + L4_LEN;
+    let l4 = ETHERNET_LEN + F::HEADER_LEN;
+    let quote_len = F::HEADER_LEN + 4 * WORDS;
     let headers_len = ETHERNET_LEN + F::HEADER_LEN + ICMP_LEN;
+    let shift = F::HEADER_LEN + ICMP_LEN;
 
-    let frame = packet.frame(ETHERNET_LEN).ok_or(failed)?;
+    let frame = packet.frame(l4 + 4 * WORDS).ok_or(failed)?;
     let macs: [u32; 3] = frame.load(0);
-    // SAFETY: a valid context; both helpers check their arguments, and the frame is taken anew after them.
-    unsafe {
-        if bpf_skb_change_tail(packet.skb(), (ETHERNET_LEN + quote_len) as u32, 0) != 0
-            || bpf_skb_adjust_room(packet.skb(), (F::HEADER_LEN + ICMP_LEN) as i32, BPF_ADJ_ROOM_MAC, 0) != 0
-        {
-            return Err(failed);
-        }
+    let header: [u32; WORDS] = frame.load(l4);
+    let is_offloaded = offload::cut(packet, l4, l4 + 4 * WORDS)?;
+    // SAFETY: a valid context; the helper checks its arguments, and the frame is taken anew after it.
+    if unsafe { bpf_skb_adjust_room(packet.skb(), shift as i32, BPF_ADJ_ROOM_MAC, 0) } != 0 {
+        return Err(failed);
     }
     packet.make_linear(headers_len + quote_len);
     let frame = packet.frame(headers_len + quote_len).ok_or(failed)?;
 
+    frame.store(l4 + shift, header);
+    if is_offloaded {
+        // The device may still complete the quoted checksum, and must not spoil ours by that.
+        frame.store::<u16>(l4 + shift + check, 0);
+        frame.store(l4 + shift + check, offload::fixed_point(sum::<WORDS>(&frame, l4 + shift)));
+    }
     // The quote's own addresses, which now stand behind the new headers.
-    let shift = F::HEADER_LEN + ICMP_LEN;
     let (client, service): (F::Addr, F::Addr) = (frame.load(F::SRC + shift), frame.load(F::DST + shift));
     let node = maps::config()?.node_addresses[family_index(F::IS_V4)];
     let source = if node.is_unspecified() { service } else { F::narrow(&node) };
@@ -136,15 +143,20 @@ fn turn_round<F: Icmp, const L4_LEN: usize>(packet: &mut SkbPacket) -> Stage<()>
     frame.store(ethernet::ETHERTYPE, F::ETHERTYPE_BE);
     let icmp_len = ICMP_LEN + quote_len;
     F::write_ip(&frame, &source, &client, F::ICMP, icmp_len);
-    let mut sum = if F::ICMP_HAS_PSEUDO_HEADER { F::pseudo_sum(&source, &client, F::ICMP, icmp_len) } else { 0 };
-    let icmp = ETHERNET_LEN + F::HEADER_LEN;
-    frame.store(icmp, u32::from(F::PORT_UNREACHABLE_BE));
-    frame.store(icmp + 4, 0_u32);
-    let mut offset = icmp;
-    while offset < headers_len + quote_len {
-        sum += u64::from(frame.load::<u32>(offset));
+    let pseudo = if F::ICMP_HAS_PSEUDO_HEADER { F::pseudo_sum(&source, &client, F::ICMP, icmp_len) } else { 0 };
+    frame.store(l4, [u32::from(F::PORT_UNREACHABLE_BE), 0]);
+    let mut total = pseudo + u64::from(F::PORT_UNREACHABLE_BE) + sum::<WORDS>(&frame, l4 + shift);
+    let mut offset = headers_len;
+    while offset < headers_len + F::HEADER_LEN {
+        total += u64::from(frame.load::<u32>(offset));
         offset += 4;
     }
-    frame.store(icmp + 2, checksum::finish(sum));
+    frame.store(l4 + 2, checksum::finish(total));
     Ok(())
+}
+
+/// The sum of so many words.
+#[inline(always)]
+fn sum<const WORDS: usize>(frame: &Frame<'_>, offset: usize) -> u64 {
+    frame.load::<[u32; WORDS]>(offset).iter().map(|&word| u64::from(word)).sum()
 }

@@ -2,7 +2,6 @@
 //! Resetting: a client's TCP segment is turned into the RST that its backend, which has gone, can't send (RFC 9293
 //! section 3.10.7.1). TC only.
 
-use aya_ebpf::helpers::generated::bpf_skb_change_tail;
 use lb_common::{
     address::Family,
     checksum,
@@ -12,6 +11,7 @@ use lb_common::{
 
 use crate::{
     header::{ETHERNET_LEN, TCP_LEN, tcp},
+    offload,
     packet::{Frame, Packet, SkbPacket, swapped},
     parse::Parsed,
     reject::Icmp,
@@ -33,25 +33,10 @@ pub fn turn_into_reset<F: Icmp>(packet: &mut SkbPacket) -> Stage<()> {
     let failed = Stop::drop(Reason::RejectFailed);
     let l4 = ETHERNET_LEN + F::HEADER_LEN;
     let segment = Segment::<F>::read(&packet.frame(l4 + TCP_LEN).ok_or(failed)?);
-    let is_offloaded = cut(packet, l4)?;
+    let is_offloaded = offload::cut(packet, l4, l4 + TCP_LEN)?;
     let frame = packet.frame(l4 + TCP_LEN).ok_or(failed)?;
     segment.write_answer(&frame, is_offloaded);
     Ok(())
-}
-
-/// Cuts the packet down to a TCP header without options, and tells whether its checksum is left to the device.
-///
-/// Only the kernel knows, and it does not tell; but it refuses to cut off a header whose checksum is yet to be filled in.
-#[inline(always)]
-fn cut(packet: &mut SkbPacket, l4: usize) -> Stage<bool> {
-    // SAFETY: a valid context; the helper checks the length, and frames are taken anew after it.
-    let resize = |len: usize| unsafe { bpf_skb_change_tail(packet.skb(), len as u32, 0) == 0 };
-    let is_offloaded = !resize(l4);
-    if !resize(l4 + TCP_LEN) {
-        return Err(Stop::drop(Reason::RejectFailed));
-    }
-    packet.make_linear(l4 + TCP_LEN);
-    Ok(is_offloaded)
 }
 
 /// What the answer must know of the client's segment.

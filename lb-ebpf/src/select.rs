@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Stage 3, second step: a backend for a new flow. The one that the client is used to, else Maglev's.
+//! Stage 3, second step: a backend for a new flow. The one that the client is used to, else Maglev's. The outcome is the
+//! original direction's entry, but for its source.
 
 use lb_common::{
-    frontend::{Affinity, AffinityKey, Backend, Frontend, Target, backend_state},
+    flow::{Flow, FlowState, flow_flags, protocol},
+    frontend::{Affinity, AffinityKey, Backend, Target, backend_state, frontend_flags},
     hash,
     verdict::{Reason, Stage, Stop},
 };
@@ -11,47 +13,76 @@ use crate::{
     admit::Admitted,
     header::Header,
     maps::{self, Scratch},
-    packet::Packet,
 };
 
 /// A backend and its index.
-pub struct Chosen {
-    pub index: u32,
-    pub backend: &'static Backend,
+struct Chosen {
+    index: u32,
+    backend: &'static Backend,
 }
 
-/// Chooses by the keyed hash of the 5-tuple; with session affinity by what the client had before, or by the hash of its
-/// address alone, so that a lost entry still meets the same backend, on every node.
+/// Chooses by the keyed hash of the 5-tuple, of which `hash` is the high half; with session affinity by what the client had
+/// before, or by the hash of its address alone, so that a lost entry still meets the same backend, on every node. `dry` for
+/// a trace, which leaves no affinity.
 #[inline(always)]
-pub fn select<P: Packet, F: Header>(
-    packet: &P,
-    scratch: &mut Scratch<F>,
-    admitted: &Admitted,
-    hash: u64,
-    now: u32,
-) -> Stage<Chosen> {
-    if admitted.frontend.affinity_timeout == 0 {
-        return by_table(hash, admitted.target);
-    }
-    let client = &scratch.parsed.key.src;
-    scratch.affinity_key = AffinityKey { client: F::widen(client), service: admitted.frontend.service };
-    let chosen =
-        match by_affinity(&scratch.affinity_key, admitted.frontend, admitted.frontend.list(admitted.scope), now) {
+pub fn select<F: Header>(hash: u32, now: u32, dry: bool) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    let Admitted { frontend, target, list, .. } = &scratch.admitted;
+    let chosen = if frontend.affinity_timeout == 0 {
+        by_table(hash, *target)?
+    } else {
+        let client = &scratch.parsed.key.src;
+        scratch.affinity_key = AffinityKey { client: F::widen(client), service: frontend.service };
+        let chosen = match by_affinity(&scratch.affinity_key, frontend.affinity_timeout, *list, now) {
             Some(chosen) => chosen,
-            None => by_table(F::hash_client(&maps::config()?.seed, client), admitted.target)?,
+            None => {
+                let hash = F::hash_client(&maps::config()?.seed, client);
+                by_table((hash >> 32) as u32, *target)?
+            }
         };
-    if !packet.is_trace() {
-        // Refreshed by every new flow (rule 55).
-        scratch.affinity = Affinity { backend: chosen.index, generation: chosen.backend.generation, last_used: now };
-        maps::put_affinity(&scratch.affinity_key, &scratch.affinity);
-    }
-    Ok(chosen)
+        if !dry {
+            // Refreshed by every new flow (rule 55).
+            scratch.affinity =
+                Affinity { backend: chosen.index, generation: chosen.backend.generation, last_used: now };
+            maps::put_affinity(&scratch.affinity_key, &scratch.affinity);
+        }
+        chosen
+    };
+    write_original(scratch, &chosen, now);
+    Ok(())
+}
+
+/// The original direction's entry, with the client's own source.
+#[inline(always)]
+fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: u32) {
+    let (parsed, original, backend) = (&scratch.parsed, &mut scratch.original, chosen.backend);
+    let wants_reset = scratch.admitted.frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0;
+    // This packet may have read its table a moment before the backend was freed, whose address still stands there: it
+    // gets there like one that came a moment earlier, in a flow that is stale at once.
+    let is_free = backend.state == backend_state::FREE;
+    *original = Flow {
+        src: parsed.key.src,
+        dst: F::narrow(&backend.address),
+        sport_be: parsed.key.sport_be,
+        dport_be: backend.port_be,
+        address_delta: 0,
+        port_delta: 0,
+        backend: chosen.index,
+        generation: backend.generation.wrapping_sub(u32::from(is_free)),
+        ifindex: 0,
+        next_hop_generation: 0,
+        macs: [0; 3],
+        last_seen: now,
+        state: FlowState::first(parsed.key.protocol, parsed.tcp_flags),
+        flags: if wants_reset && parsed.key.protocol == protocol::TCP { flow_flags::RESET } else { 0 },
+        pad: [0; 2],
+    };
 }
 
 /// Maglev: the hash, scaled to the table, names the backend.
 #[inline(always)]
-fn by_table(hash: u64, target: Target) -> Stage<Chosen> {
-    let slot = target.offset.wrapping_add(hash::scale(hash, target.slots));
+fn by_table(hash: u32, target: Target) -> Stage<Chosen> {
+    let slot = target.offset.wrapping_add(hash::scale(u64::from(hash) << 32, target.slots));
     let index = maps::table_slot(slot).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let backend = maps::find_backend(index).ok_or(Stop::drop(Reason::TableCorrupt))?;
     if backend.state == backend_state::FREE && backend.address.is_unspecified() {
@@ -62,12 +93,12 @@ fn by_table(hash: u64, target: Target) -> Stage<Chosen> {
 
 /// The client's backend, while it is in the list that serves this path (rule 56) and not idle for too long.
 #[inline(always)]
-fn by_affinity(key: &AffinityKey, frontend: &Frontend, list: u8, now: u32) -> Option<Chosen> {
+fn by_affinity(key: &AffinityKey, timeout: u32, list: u32, now: u32) -> Option<Chosen> {
     let affinity = maps::find_affinity(key)?;
-    if now.wrapping_sub(affinity.last_used) > frontend.affinity_timeout {
+    if now.wrapping_sub(affinity.last_used) > timeout {
         return None;
     }
     let backend = maps::find_backend(affinity.backend)?;
-    let is_usable = backend.generation == affinity.generation && backend.flags & list != 0;
+    let is_usable = backend.generation == affinity.generation && u32::from(backend.flags) & list != 0;
     is_usable.then_some(Chosen { index: affinity.backend, backend })
 }

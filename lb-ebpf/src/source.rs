@@ -6,6 +6,7 @@ use lb_common::{
     config::{config_flags, family_index},
     flow::flow_flags,
     frontend::backend_flags,
+    maps::FILTER_INGRESS,
     verdict::{Reason, Stage, Stop},
 };
 
@@ -18,17 +19,18 @@ use crate::{
 
 /// Translates the source in the original entry where that is due.
 #[inline(always)]
-pub fn translate<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, comes_from_pod: bool) -> Stage<()> {
+pub fn translate<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
     let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
-    let is_elsewhere = !comes_from_pod && backend.flags & backend_flags::LOCAL == 0;
+    let is_elsewhere = scratch.admitted.comes_from_pod == 0 && backend.flags & backend_flags::LOCAL == 0;
     let is_hairpin = scratch.original.dst == scratch.parsed.key.src;
     let is_required = is_elsewhere || is_hairpin;
     if !is_required && maps::config()?.flags & config_flags::MASQUERADE_ALL == 0 {
         return Ok(());
     }
     let translated = take_address(packet, scratch);
-    if translated.is_err() && !is_required {
-        // The backend is a process of this node: nothing to send out, and its reply comes by anyway.
+    // A process of this node: there is nothing to send out, and its reply comes by anyway. The endpoint need not say so.
+    let is_own = !is_hairpin && maps::filter_contains(FILTER_INGRESS, F::filter_bit(&scratch.original.dst));
+    if translated.is_err() && (!is_required || is_own) {
         let original = &mut scratch.original;
         original.flags &= !flow_flags::SNAT;
         original.src = scratch.parsed.key.src;

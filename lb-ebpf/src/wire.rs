@@ -58,6 +58,7 @@ macro_rules! word {
 word!(u8, "u8");
 word!(u16, "u16");
 word!(u32, "u32");
+word!(u64, "u64");
 
 impl<const N: usize> Wire for [u32; N] {
     #[inline(always)]

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::bench_control;
+use crate::{bench_control, bench_packet};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -15,11 +15,14 @@ pub struct Arguments {
 enum Subject {
     /// From objects to maps: start, change, memory, by the number of Services.
     Control(bench_control::Arguments),
+    /// Nanoseconds per packet of the programs themselves.
+    Packet(bench_packet::Arguments),
 }
 
 /// Runs the bench of the subject.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.subject {
         Subject::Control(arguments) => bench_control::run(arguments),
+        Subject::Packet(arguments) => bench_packet::run(arguments),
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `build-ebpf`: lb-ebpf to `target/bpf/shunt`, which the agent embeds.
+//! `build-ebpf`: lb-ebpf to `target/bpf/shunt`, which the agent embeds, and `target/bpf/bench`.
 
 use std::{
     fs,
@@ -12,7 +12,9 @@ use crate::{inspect, shell, toolchain};
 
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "bpf";
-const BINARY: &str = "shunt";
+/// The programs of a node, and those of `bench packet`.
+const BINARIES: [&str; 2] = [NODE, "bench"];
+const NODE: &str = "shunt";
 
 #[derive(clap::Args, Default)]
 pub struct Arguments {
@@ -43,12 +45,12 @@ pub fn build(arguments: &Arguments) -> Result<PathBuf> {
     // `-Z` on the pinned stable compiler: see rust-toolchain.toml.
     cargo.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker));
     shell::run(&mut cargo)?;
-    let built = target_dir.join(TARGET).join(PROFILE).join(BINARY);
-    let object = shell::root().join("target/bpf").join(BINARY);
+    let objects = shell::root().join("target/bpf");
     if !arguments.clippy {
-        publish(&built, &object)?;
+        let built = target_dir.join(TARGET).join(PROFILE);
+        BINARIES.iter().try_for_each(|binary| publish(&built.join(binary), &objects.join(binary)))?;
     }
-    Ok(object)
+    Ok(objects.join(NODE))
 }
 
 /// Flags for rustc in cargo's encoding, in which they may hold blanks.

@@ -7,8 +7,10 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod bench_control;
+mod bench_packet;
 mod build_ebpf;
 mod demo;
+mod image;
 mod inspect;
 mod packages;
 mod run;
@@ -33,6 +35,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
     Test(test::Arguments),
+    /// Build a static agent, and an OCI image of it in target/image.
+    Image(image::Arguments),
     /// Measure, and show the figures beside what they shall reach.
     Bench(bench::Arguments),
 }
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Image(arguments) => image::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,18 +21,39 @@ const LLVM_BIN: &str = "/usr/lib/llvm-22/bin";
 
 /// Sees to it that `core` can be built, for which its source is needed.
 pub fn ensure_rust_src() -> Result<()> {
-    let sysroot = shell::find("rustc")
-        .and_then(|rustc| shell::output(Command::new(rustc).args(["--print", "sysroot"]).current_dir(shell::root())))
-        .context("can't run rustc; install Rust from https://rustup.rs")?;
-    if Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file() {
+    let sysroot = sysroot()?;
+    if sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file() {
         return Ok(());
     }
     let remedy = "install the source of Rust's core library: `rustup component add rust-src` in this directory";
+    rustup(&sysroot, &["component", "add", "rust-src"], remedy)
+}
+
+/// Sees to it that programs can be built for a target, for which its standard library is needed.
+pub fn ensure_target(target: &str) -> Result<()> {
+    let sysroot = sysroot()?;
+    if sysroot.join("lib/rustlib").join(target).join("lib").is_dir() {
+        return Ok(());
+    }
+    let remedy = format!("install Rust's standard library for it: `rustup target add {target}` in this directory");
+    rustup(&sysroot, &["target", "add", target], &remedy)
+}
+
+fn sysroot() -> Result<PathBuf> {
+    let sysroot = shell::find("rustc")
+        .and_then(|rustc| shell::output(Command::new(rustc).args(["--print", "sysroot"]).current_dir(shell::root())))
+        .context("can't run rustc; install Rust from https://rustup.rs")?;
+    Ok(sysroot.into())
+}
+
+/// Adds what a toolchain lacks.
+fn rustup(sysroot: &Path, arguments: &[&str], remedy: &str) -> Result<()> {
+    let what = arguments.last().copied().unwrap_or_default();
     let Some(rustup) = shell::find("rustup") else {
-        bail!("{sysroot} lacks the component rust-src, and there is no rustup to add it; {remedy}");
+        bail!("{} lacks {what}, and there is no rustup to add it; {remedy}", sysroot.display());
     };
-    eprintln!("adding rust-src to {sysroot}");
-    shell::run(Command::new(rustup).args(["component", "add", "rust-src"]).current_dir(shell::root())).context(remedy)
+    eprintln!("adding {what} to {}", sysroot.display());
+    shell::run(Command::new(rustup).args(arguments).current_dir(shell::root())).with_context(|| remedy.to_owned())
 }
 
 /// Sees to it that there is a bpf-linker, and says where.

@@ -4,7 +4,10 @@
 use std::path::PathBuf;
 
 use super::answer;
-use crate::dataplane::{DEFAULT_BPFFS, remove_all};
+use crate::{
+    dataplane::{DEFAULT_BPFFS, remove_all},
+    node::service_cidrs,
+};
 
 /// Flags of `cleanup`.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,6 +34,12 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
         let result = answer::print(&format!("{verb} {item}"));
         printed = std::mem::replace(&mut printed, Ok(())).and(result);
     })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for range in runtime.block_on(service_cidrs::remove_all(args.dry_run))? {
+        count += 1;
+        let result = answer::print(&format!("{verb} route blackhole {range}"));
+        printed = std::mem::replace(&mut printed, Ok(())).and(result);
+    }
     if count == 0 {
         printed = answer::print(&format!("nothing of Shunt's at {}", args.bpffs.display()));
     }

@@ -12,7 +12,7 @@ use std::{env, fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use lb_common::{
-    config::{Config, TICK_SHIFT, ticks},
+    config::{Config, TICK_SHIFT, config_flags, ticks},
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -28,12 +28,13 @@ use self::{args::FlowArgs, values::SourceSpec};
 use crate::{
     dataplane::{self, Dataplane, Options, Pins},
     diff::State,
+    events::{self, Recorder},
     health::{self, Health},
     http,
     memory::{Bill, mebibytes},
     metrics::{self, Metrics},
     model::Model,
-    node::{checks, netlink::Follower},
+    node::{checks, netlink::Follower, service_cidrs},
     source::{self, SourceError},
     sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
@@ -83,17 +84,20 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     let services = Services::new(Model::new(node_name.clone()), args.flows.source_ports);
     let state = State::adopt(dump, &dataplane.capacities());
     let maps = Maps { state, doors: dataplane };
-    let (health, metrics) = (Health::default(), Metrics::default());
+    let health = if args.source == SourceSpec::Kube { Health::requiring_node() } else { Health::default() };
+    let metrics = Metrics::default();
     let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
 
     let mut tasks = JoinSet::new();
     tasks.spawn(follower.run(change_sender));
-    tasks.spawn(http::serve(healthz, health::router(health.clone())));
+    tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
     tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
+    let recorder = start_recorder(&args, &node_name, &mut tasks).await?;
     let mut source = tokio::spawn(run_source(args, node_name, event_sender));
-    let agent = Loop::new(services, devices, maps, health, metrics);
+    let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
+    tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests }) => match ended {
             // The source itself knows why.
@@ -179,6 +183,8 @@ fn configuration(former: Config, flows: &FlowArgs) -> anyhow::Result<Config> {
         source_port_last: flows.source_ports.last,
         timeouts,
         rejects_per_tick: u32::try_from(rejects_per_tick).unwrap_or(u32::MAX),
+        cluster_cidrs: flows.cluster_cidr.clone().unwrap_or_default().to_config(),
+        flags: if flows.masquerade_all { config_flags::MASQUERADE_ALL } else { 0 },
         next_hop_generation: former.next_hop_generation.max(1),
         ..former
     })
@@ -188,6 +194,19 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
     let mut seed = [0; 2];
     fs::File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut seed))?;
     Ok(seed)
+}
+
+/// Kubernetes Events, where there is a Kubernetes.
+async fn start_recorder(args: &RunArgs, node_name: &str, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
+    if args.source != SourceSpec::Kube {
+        return Ok(Recorder::default());
+    }
+    let options = source::KubeOptions { kubeconfig: args.kubeconfig.clone(), node_name: node_name.to_owned() };
+    let client = source::connect(&options).await?;
+    let (recorder, notes) = Recorder::new();
+    recorder.tell_start(node_name);
+    tasks.spawn(events::post(client, node_name.to_owned(), notes));
+    Ok(recorder)
 }
 
 async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {
@@ -214,7 +233,10 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use clap::Parser;
+    use lb_common::{address::Address, config::Cidr};
 
     use super::*;
 
@@ -248,6 +270,16 @@ mod tests {
         assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));
         assert_eq!(config.seed, [1, 10]);
         assert_eq!(config.next_hop_generation, 1);
+    }
+
+    #[test]
+    fn rules_46_and_52_masquerade_all_and_cluster_cidrs_are_as_the_flags_say() {
+        let given = configuration(Config::default(), &flows("--masquerade-all --cluster-cidr 10.244.0.0/16")).unwrap();
+        assert_eq!(given.flags, config_flags::MASQUERADE_ALL);
+        let pod = Address::from(IpAddr::from([10, 244, 1, 2]));
+        assert_eq!(given.cluster_cidrs.map(|cidr| cidr.contains(&pod)), [true, false]);
+        let without = configuration(given, &flows("")).unwrap();
+        assert_eq!((without.flags, without.cluster_cidrs), (0, [Cidr::default(); 2]));
     }
 
     #[test]

@@ -79,6 +79,13 @@ fn rule_80_a_unit_for_each_family_with_endpoints_of_its_own() {
 }
 
 #[test]
+fn rule_82_endpoints_of_the_other_family_serve_nobody() {
+    let slices = [slice("web-2", "web").address_type("IPv6").tcp("http", 8080).with(endpoint("fd00::2"))];
+    let unit = only(compiled(service("web").tcp("http", 80), &slices));
+    assert!(unit.backends.is_empty() && unit.cluster.is_empty());
+}
+
+#[test]
 fn rule_23_a_list_that_nobody_uses_is_empty() {
     let endpoints = web(&[endpoint("10.0.0.1").on("node-1"), endpoint("10.0.0.2").on("node-2")]);
     let unit = |builder: ServiceBuilder| only(compiled(builder.tcp("http", 80), std::slice::from_ref(&endpoints)));
@@ -117,6 +124,53 @@ fn rule_11_named_target_ports_may_differ_between_slices() {
     let slices = [web(&[endpoint("10.0.0.1")]), slice("web-2", "web").tcp("http", 9090).with(endpoint("10.0.0.2"))];
     let unit = only(compiled(service("web").tcp("http", 80), &slices));
     assert_eq!(unit.cluster.into_keys().collect::<Vec<_>>(), [key("10.0.0.1", 8080), key("10.0.0.2", 9090)]);
+}
+
+/// Where packets that no frontend takes are refused, by unit.
+fn refusals(units: &BTreeMap<UnitId, Unit>) -> Vec<(String, String)> {
+    let of_unit = |(id, unit): (&UnitId, &Unit)| {
+        let refused = unit.frontends.iter().filter(|(_, plan)| **plan == FrontendPlan::REFUSED);
+        refused.map(|(key, _)| (id.port_name.clone(), key.address.to_string())).collect::<Vec<_>>()
+    };
+    units.iter().flat_map(of_unit).collect()
+}
+
+#[test]
+fn rule_44_other_ports_of_a_cluster_ip_are_refused_by_one_frontend_of_each_family() {
+    let dual = service("web").cluster_ips(&["10.96.0.1", "fd00:96::1"]).tcp("b", 80).udp("a", 53).tcp("c", 443);
+    let units = compiled(dual, &[]);
+    assert_eq!(refusals(&units), [("a".into(), "fd00:96::1".into()), ("a".into(), "10.96.0.1".into())]);
+    let keys: Vec<_> = units.values().flat_map(|unit| unit.frontends.keys()).collect();
+    assert!(keys.contains(&&FrontendKey::any_port(key("10.96.0.1", 0).address)));
+}
+
+#[test]
+fn rule_45_other_ports_of_external_addresses_are_left_alone() {
+    let builder = service("web").of_type("LoadBalancer").tcp("http", 80).external_ips(&["192.0.2.7"]);
+    let units = compiled(builder.ingress("192.0.2.9", None), &[]);
+    assert_eq!(refusals(&units), [("http".into(), "10.96.0.1".into())]);
+}
+
+#[test]
+fn rule_54_each_port_has_an_affinity_of_its_own_for_all_its_frontends() {
+    let builder = service("web").of_type("NodePort").tcp("http", 80).node_port(30_080).tcp("https", 443);
+    let units = compiled(builder.affinity(Some(60)), &[]);
+    assert_eq!(units.values().map(|unit| unit.affinity_timeout).collect::<Vec<_>>(), [56, 56], "ticks of 1.07 s");
+    let units = compiled(service("web").tcp("http", 80), &[]);
+    assert_eq!(only(units).affinity_timeout, 0);
+}
+
+#[test]
+fn rule_35_ranges_are_those_of_the_units_family_and_only_where_a_frontend_asks() {
+    let ranges = ["198.51.100.0/24", "2001:db8:1::/48"];
+    let dual = service("web").tcp("http", 80).cluster_ips(&["10.96.0.1", "fd00:96::1"]).source_ranges(&ranges);
+    let ranges = |builder| -> Vec<String> {
+        let units: BTreeMap<UnitId, Unit> = compiled(builder, &[]);
+        units.values().flat_map(|unit| &unit.source_ranges).map(ToString::to_string).collect()
+    };
+    assert_eq!(ranges(dual.clone()), [""; 0], "without a load balancer");
+    assert_eq!(ranges(dual.clone().ingress("192.0.2.9", None)), ["198.51.100.0/24"]);
+    assert_eq!(ranges(dual.ingress("2001:db8::9", None)), ["2001:db8:1::/48"]);
 }
 
 fn any_endpoint() -> impl Strategy<Value = EndpointBuilder> {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Programs on devices: links that are pinned, outlive the agent, and get new programs in place.
+//! Programs on devices: links that are pinned, outlive the agent, and get its successor's programs in place, once the maps
+//! of those hold what they should.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
 };
 
 use aya::{Ebpf, programs::ProgramError};
@@ -18,6 +20,7 @@ use super::{
     doors::{Door, XdpMode, XdpWish},
     filters,
     pins::{self, Pins},
+    remove::remove_layout,
     sys,
 };
 
@@ -110,56 +113,113 @@ fn explain(error: &io::Error) -> String {
     }
 }
 
-/// All links of ours.
+/// A link on a device.
+struct Held {
+    /// Its pin, which may be one of another layout version.
+    path: PathBuf,
+    /// Whether it runs this agent's program; else that of an earlier one.
+    is_ours: bool,
+}
+
+/// All links of ours and of earlier agents.
 pub struct Links {
     pins: Pins,
     programs: BTreeMap<&'static str, OwnedFd>,
     xdp: XdpMode,
-    open: BTreeMap<u32, BTreeSet<Door>>,
-    filtered: BTreeSet<u32>,
+    open: BTreeMap<u32, BTreeMap<Door, Held>>,
+    /// Devices with filters, and the pins that remember them; whether the filters are ours, as with links.
+    filtered: BTreeMap<u32, (Pins, bool)>,
 }
 
 impl Links {
-    /// Adopts the links and filters of an earlier agent: they run the new programs from here on. Those whose device has
-    /// gone are removed.
-    pub fn adopt(pins: Pins, programs: BTreeMap<&'static str, OwnedFd>, xdp: XdpMode, ebpf: &mut Ebpf) -> Self {
-        let mut links = Self { pins, programs, xdp, open: BTreeMap::new(), filtered: BTreeSet::new() };
-        let entries = fs::read_dir(links.pins.links()).into_iter().flatten().flatten();
-        let names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        for (door, ifindex) in names.iter().filter_map(|name| Door::of_pin(name)) {
-            match links.adopt_one(door, ifindex) {
-                Ok(true) => drop(links.open.entry(ifindex).or_default().insert(door)),
-                Ok(false) => links.unpin(door, ifindex),
-                Err(error) => {
-                    warn!("{door} of device {ifindex}, left by an earlier agent, can't be taken over: {error}");
-                    links.unpin(door, ifindex);
+    /// Finds the links and filters of earlier agents, whatever their layout version. They run on as they are until
+    /// [`Links::take_over`]. Those whose device has gone are removed.
+    pub fn adopt(pins: Pins, programs: BTreeMap<&'static str, OwnedFd>, xdp: XdpMode) -> Self {
+        let mut links = Self { pins, programs, xdp, open: BTreeMap::new(), filtered: BTreeMap::new() };
+        for place in [links.pins.clone()].into_iter().chain(links.pins.others()) {
+            let entries = fs::read_dir(place.links()).into_iter().flatten().flatten();
+            for path in entries.map(|entry| entry.path()) {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let Some((door, ifindex)) = Door::of_pin(name) else { continue };
+                let held = Held { path, is_ours: false };
+                if !held.is_on(ifindex) {
+                    remove(&held.path);
+                } else if !links.is_open(door, ifindex) {
+                    links.open.entry(ifindex).or_default().insert(door, held);
                 }
             }
-        }
-        for ifindex in filters::marked(&links.pins) {
-            let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
-            match name.map(|name| filters::attach(ebpf, &links.pins, &name, ifindex)) {
-                Some(Ok(())) => drop(links.filtered.insert(ifindex)),
-                // The device has gone, and its filters with it; or they are attached anew in a moment.
-                None | Some(Err(_)) => drop(filters::unmark(&links.pins, ifindex)),
+            for ifindex in filters::marked(&place) {
+                // A device that has gone has taken its filters along.
+                match device_name(ifindex) {
+                    Some(_) => drop(links.filtered.insert(ifindex, (place.clone(), false))),
+                    None => drop(filters::unmark(&place, ifindex)),
+                }
             }
         }
         links
     }
 
-    /// Whether the device is still there, and its link runs the new program.
-    fn adopt_one(&self, door: Door, ifindex: u32) -> io::Result<bool> {
-        let link = sys::open_pin(&self.pins.links().join(door.pin_name(ifindex)))?;
-        if sys::link_info(link.as_fd())?.ifindex != ifindex {
-            return Ok(false);
+    /// Lets every adopted link and filter run this agent's programs, in place, and removes what is left of other layout
+    /// versions. For this the maps must hold what they should: those of a new layout were empty. What is refused runs on
+    /// as it is.
+    pub fn take_over(&mut self, ebpf: &mut Ebpf) -> Vec<AttachError> {
+        let mut refused = Vec::new();
+        let held =
+            self.open.iter().flat_map(|(&ifindex, doors)| doors.iter().map(move |(&door, held)| (ifindex, door, held)));
+        let former: Vec<_> =
+            held.filter(|(.., held)| !held.is_ours).map(|(ifindex, door, _)| (door, ifindex)).collect();
+        for (door, ifindex) in former {
+            if let Err(cause) = self.take_over_link(door, ifindex) {
+                let name = device_name(ifindex).unwrap_or_else(|| ifindex.to_string());
+                refused.push(AttachError::Link { name, door, cause });
+            }
         }
-        sys::update_link(link.as_fd(), self.programs[door.program()].as_fd())?;
-        Ok(true)
+        let former = self.filtered.iter_mut().filter(|(_, (_, is_ours))| !is_ours);
+        for (&ifindex, (place, is_ours)) in former {
+            let Some(name) = device_name(ifindex) else { continue };
+            match filters::attach(ebpf, &self.pins, &name, ifindex) {
+                Ok(()) => (*place, *is_ours) = (self.pins.clone(), true),
+                Err(cause) => refused.push(AttachError::Filter { name, cause }),
+            }
+        }
+        let held = || self.open.values().flat_map(BTreeMap::values);
+        for other in self.pins.others().iter().filter(|other| held().all(|held| !held.path.starts_with(other.layout())))
+        {
+            if let Err(error) = remove_layout(&other.layout()) {
+                warn!("{error}");
+            }
+        }
+        refused
+    }
+
+    /// In place where the kernel lets us. Else a second link is made beside the first, which goes only then; XDP has no
+    /// room for two.
+    fn take_over_link(&mut self, door: Door, ifindex: u32) -> io::Result<()> {
+        let Some(held) = self.open.get_mut(&ifindex).and_then(|doors| doors.get_mut(&door)) else { return Ok(()) };
+        let own = self.pins.links().join(door.pin_name(ifindex));
+        let program = self.programs[door.program()].as_fd();
+        let link = sys::open_pin(&held.path)?;
+        match sys::update_link(link.as_fd(), program) {
+            Ok(()) if held.path != own => fs::rename(&held.path, &own)?,
+            Ok(()) => {}
+            Err(refused) => {
+                let (attach_type, flags) = door.attach();
+                let second = sys::create_link(program, ifindex, attach_type, flags).map_err(|_| refused)?;
+                pins::replace(second, &own).map_err(io::Error::other)?;
+                // Gone already if its device went meanwhile.
+                let _ = sys::detach_link(link.as_fd());
+                if held.path != own {
+                    remove(&held.path);
+                }
+            }
+        }
+        *held = Held { path: own, is_ours: true };
+        Ok(())
     }
 
     /// Devices with programs of ours.
     pub fn devices(&self) -> BTreeSet<u32> {
-        self.open.keys().chain(&self.filtered).copied().collect()
+        self.open.keys().chain(self.filtered.keys()).copied().collect()
     }
 
     /// Attaches what a role asks for; what is there already stays, and what it does not ask for goes.
@@ -188,15 +248,13 @@ impl Links {
 
     /// Takes our programs off a device, or forgets it if it has gone.
     pub fn detach(&mut self, ifindex: u32) {
-        for door in self.open.get(&ifindex).cloned().unwrap_or_default() {
-            self.unpin(door, ifindex);
-        }
-        if self.filtered.remove(&ifindex) {
-            if let Some(name) = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok()) {
+        self.open.remove(&ifindex).into_iter().flatten().for_each(|(_, held)| remove(&held.path));
+        if let Some((place, _)) = self.filtered.remove(&ifindex) {
+            if let Some(name) = device_name(ifindex) {
                 filters::detach(&name);
             }
             // Gone already where somebody has tidied up: then there is nothing to forget.
-            let _ = filters::unmark(&self.pins, ifindex);
+            let _ = filters::unmark(&place, ifindex);
         }
     }
 
@@ -215,22 +273,29 @@ impl Links {
 
     /// Whether by links; else by filters.
     fn attach_tc(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str) -> Result<bool, AttachError> {
-        if self.filtered.contains(&ifindex) {
-            return Ok(false);
+        match self.filtered.get(&ifindex) {
+            Some((_, false)) => return Ok(false),
+            // Replaced in place, or made anew on a device that has come back.
+            Some((_, true)) => return self.filter(ebpf, ifindex, name).map(|()| false),
+            None => {}
         }
         for door in [Door::TcIngress, Door::TcEgress] {
             match self.open_or_fail(door, ifindex, name) {
                 // A kernel before 6.6 does not know this kind of link.
                 Err(AttachError::Link { cause, .. }) if cause.raw_os_error() == Some(libc::EINVAL) => {
-                    filters::attach(ebpf, &self.pins, name, ifindex)
-                        .map_err(|cause| AttachError::Filter { name: name.to_owned(), cause })?;
-                    self.filtered.insert(ifindex);
-                    return Ok(false);
+                    return self.filter(ebpf, ifindex, name).map(|()| false);
                 }
                 result => result?,
             }
         }
         Ok(true)
+    }
+
+    fn filter(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str) -> Result<(), AttachError> {
+        filters::attach(ebpf, &self.pins, name, ifindex)
+            .map_err(|cause| AttachError::Filter { name: name.to_owned(), cause })?;
+        self.filtered.insert(ifindex, (self.pins.clone(), true));
+        Ok(())
     }
 
     fn open_or_fail(&mut self, door: Door, ifindex: u32, name: &str) -> Result<(), AttachError> {
@@ -241,30 +306,46 @@ impl Links {
     }
 
     fn open(&mut self, door: Door, ifindex: u32) -> io::Result<()> {
-        if self.is_open(door, ifindex) {
-            return Ok(());
+        match self.open.get(&ifindex).and_then(|doors| doors.get(&door)) {
+            Some(held) if held.is_on(ifindex) => return Ok(()),
+            _ => self.unpin(door, ifindex),
         }
         let (attach_type, flags) = door.attach();
         let link = sys::create_link(self.programs[door.program()].as_fd(), ifindex, attach_type, flags)?;
-        sys::pin(link.as_fd(), &self.pins.links().join(door.pin_name(ifindex)))?;
-        self.open.entry(ifindex).or_default().insert(door);
+        let path = self.pins.links().join(door.pin_name(ifindex));
+        sys::pin(link.as_fd(), &path)?;
+        self.open.entry(ifindex).or_default().insert(door, Held { path, is_ours: true });
         Ok(())
     }
 
     fn is_open(&self, door: Door, ifindex: u32) -> bool {
-        self.open.get(&ifindex).is_some_and(|doors| doors.contains(&door))
+        self.open.get(&ifindex).is_some_and(|doors| doors.contains_key(&door))
     }
 
     fn unpin(&mut self, door: Door, ifindex: u32) {
-        let path = self.pins.links().join(door.pin_name(ifindex));
-        if let Err(error) = pins::remove_link(&path) {
-            warn!("removing {}: {error}", path.display());
-        }
-        if let Some(doors) = self.open.get_mut(&ifindex) {
-            doors.remove(&door);
-            if doors.is_empty() {
-                self.open.remove(&ifindex);
-            }
+        let Some(doors) = self.open.get_mut(&ifindex) else { return };
+        doors.remove(&door).iter().for_each(|held| remove(&held.path));
+        if doors.is_empty() {
+            self.open.remove(&ifindex);
         }
     }
+}
+
+impl Held {
+    /// Whether the link is still on the device: it ends with it, and the next device may get the same index.
+    fn is_on(&self, ifindex: u32) -> bool {
+        let info = sys::open_pin(&self.path).and_then(|link| sys::link_info(link.as_fd()));
+        info.is_ok_and(|info| info.ifindex == ifindex)
+    }
+}
+
+/// Takes a link off its device, or forgets it if that has gone.
+fn remove(path: &Path) {
+    if let Err(error) = pins::remove_link(path) {
+        warn!("removing {}: {error}", path.display());
+    }
+}
+
+fn device_name(ifindex: u32) -> Option<String> {
+    if_indextoname(ifindex).ok()?.into_string().ok()
 }

@@ -115,7 +115,10 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
             Ok(())
         }
         Fit::OtherLayout => {
-            warn!("map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew, and what it held is lost");
+            warn!(
+                "map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew; the programs of the earlier agent \
+                 keep theirs until the new one is filled"
+            );
             fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())
         }
     }

@@ -4,8 +4,8 @@
 //! In: [`Operation`]s, and devices with their roles. Out: what the maps hold, and counters. It must not know of
 //! Kubernetes, Services or time.
 //!
-//! Everything is pinned and outlives the process: the next agent adopts it. What runs is replaced in place, so that no
-//! packet meets a gap.
+//! Everything is pinned and outlives the process: the next agent adopts it. What runs is replaced in place, and not before
+//! the maps are complete, so that no packet meets a gap.
 
 mod attach;
 mod capabilities;
@@ -113,7 +113,8 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Makes maps, or adopts those of an earlier agent; loads the programs; and lets its links run them.
+    /// Makes maps, or adopts those of an earlier agent; loads the programs; and finds its links, which run on as they are
+    /// until [`Dataplane::take_over`].
     ///
     /// # Errors
     /// With what can be done about it. Nothing that ran before has stopped then.
@@ -130,7 +131,7 @@ impl Dataplane {
             logs::start(&mut ebpf);
         }
         let maps = Maps::open(&pins)?;
-        let links = Links::adopt(pins, programs, options.xdp, &mut ebpf);
+        let links = Links::adopt(pins, programs, options.xdp);
         Ok(Self { maps, links, ebpf, _lock: lock })
     }
 
@@ -182,6 +183,14 @@ impl Dataplane {
     /// Where a door that the device can't do without is refused.
     pub fn attach(&mut self, ifindex: u32, name: &str, role: u16, is_veth: bool) -> Result<Attachment, AttachError> {
         self.links.attach(&mut self.ebpf, (ifindex, name), role, is_veth)
+    }
+
+    /// Lets the links of an earlier agent run this agent's programs, and removes what is left of other layout versions. To
+    /// be called when the maps hold what they should: where their layout has changed, they were empty.
+    ///
+    /// What is returned was refused, and runs on as it is.
+    pub fn take_over(&mut self) -> Vec<AttachError> {
+        self.links.take_over(&mut self.ebpf)
     }
 
     /// Takes the programs off a device, or forgets it if it has gone.

@@ -19,7 +19,10 @@ use lb_common::maps::LAYOUT_VERSION;
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
-    sys::statfs::{FsType, statfs},
+    sys::{
+        stat::{major, minor},
+        statfs::{FsType, statfs},
+    },
 };
 
 use super::sys;
@@ -89,6 +92,7 @@ fn pid_text(pid: Option<u32>) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
+    version: u32,
 }
 
 /// Ownership of a pin directory. It ends with the process, however that ends.
@@ -102,7 +106,7 @@ impl Pins {
     /// The pins below a directory.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), version: LAYOUT_VERSION }
     }
 
     /// The directory.
@@ -129,8 +133,22 @@ impl Pins {
         self.directory("links")
     }
 
+    /// The directory of this layout version.
+    #[must_use]
+    pub fn layout(&self) -> PathBuf {
+        self.root.join(format!("v{}", self.version))
+    }
+
+    /// The pins that agents with another layout version have left here.
+    #[must_use]
+    pub fn others(&self) -> Vec<Self> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let versions = entries.filter_map(|entry| version_of(&entry.path())).filter(|&version| version != self.version);
+        versions.map(|version| Self { root: self.root.clone(), version }).collect()
+    }
+
     fn directory(&self, kind: &str) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}")).join(kind)
+        self.layout().join(kind)
     }
 
     /// Makes the directories, on a bpffs that is mounted first if there is none.
@@ -170,12 +188,18 @@ impl Pins {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Lock { _file: file }),
             Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let pid = file.metadata().ok().and_then(|metadata| lock_owner(metadata.ino()));
+                let pid = file.metadata().ok().and_then(|metadata| lock_owner(metadata.dev(), metadata.ino()));
                 Err(PinError::Locked { path: self.root.clone(), pid })
             }
             Err((_, errno)) => Err(directory(errno.into())),
         }
     }
+}
+
+/// The layout version whose directory a path is: `v1`, `v2` and so on.
+#[must_use]
+pub fn version_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 /// Pins, replacing what was pinned there in one step.
@@ -245,18 +269,21 @@ fn mount_for(root: &Path) -> Result<(), PinError> {
         .map_err(|errno| PinError::Mount { path: target.into(), cause: errno.into() })
 }
 
-/// The process that holds a `flock` on an inode, from `/proc/locks`.
-fn lock_owner(inode: u64) -> Option<u32> {
-    owner_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+/// The process that holds a `flock` on an inode of a device, from `/proc/locks`.
+fn lock_owner(device: u64, inode: u64) -> Option<u32> {
+    owner_in(&fs::read_to_string("/proc/locks").ok()?, (major(device), minor(device), inode))
 }
 
-/// Lines such as `1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF`: kind, process, device and inode.
-fn owner_in(locks: &str, inode: u64) -> Option<u32> {
+/// Lines such as `1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF`: kind, process, device (hexadecimal) and inode, which
+/// alone says little: that of every bpffs root is the same.
+fn owner_in(locks: &str, ours: (u64, u64, u64)) -> Option<u32> {
     locks.lines().find_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, pid, place, ..] = fields[..] else { return None };
-        let is_ours = place.rsplit(':').next()?.parse() == Ok(inode);
-        is_ours.then(|| pid.parse().ok()).flatten()
+        let [major, minor, inode] = place.split(':').collect::<Vec<_>>()[..] else { return None };
+        let number = |hex| u64::from_str_radix(hex, 16).ok();
+        let place = (number(major)?, number(minor)?, inode.parse().ok()?);
+        (place == ours).then(|| pid.parse().ok()).flatten()
     })
 }
 
@@ -270,9 +297,10 @@ mod tests {
                      2: FLOCK  ADVISORY  WRITE 22 00:19:78 0 EOF\n\
                      2: -> FLOCK  ADVISORY  WRITE 44 00:19:78 0 EOF\n\
                      3: FLOCK  ADVISORY  WRITE 33 00:19:77 0 EOF\n";
-        assert_eq!(owner_in(locks, 77), Some(33));
-        assert_eq!(owner_in(locks, 78), Some(22));
-        assert_eq!(owner_in(locks, 7), None);
+        assert_eq!(owner_in(locks, (0, 0x19, 77)), Some(33));
+        assert_eq!(owner_in(locks, (0, 0x19, 78)), Some(22));
+        assert_eq!(owner_in(locks, (0, 0x19, 7)), None);
+        assert_eq!(owner_in(locks, (0, 0x1a, 77)), None, "the same inode of another file system");
     }
 
     #[test]

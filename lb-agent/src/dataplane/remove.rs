@@ -10,10 +10,11 @@ use nix::{
     mount::{MntFlags, umount2},
     net::if_::{if_indextoname, if_nameindex},
 };
+use tracing::debug;
 
 use super::{
     filters,
-    pins::{self, MOUNT_SOURCE, PinError, Pins, is_bpffs},
+    pins::{self, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
 };
 
 /// What an agent has made.
@@ -69,17 +70,26 @@ pub fn remove_all(root: &Path, dry_run: bool, report: &mut dyn FnMut(&Item)) -> 
         return Err(PinError::NotBpffs { path: root.into() });
     }
     let _lock = Pins::new(root).lock()?;
-    let layouts: Vec<_> = children(root)?.into_iter().filter(|path| is_layout(path)).collect();
+    let layouts: Vec<_> = children(root)?.into_iter().filter(|path| version_of(path).is_some()).collect();
     for layout in &layouts {
         removal.links(&layout.join("links"))?;
     }
     removal.filters(Some(root))?;
     for layout in layouts {
-        removal.pins(&layout.join("programs"), Item::Program)?;
-        removal.pins(&layout.join("maps"), Item::Map)?;
-        removal.directory(layout)?;
+        removal.layout(&layout)?;
     }
     removal.root(root)
+}
+
+/// Removes what is left of a layout version, whose links nothing needs any more.
+///
+/// # Errors
+/// When something can't be removed.
+pub fn remove_layout(layout: &Path) -> Result<(), PinError> {
+    let mut removal =
+        Removal { dry_run: false, report: &mut |item| debug!("of another layout version: {item} removed") };
+    removal.links(&layout.join("links"))?;
+    removal.layout(layout)
 }
 
 struct Removal<'a> {
@@ -132,6 +142,13 @@ impl Removal<'_> {
         Ok(())
     }
 
+    /// All but the links.
+    fn layout(&mut self, layout: &Path) -> Result<(), PinError> {
+        self.pins(&layout.join("programs"), Item::Program)?;
+        self.pins(&layout.join("maps"), Item::Map)?;
+        self.directory(layout)
+    }
+
     fn pins(&mut self, directory: &Path, item: fn(PathBuf) -> Item) -> Result<(), PinError> {
         for path in children(directory)? {
             self.item(&path, &item(path.clone()), |path| fs::remove_file(path))?;
@@ -140,16 +157,16 @@ impl Removal<'_> {
     }
 
     /// A layout's directory with what is in it: directories alone by now.
-    fn directory(&mut self, path: PathBuf) -> Result<(), PinError> {
-        for child in children(&path)? {
+    fn directory(&mut self, path: &Path) -> Result<(), PinError> {
+        for child in children(path)? {
             self.item(&child, &Item::Directory(child.clone()), |path| fs::remove_dir(path))?;
         }
-        self.item(&path, &Item::Directory(path.clone()), |path| fs::remove_dir(path))
+        self.item(path, &Item::Directory(path.into()), |path| fs::remove_dir(path))
     }
 
     /// The directory itself, unless something that is not ours lies in it, or a bpffs is mounted there by somebody else.
     fn root(&mut self, root: &Path) -> Result<(), PinError> {
-        if children(root)?.iter().any(|path| !is_layout(path) && !is_kernels(path)) {
+        if children(root)?.iter().any(|path| version_of(path).is_none() && !is_kernels(path)) {
             return Ok(());
         }
         match pins::mount_source(root) {
@@ -162,12 +179,6 @@ impl Removal<'_> {
             None => self.item(root, &Item::Directory(root.into()), |path| fs::remove_dir(path)),
         }
     }
-}
-
-/// `v1`, `v2` and so on.
-fn is_layout(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok())
 }
 
 /// The kernel's own files in a new bpffs (`maps.debug`, `progs.debug`): nobody else may use names with dots.

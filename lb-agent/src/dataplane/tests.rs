@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::Ipv4Addr,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -181,6 +182,85 @@ fn links_outlive_the_agent_and_get_its_successor_s_programs() {
     ip("link del uplink");
     assert_eq!(place.open().attached(), BTreeSet::new());
     assert!(pins_in(&links).is_empty());
+}
+
+/// What the kernel says of a pinned link: its device and its program.
+fn link(path: &Path) -> (u32, u32) {
+    let info = super::sys::link_info(super::sys::open_pin(path).unwrap().as_fd()).unwrap();
+    (info.ifindex, info.program_id)
+}
+
+/// A device with all programs, whose agent has gone.
+fn left_by_an_earlier_agent(place: &mut Place) -> u32 {
+    place.options.xdp = XdpMode::Generic;
+    ip("link add uplink type veth peer name pod");
+    let uplink = ifindex("uplink");
+    place.open().attach(uplink, "uplink", role::UPLINK, true).unwrap();
+    uplink
+}
+
+#[test]
+fn programs_of_another_layout_run_on_until_they_are_taken_over() {
+    let Some(mut place) = Place::new("upgrade") else { return };
+    let uplink = left_by_an_earlier_agent(&mut place);
+    let root = place.options.bpffs.clone();
+    for layout in ["v0", "v1"] {
+        if layout != "v1" {
+            fs::rename(root.join("v1"), root.join(layout)).unwrap();
+        }
+        let doors = [Door::TcIngress, Door::TcEgress, Door::XdpGeneric].map(|door| door.pin_name(uplink));
+        let pin = |layout: &str, door: &String| root.join(layout).join("links").join(door);
+        let before = doors.each_ref().map(|door| link(&pin(layout, door)));
+
+        let mut dataplane = place.open();
+        assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
+        dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+        assert_eq!(doors.each_ref().map(|door| link(&pin(layout, door))), before, "they run on as they are");
+
+        assert!(dataplane.take_over().is_empty());
+        for (door, (_, program)) in doors.iter().zip(before) {
+            let (device, new_program) = link(&pin("v1", door));
+            assert!(device == uplink && new_program != program, "{door} of {layout}");
+        }
+        assert_eq!(pins_in(&root), ["v1"]);
+        assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
+    }
+}
+
+#[test]
+fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
+    let Some(place) = Place::new("again") else { return };
+    let mut dataplane = place.open();
+    for _ in 0..2 {
+        ip("link add uplink index 77 type veth peer name pod");
+        dataplane.attach(77, "uplink", role::UPLINK, true).unwrap();
+        let pins = Pins::new(&place.options.bpffs);
+        assert_eq!(link(&pins.links().join(Door::TcIngress.pin_name(77))).0, 77);
+        ip("link del uplink");
+    }
+}
+
+#[test]
+fn a_link_that_takes_no_new_program_runs_until_there_is_another() {
+    let Some(mut place) = Place::new("refusal") else { return };
+    let uplink = left_by_an_earlier_agent(&mut place);
+    let pin = |door: Door| Pins::new(&place.options.bpffs).links().join(door.pin_name(uplink));
+    // A TC link under the name of an XDP link refuses the XDP program; and there is an XDP program already.
+    fs::rename(pin(Door::TcEgress), pin(Door::XdpDriver)).unwrap();
+    let mut dataplane = place.open();
+    let refused: Vec<_> = dataplane.take_over().iter().map(ToString::to_string).collect();
+    assert!(refused.len() == 1 && refused[0].starts_with("XDP in the driver on uplink: "), "{refused:?}");
+    assert_eq!(link(&pin(Door::XdpDriver)).0, uplink, "it still runs");
+    drop(dataplane);
+
+    // An XDP link under the name of a TC link refuses the TC program; TC has room for a second link.
+    fs::rename(pin(Door::XdpGeneric), pin(Door::TcEgress)).unwrap();
+    let (_, program) = link(&pin(Door::TcEgress));
+    fs::remove_file(pin(Door::XdpDriver)).unwrap();
+    let mut dataplane = place.open();
+    assert!(dataplane.take_over().is_empty());
+    let (device, new_program) = link(&pin(Door::TcEgress));
+    assert!(device == uplink && new_program != program);
 }
 
 #[test]

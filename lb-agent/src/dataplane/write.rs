@@ -51,12 +51,24 @@ impl Writer for Maps {
     }
 }
 
+/// Words of a backend by their place.
+const STATE: usize = 4;
+const GENERATION: usize = 5;
+
+/// In which order the words of a backend are stored.
+///
+/// One that is freed is free before it has its new generation: a packet that read the table a moment earlier must not
+/// find the new generation and take it for that of a backend in use, for its flow would never be stale. Any other is
+/// whole before the word with its state says so.
+const fn order(state: u8) -> [usize; 8] {
+    match state {
+        backend_state::FREE => [STATE, GENERATION, 0, 1, 2, 3, 6, 7],
+        _ => [GENERATION, 0, 1, 2, 3, 6, 7, STATE],
+    }
+}
+
 impl Maps {
-    /// The generation comes first, so that flows of a former owner are stale before anything else changes; the word with
-    /// the state comes last, when the rest is whole.
     fn set_backend(&self, index: u32, backend: &Backend) -> Result<(), WriteError> {
-        const GENERATION: usize = 5;
-        const STATE: usize = 4;
         let capacity = self.backends.capacity();
         let out_of_range = WriteError::OutOfRange { map: maps::BACKENDS, index, capacity };
         let element = self.backends.element(index).ok_or(out_of_range)?;
@@ -65,7 +77,7 @@ impl Maps {
             reset(&self.backend_counters, index, maps::BACKEND_COUNTERS)?;
         }
         let words: [u32; 8] = bytemuck::cast(*backend);
-        for word in [GENERATION, 0, 1, 2, 3, 6, 7, STATE] {
+        for word in order(backend.state) {
             element[word].store(words[word], Ordering::Release);
         }
         Ok(())
@@ -89,4 +101,41 @@ fn reset<V: bytemuck::Pod>(counters: &PerCpu<V>, index: u32, map: &'static str) 
 
 fn refused(map: &'static str) -> impl Fn(io::Error) -> WriteError {
     move |cause| WriteError::Refused { map, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::address::Address;
+
+    use super::*;
+
+    /// What a packet can read while one backend takes the place of another.
+    fn between(old: Backend, new: Backend) -> Vec<Backend> {
+        let (mut words, new_words): ([u32; 8], [u32; 8]) = (bytemuck::cast(old), bytemuck::cast(new));
+        let stored = order(new.state).into_iter().map(|word| {
+            words[word] = new_words[word];
+            bytemuck::cast(words)
+        });
+        stored.collect()
+    }
+
+    #[test]
+    fn a_backend_in_use_never_shows_the_generation_that_it_gets_when_freed() {
+        let address: Address = std::net::Ipv4Addr::new(10, 0, 0, 1).into();
+        let used = Backend {
+            address,
+            port_be: 80,
+            state: backend_state::ACTIVE,
+            generation: 7,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let freed = Backend { address, state: backend_state::FREE, generation: 8, ..bytemuck::Zeroable::zeroed() };
+        let freeing = between(used, freed);
+        assert!(freeing.iter().all(|seen| seen.generation == 7 || seen.state == backend_state::FREE), "{freeing:?}");
+        assert_eq!(freeing.last(), Some(&freed));
+
+        let next = Backend { address: std::net::Ipv4Addr::new(10, 0, 0, 2).into(), generation: 8, ..used };
+        let taking = between(freed, next);
+        assert!(taking.iter().all(|seen| seen.state == backend_state::FREE || *seen == next), "{taking:?}");
+    }
 }

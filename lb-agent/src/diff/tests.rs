@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{
     address::Address,
     config::{Interface, role},
+    frontend::{FrontendKey, frontend_flags},
     maps::{FILTER_EGRESS, FILTER_INGRESS},
 };
 
-use self::world::{World, address, backend, frontend, key, unit};
-use super::{Capacities, GRACE, Operation, State};
+use self::world::{World, address, backend, frontend, key, unit, unit_id};
+use super::{Capacities, GRACE, Operation, Plan, State};
 use crate::{
-    compile::{List, ServiceKey},
+    compile::{FrontendPlan, List, ServiceKey, Unit, UnitId},
     dataplane::fake::Fake,
 };
 
@@ -142,12 +143,15 @@ fn a_freed_index_rests_and_comes_back_with_its_generation() {
 
 #[test]
 fn a_full_map_names_the_service_and_the_flag_and_leaves_the_last_good_state() {
-    let three = |n| unit(&[(n, 1), (n + 1, 1), (n + 2, 1)], &[(n, List::Cluster)]);
+    let ranges = ["192.0.2.0/24", "198.51.100.0/24"].map(|range| range.parse().unwrap());
+    let three =
+        |n| Unit { source_ranges: ranges.into(), ..unit(&[(n, 1), (n + 1, 1), (n + 2, 1)], &[(n, List::Cluster)]) };
     let cases = [
         ("--max-backends", Capacities { backends: 6, ..Capacities::default() }),
         ("--max-table-slots", Capacities { table_slots: 800, ..Capacities::default() }),
         ("--max-frontends", Capacities { frontends: 1, ..Capacities::default() }),
         ("--max-services", Capacities { services: 2, ..Capacities::default() }),
+        ("--max-source-ranges", Capacities { source_ranges: 3, ..Capacities::default() }),
     ];
     for (flag, capacities) in cases {
         let mut world = World::new(capacities);
@@ -195,6 +199,102 @@ fn rule_18_the_loser_is_reported_and_takes_over() {
     assert_eq!(world.state.take_dirty(world.now), BTreeSet::from([ServiceKey::new("default", "young")]));
     world.want("young", 20, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
     assert_eq!(world.owner(1), Some("default/young:http".to_owned()));
+}
+
+/// A frontend with source ranges.
+fn restricted(n: u8, ranges: &[&str]) -> Unit {
+    let mut desired = unit(&[(1, 1)], &[(n, List::Cluster)]);
+    if !ranges.is_empty() {
+        desired.frontends.get_mut(&key(n)).unwrap().flags = frontend_flags::SOURCE_RANGES;
+    }
+    desired.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    desired
+}
+
+/// The operations on ranges and frontends, in their order.
+fn admissions(plan: &Plan) -> Vec<String> {
+    let text = |operation: &Operation| match operation {
+        Operation::UpsertSourceRange(key) => Some(format!("admit {}", key.range.address)),
+        Operation::RemoveSourceRange(key) => Some(format!("shut out {}", key.range.address)),
+        Operation::UpsertFrontend { frontend, .. } => Some(format!("frontend, flags {}", frontend.flags)),
+        Operation::RemoveFrontend { .. } => Some("no frontend".into()),
+        _ => None,
+    };
+    plan.operations.iter().filter_map(text).collect()
+}
+
+#[test]
+fn rule_35_ranges_are_written_before_the_frontend_asks_for_them_and_removed_after() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, restricted(1, &[]));
+    let steps: [(&[&str], &[&str]); 4] = [
+        (&["192.0.2.0/24"], &["admit 192.0.2.0", "frontend, flags 16"]),
+        (&["192.0.2.0/24", "198.51.100.0/24"], &["admit 198.51.100.0"]),
+        (&["203.0.113.0/24", "198.51.100.0/24"], &["admit 203.0.113.0", "shut out 192.0.2.0"]),
+        (&[], &["frontend, flags 0", "shut out 198.51.100.0", "shut out 203.0.113.0"]),
+    ];
+    for (ranges, expected) in steps {
+        let plan = world.plan("web", 10, restricted(1, ranges));
+        assert_eq!(admissions(&plan), expected);
+        world.state.carry_out(plan, &mut world.fake, world.now).unwrap();
+    }
+}
+
+#[test]
+fn rule_35_ranges_are_adopted_and_go_with_their_service() {
+    let mut world = World::new(Capacities::default());
+    let desired = restricted(1, &["192.0.2.0/24", "192.0.2.7/32"]);
+    world.want("web", 10, desired.clone());
+    let text = world.fake.to_string();
+    assert!(text.contains("source range 192.0.2.0/24 of service 1\nsource range 192.0.2.7/32 of service 1"), "{text}");
+    world.restart();
+    assert_eq!(world.plan("web", 10, desired).operations, []);
+    world.remove("web");
+    assert_eq!(world.fake.to_string(), "");
+}
+
+#[test]
+fn rule_44_the_refusal_of_other_ports_goes_from_unit_to_unit_and_with_the_service() {
+    let mut world = World::new(Capacities::default());
+    let (web, refusal) = (ServiceKey::new("default", "web"), FrontendKey::any_port(frontend(1)));
+    let mut first = unit(&[], &[(1, List::Cluster)]);
+    first.frontends.insert(refusal, FrontendPlan::REFUSED);
+    let mut second = unit(&[], &[]);
+    second.frontends.insert(refusal, FrontendPlan::REFUSED);
+    let second_id = UnitId { port_name: "https".into(), ..unit_id("web") };
+    for desired in [BTreeMap::from([(unit_id("web"), first)]), BTreeMap::from([(second_id, second)])] {
+        let plan = world.state.plan(&web, 10, &desired, world.now);
+        world.state.carry_out(plan, &mut world.fake, world.now).unwrap();
+        let held = world.fake.dump().frontends[&refusal];
+        assert_eq!((held.flags, held.targets), (0, Default::default()));
+        world.restart();
+        assert_eq!(world.state.plan(&web, 10, &desired, world.now).operations, []);
+    }
+    let text = world.fake.to_string();
+    assert!(text.contains("frontend all of 10.96.0.1 -> service 2, internal nothing, external nothing\n"), "{text}");
+    world.remove("web");
+    assert_eq!(world.fake.to_string(), "");
+}
+
+#[test]
+fn rule_56_a_backend_tells_in_which_lists_it_is_and_a_frontend_which_list_serves() {
+    let mut world = World::new(Capacities::default());
+    let mut desired = unit(&[(1, 1), (2, 1)], &[(1, List::Cluster), (2, List::Local)]);
+    desired.local = BTreeMap::from([(backend(2), 1)]);
+    desired.backends.insert(backend(2), world::spec(true, true));
+    desired.backends.insert(backend(3), world::spec(false, false));
+    desired.affinity_timeout = 56;
+    world.want("web", 10, desired);
+    let text = world.fake.to_string();
+    for line in [
+        "backend 1 10.0.0.1:8080 service 1 active in-cluster-list generation 0\n",
+        "backend 2 10.0.0.2:8080 service 1 active local in-cluster-list in-local-list generation 0\n",
+        "backend 3 10.0.0.3:8080 service 1 draining generation 0\n",
+        ", affinity 56 ticks\n",
+        ", affinity 56 ticks, internal-local, external-local\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{
     ServiceKey,
-    fault::Faults,
+    fault::{Faults, keep_last_good},
     value::{parse_port, parse_protocol, parse_unicast},
 };
 use crate::problem::Problem;
@@ -31,6 +31,8 @@ pub struct Slice {
     pub endpoints: Vec<Endpoint>,
     /// What had to be left out.
     pub problems: Vec<Problem>,
+    /// Whether there are any: all of them are impossible values.
+    pub is_impossible: bool,
 }
 
 /// A port of the endpoints of a slice.
@@ -67,29 +69,51 @@ impl Slice {
     /// Reads an object; `None` where it isn't ours to use (rules 2 and 4).
     #[must_use]
     pub fn parse(object: &discovery::EndpointSlice) -> Option<Self> {
-        let is_v4 = match object.address_type.as_str() {
-            "IPv4" => true,
-            "IPv6" => false,
-            _ => return None,
-        };
         let labels = object.metadata.labels.as_ref()?;
         let service = labels.get(SERVICE_LABEL).filter(|name| !name.is_empty())?;
-        if labels.contains_key(HEADLESS_LABEL) {
+        if labels.contains_key(HEADLESS_LABEL) || object.address_type == "FQDN" {
             return None;
         }
         let own = ServiceKey::of(&object.metadata);
         let mut faults = Faults::new(format!("EndpointSlice {own}"));
+        let is_v4 = parse_address_type(&object.address_type, &mut faults);
+        let ports = object.ports.iter().flatten().filter_map(|port| parse_slice_port(port, &mut faults)).collect();
+        let endpoints = object.endpoints.iter().filter_map(|one| parse_endpoint(one, is_v4?, &mut faults)).collect();
         Some(Self {
             service: ServiceKey { namespace: own.namespace, name: service.clone() },
-            ports: object.ports.iter().flatten().filter_map(|port| parse_slice_port(port, &mut faults)).collect(),
-            endpoints: object.endpoints.iter().filter_map(|one| parse_endpoint(one, is_v4, &mut faults)).collect(),
+            ports,
+            endpoints,
+            is_impossible: faults.is_impossible(),
             problems: faults.into_problems(),
         })
+    }
+
+    /// This version, unless it is impossible and the one before was not: that one stays then, with the problems of this.
+    #[must_use]
+    pub fn or_last_good(self, before: Option<&Self>) -> Self {
+        let good = |before: &&Self| self.is_impossible && !before.is_impossible && before.service == self.service;
+        let Some(last_good) = before.filter(good) else { return self };
+        Self { problems: keep_last_good(self.problems, "EndpointSlice"), ..last_good.clone() }
     }
 
     /// The port numbers that stand for a Service port (rule 11).
     fn numbers<'a>(&'a self, port_name: &'a str, protocol: u8) -> impl Iterator<Item = u16> + 'a {
         self.ports.iter().filter(move |port| port.name == port_name && port.protocol == protocol).map(|port| port.port)
+    }
+}
+
+/// Whether a slice is of IPv4.
+fn parse_address_type(address_type: &str, faults: &mut Faults) -> Option<bool> {
+    match address_type {
+        "IPv4" => Some(true),
+        "IPv6" => Some(false),
+        other => {
+            faults.impossible(
+                format!("addressType \"{other}\" is unknown, and its endpoints are skipped"),
+                "use IPv4 or IPv6",
+            );
+            None
+        }
     }
 }
 

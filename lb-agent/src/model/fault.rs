@@ -3,6 +3,14 @@
 
 use crate::problem::Problem;
 
+/// The problems of an impossible edit, which must not stop what worked: the version before it stays.
+pub(super) fn keep_last_good(mut problems: Vec<Problem>, kind: &str) -> Vec<Problem> {
+    for problem in &mut problems {
+        problem.remedy.push_str(&format!("; until then the last good version of the {kind} stays in force"));
+    }
+    problems
+}
+
 /// The problems of one object so far.
 pub(super) struct Faults {
     subject: String,

@@ -25,6 +25,7 @@ use crate::{
 pub(crate) mod builders;
 pub mod endpoints;
 mod fault;
+pub mod health_check;
 pub mod node;
 pub mod service;
 mod service_cidrs;
@@ -32,6 +33,8 @@ mod split;
 mod value;
 
 use endpoints::Slice;
+use fault::keep_last_good;
+use health_check::{HealthCheck, health_check};
 use node::Node;
 use service::Service;
 use service_cidrs::ServiceCidrs;
@@ -56,6 +59,7 @@ pub struct Model {
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
     is_synced: bool,
+    is_incomplete: bool,
 }
 
 impl Model {
@@ -71,6 +75,7 @@ impl Model {
             service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             is_synced: false,
+            is_incomplete: false,
         }
     }
 
@@ -84,6 +89,7 @@ impl Model {
             Event::Apply(Object::ServiceCidr(object)) => return self.service_cidrs.apply(&object),
             Event::Delete(id) => self.delete(id),
             Event::Synced => self.is_synced = true,
+            Event::Incomplete(is_incomplete) => self.is_incomplete = is_incomplete,
             Event::Problem(problem) => return vec![problem],
         }
         Vec::new()
@@ -93,6 +99,21 @@ impl Model {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.is_synced
+    }
+
+    /// Whether what is told of a Service may take the place of what an earlier agent was told: an impossible version may
+    /// not, nor one that may lack something only because a source could not read it.
+    #[must_use]
+    pub fn is_certain(&self, key: &ServiceKey) -> bool {
+        let is_told = |key: &ServiceKey| self.services.contains_key(key) && self.slices.contains_key(key);
+        let Some(service) = self.services.get(key) else { return !self.is_incomplete };
+        let is_all_told = || match &service.split {
+            Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
+            None => is_told(key),
+        };
+        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
+        is_possible && (!self.is_incomplete || is_all_told())
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
@@ -121,14 +142,31 @@ impl Model {
         let own = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
         let of_slices = own.flat_map(|slice| &slice.problems);
         let mut problems: Vec<_> = service.problems.iter().chain(of_slices).cloned().collect();
-        let parts = match &service.split {
-            Some(split) => {
-                problems.extend(self.split_problem(key, split));
-                self.parts(key, self.splits.in_force(key, split))
-            }
+        problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split)));
+        (compile::compile(service, &self.all_parts(service), &self.node), problems)
+    }
+
+    /// What load balancers learn of a Service at its `healthCheckNodePort`; `None` where it has none.
+    #[must_use]
+    pub fn health_check(&self, key: &ServiceKey) -> Option<HealthCheck> {
+        let service = self.services.get(key)?;
+        let parts = self.all_parts(service);
+        let slices = parts.iter().flat_map(|part| part.slices.iter().copied());
+        health_check(service, slices, &self.node)
+    }
+
+    /// Whether a Service must be compiled again.
+    #[must_use]
+    pub fn is_dirty(&self, key: &ServiceKey) -> bool {
+        self.dirty.contains(key)
+    }
+
+    /// Whose endpoints serve: the Service's own, or those of the Services of its split.
+    fn all_parts<'a>(&'a self, service: &'a Service) -> Vec<Part<'a>> {
+        match &service.split {
+            Some(split) => self.parts(&service.key, self.splits.in_force(&service.key, split)),
             None => vec![self.part(service, 1)],
-        };
-        (compile::compile(service, &parts, &self.node), problems)
+        }
     }
 
     /// The Services that share the traffic of one with a split; those that are not there have no endpoints.
@@ -173,6 +211,12 @@ impl Model {
         self.service_cidrs.ranges()
     }
 
+    /// Whether there is a Node object for the agent's own node.
+    #[must_use]
+    pub fn is_node_known(&self) -> bool {
+        self.node.is_known
+    }
+
     /// Whether the agent's own Node is being removed from the cluster.
     #[must_use]
     pub fn is_node_leaving(&self) -> bool {
@@ -185,7 +229,10 @@ impl Model {
         let Some(new) = Service::parse(object) else { return self.remove_service(key) };
         let old = self.services.get(&key);
         let next = match old {
-            Some(last_good) if new.is_impossible && !last_good.is_impossible => keep_last_good(last_good, new.problems),
+            // An impossible edit must not stop what worked.
+            Some(last_good) if new.is_impossible && !last_good.is_impossible => {
+                Service { problems: keep_last_good(new.problems, "Service"), ..last_good.clone() }
+            }
             _ => new,
         };
         if old != Some(&next) {
@@ -220,6 +267,7 @@ impl Model {
         }
         let key = slice.service.clone();
         let siblings = self.slices.entry(key.clone()).or_default();
+        let slice = slice.or_last_good(siblings.get(&id.1));
         if siblings.get(&id.1) != Some(&slice) {
             siblings.insert(id.1.clone(), slice);
             self.slice_owners.insert(id, key.clone());
@@ -270,14 +318,6 @@ impl Model {
             Kind::ServiceCidr => self.service_cidrs.remove(&id.name),
         }
     }
-}
-
-/// An impossible edit must not stop what worked: the version before it stays, with the problems of the new one.
-fn keep_last_good(last_good: &Service, mut problems: Vec<Problem>) -> Service {
-    for problem in &mut problems {
-        problem.remedy.push_str("; until then the last good version of the Service stays in force");
-    }
-    Service { problems, ..last_good.clone() }
 }
 
 #[cfg(test)]

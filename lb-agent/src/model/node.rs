@@ -18,6 +18,8 @@ const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 pub struct Node {
     /// Its name in Kubernetes.
     pub name: String,
+    /// Whether there is an object for it.
+    pub is_known: bool,
     /// Its zone, if labelled.
     pub zone: Option<String>,
     /// Its addresses of type InternalIP, in the object's order: the first of each family is the primary one.
@@ -46,6 +48,6 @@ impl Node {
         let mut taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
         let is_chosen = taints.any(|taint| taint.key == AUTOSCALER_TAINT);
         let is_leaving = is_chosen || object.metadata.deletion_timestamp.is_some();
-        Self { name, zone, internal_addresses, is_leaving }
+        Self { name, is_known: true, zone, internal_addresses, is_leaving }
     }
 }

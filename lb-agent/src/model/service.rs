@@ -14,6 +14,7 @@ pub use self::source_ranges::SourceRanges;
 use super::{
     ServiceKey,
     fault::Faults,
+    health_check::parse_health_check_port,
     split::Split,
     value::{is_dns_label, parse_port, parse_protocol, parse_unicast},
 };
@@ -49,6 +50,8 @@ pub struct Service {
     pub internal_policy: Policy,
     /// Which endpoints outside clients get, where the Service has any ([`crate::compile`] decides that).
     pub external_policy: Policy,
+    /// `spec.healthCheckNodePort`, host byte order.
+    pub health_check_port: Option<u16>,
     /// Seconds for which a client stays with its endpoint; `None` without session affinity.
     pub affinity_secs: Option<u32>,
     /// Whether established TCP connections are reset when their endpoint goes (`shunt.dev/on-backend-removal: reset`).
@@ -104,7 +107,6 @@ impl Service {
         }
         let key = ServiceKey::of(&object.metadata);
         let mut faults = Faults::new(format!("Service {key}"));
-        note_limits(spec, &mut faults);
         let Annotations { resets_on_removal, split } = Annotations::parse(object, &mut faults);
         let are_names_good =
             check_name("namespace", &key.namespace, &mut faults) & check_name("name", &key.name, &mut faults);
@@ -120,6 +122,7 @@ impl Service {
             ports: if are_names_good { parse_ports(spec, service_type, &mut faults) } else { Vec::new() },
             internal_policy: parse_policy("internal", spec.internal_traffic_policy.as_deref(), &mut faults),
             external_policy: parse_policy("external", spec.external_traffic_policy.as_deref(), &mut faults),
+            health_check_port: parse_health_check_port(spec),
             affinity_secs: parse_affinity(spec, &mut faults),
             resets_on_removal,
             split,
@@ -136,16 +139,6 @@ fn is_hidden(object: &core::Service) -> bool {
 
 fn has_cluster_ip(spec: &core::ServiceSpec) -> bool {
     spec.cluster_ip.as_deref().is_some_and(|ip| !ip.is_empty() && ip != "None")
-}
-
-/// Names what the object asks for and this version doesn't give: nothing is ignored in silence.
-fn note_limits(spec: &core::ServiceSpec, faults: &mut Faults) {
-    if spec.health_check_node_port.is_some_and(|port| port != 0) {
-        faults.unsupported(
-            "healthCheckNodePort is not served yet",
-            "let the load balancer probe the NodePort itself: nodes without a local endpoint do not answer there",
-        );
-    }
 }
 
 fn check_name(field: &str, name: &str, faults: &mut Faults) -> bool {

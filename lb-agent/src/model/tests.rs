@@ -79,6 +79,40 @@ fn rule_5_the_zone_of_the_own_node_concerns_every_service() {
 }
 
 #[test]
+fn rule_35_the_nodes_addresses_concern_services_with_source_ranges() {
+    let restricted = web().ingress("192.0.2.9", None).source_ranges(&["192.0.2.0/28"]);
+    let mut model = model([restricted.applied(), service("dns").udp("dns", 53).applied()]);
+    let ranges = |model: &Model| -> Vec<String> {
+        let units = model.compile(&key("web")).0.into_values();
+        units.flat_map(|unit| unit.source_ranges).map(|range| range.to_string()).collect()
+    };
+    assert_eq!(ranges(&model), ["192.0.2.0/28"]);
+    assert_eq!(dirtied(&mut model, node("node-1", None, &["192.0.2.1"])), keys(&["web"]));
+    assert_eq!(ranges(&model), ["192.0.2.0/28", "192.0.2.9/32"]);
+}
+
+#[test]
+fn rule_35_a_range_that_can_not_be_read_leaves_the_last_good_ones_in_force() {
+    let with = |range: &str| web().ingress("192.0.2.9", None).source_ranges(&[range]).applied();
+    let mut model = model([with("198.51.100.0/24")]);
+    let good = model.compile(&key("web")).0;
+    model.handle(with("198.51.100.0/240"));
+    let (units, problems) = model.compile(&key("web"));
+    assert_eq!(units, good);
+    assert_eq!(problems[0].subject, "Service default/web");
+}
+
+#[test]
+fn rule_57_affinity_is_switched_on_and_off_on_a_live_service() {
+    let mut model = model([web().applied()]);
+    let timeout = |model: &Model| model.compile(&key("web")).0.into_values().next().unwrap().affinity_timeout;
+    for (builder, expected) in [(web().affinity(Some(10)), 10), (web(), 0), (web().affinity(None), 10_059)] {
+        assert_eq!(dirtied(&mut model, builder.applied()), keys(&["web"]));
+        assert_eq!(timeout(&model), expected);
+    }
+}
+
+#[test]
 fn rule_5_internal_addresses_are_those_of_the_own_node() {
     let model = model([node("node-2", None, &["192.0.2.2"]), node("node-1", None, &["192.0.2.1", "fd00::1", "?"])]);
     assert_eq!(model.node_internal_addresses(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
@@ -129,13 +163,35 @@ fn rule_19_each_field_that_matters_makes_its_service_dirty() {
         base().external_ips(&["192.0.2.7"]),
         base().cluster_ips(&["10.96.0.1", "fd00::1"]),
         base().edit(|spec| spec.ports.as_mut().unwrap()[0].name = Some("web".into())),
-        base().edit(|spec| spec.session_affinity = Some("ClientIP".into())),
+        base().affinity(None),
+        base().source_ranges(&["198.51.100.0/24"]),
+        base().annotation("shunt.dev/split", "web=1"),
+        base().annotation("shunt.dev/on-backend-removal", "reset"),
         base().ingress("192.0.2.9", None),
     ];
     for edit in edits {
         let mut model = model([base().applied(), service("dns").udp("dns", 53).applied()]);
         assert_eq!(dirtied(&mut model, edit.clone().applied()), keys(&["web"]), "{:?}", edit.0);
         assert_eq!(dirtied(&mut model, edit.applied()), keys(&[]), "the same object again");
+    }
+}
+
+#[test]
+fn rule_81_a_second_family_comes_and_goes_on_a_live_service() {
+    let mut model = model([web().applied(), web_slice("web-1", "10.0.0.1")]);
+    model.handle(slice("web-2", "web").address_type("IPv6").tcp("http", 8080).with(endpoint("fd00::1")).applied());
+    let families = |model: &Model| -> Vec<(bool, usize)> {
+        model.compile(&key("web")).0.iter().map(|(id, unit)| (id.is_v4, unit.backends.len())).collect()
+    };
+    let dual = ["10.96.0.1", "fd00:96::1"];
+    for (ips, expected) in [
+        (&dual[..1], vec![(true, 1)]),
+        (&dual, vec![(false, 1), (true, 1)]),
+        (&["fd00:96::1", "10.96.0.1"], vec![(false, 1), (true, 1)]),
+        (&dual[1..], vec![(false, 1)]),
+    ] {
+        model.handle(web().cluster_ips(ips).applied());
+        assert_eq!(families(&model), expected);
     }
 }
 
@@ -187,6 +243,27 @@ fn an_impossible_edit_leaves_the_last_good_version_in_force() {
 }
 
 #[test]
+fn an_impossible_edit_of_a_slice_leaves_its_last_good_version_in_force() {
+    let good = || slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.1"));
+    let bad_port = slice("web-1", "web").tcp("http", 70_000).with(endpoint("10.0.0.1"));
+    let bad_family = slice("web-1", "web").tcp("http", 8080).with(endpoint("fd00::1"));
+    for (bad, cause) in [
+        (bad_port, "port 70000 is out of range, and is skipped"),
+        (bad_family, "endpoint fd00::1 is not of the slice's addressType IPv4, and is skipped"),
+        (good().address_type("IPV4"), "addressType \"IPV4\" is unknown, and its endpoints are skipped"),
+    ] {
+        let mut model = model([web().applied(), good().applied()]);
+        assert_eq!(dirtied(&mut model, bad.applied()), keys(&["web"]));
+        let (_, problems) = model.compile(&key("web"));
+        assert_eq!((backends(&model, "web"), problems.len()), (1, 1));
+        assert_eq!(problems[0].cause, cause);
+        assert!(problems[0].remedy.ends_with("the last good version of the EndpointSlice stays in force"));
+        model.handle(web_slice("web-1", "10.0.0.2"));
+        assert_eq!(model.compile(&key("web")).1, []);
+    }
+}
+
+#[test]
 fn an_impossible_service_is_served_as_far_as_it_goes_and_mended_step_by_step() {
     let mut model = model([service("web").tcp("a", 80).tcp("b", 0).tcp("c", 0).applied()]);
     assert_eq!(model.compile(&key("web")).0.len(), 1);
@@ -223,6 +300,11 @@ fn a_little_world() -> Vec<Event> {
         slice("dns-1", "dns").udp("dns", 53).tcp("dns-tcp", 53).with(endpoint("10.0.0.3").unready()).applied(),
         slice("dns-2", "dns").address_type("IPv6").udp("dns", 53).with(endpoint("fd00::3").terminating()).applied(),
         slice("lost-1", "lost").tcp("http", 80).with(endpoint("10.0.0.9")).applied(),
+        service("split")
+            .cluster_ips(&["10.96.0.11"])
+            .tcp("http", 80)
+            .annotation("shunt.dev/split", "web=2,dns=1")
+            .applied(),
     ]
 }
 
@@ -240,7 +322,7 @@ proptest! {
     /// Compiling only what is dirty is as good as compiling everything after each event.
     #[test]
     fn whatever_changes_a_unit_makes_its_service_dirty(
-        picks in prop::collection::vec((0_usize..8, any::<bool>()), 0..40),
+        picks in prop::collection::vec((0_usize..9, any::<bool>()), 0..40),
     ) {
         let world = a_little_world();
         let mut model = Model::new("node-1".into());
@@ -251,7 +333,7 @@ proptest! {
             for key in model.take_dirty() {
                 compiled.insert(key.clone(), model.compile(&key));
             }
-            for key in keys(&["web", "dns", "lost"]) {
+            for key in keys(&["web", "dns", "lost", "split"]) {
                 prop_assert_eq!(compiled.get(&key).cloned().unwrap_or_default(), model.compile(&key));
             }
         }

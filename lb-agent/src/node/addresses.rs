@@ -103,6 +103,18 @@ mod tests {
     }
 
     #[test]
+    fn rule_29_addresses_that_come_later_answer_too() {
+        let mut node = NodeState::default();
+        for ip in ["192.0.2.1", "198.51.100.1"] {
+            let address = LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false };
+            node.apply(Change::Address { ifindex: 2, address });
+            assert!(NodePortAddresses::All.select(&node, [None, None]).contains(&Address::from(address.ip)));
+        }
+        node.apply(Change::AddressGone { ifindex: 2, ip: "192.0.2.1".parse().unwrap() });
+        assert_eq!(NodePortAddresses::All.select(&node, [None, None]).len(), 1);
+    }
+
+    #[test]
     fn what_is_no_range_is_named() {
         let error = "10.0.0.0/8,primary".parse::<NodePortAddresses>().unwrap_err();
         assert!(error.to_string().starts_with("\"primary\" is not a CIDR"), "{error}");

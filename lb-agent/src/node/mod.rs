@@ -3,7 +3,7 @@
 //!
 //! [`netlink`] follows the kernel and yields [`state::Change`]s; [`state::NodeState`] is what they add up to; [`roles`]
 //! and [`addresses`] are pure functions of it: which devices get our programs, and which addresses answer NodePorts.
-//! Nothing here knows of Services or maps.
+//! [`service_cidrs`] keeps the routes that drop what is nobody's. Nothing here knows of Services or maps.
 
 pub mod addresses;
 pub mod checks;
@@ -11,4 +11,5 @@ pub mod decode;
 pub mod netlink;
 pub mod pattern;
 pub mod roles;
+pub mod service_cidrs;
 pub mod state;

@@ -7,6 +7,7 @@
 use std::{io, net::Ipv4Addr, net::Ipv6Addr, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use ipnet::IpNet;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -51,6 +52,16 @@ pub enum NetlinkError {
     List {
         /// What was asked for.
         what: &'static str,
+        /// Why not.
+        source: rtnetlink::Error,
+    },
+    /// A route that could not be changed.
+    #[error("can't {verb} the route blackhole {range}: {source}")]
+    Route {
+        /// What was to be done.
+        verb: &'static str,
+        /// The route's destination.
+        range: IpNet,
         /// Why not.
         source: rtnetlink::Error,
     },
@@ -172,7 +183,7 @@ fn take_in(state: &mut NodeState, message: RouteNetlinkMessage) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{net::IpAddr, process::Command, thread};
 
     use nix::{
@@ -182,14 +193,21 @@ mod tests {
 
     use super::*;
 
-    fn ip(arguments: &str) {
+    /// Runs `ip`.
+    pub fn ip(arguments: &str) {
         let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
         assert!(status.success(), "ip {arguments}");
     }
 
+    /// What `ip` says; nothing where it fails.
+    pub fn output_of_ip(arguments: &str) -> String {
+        let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Runs the test on a thread in a network namespace of its own, which goes with the thread. Skips it without root,
     /// saying so.
-    fn in_new_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    pub fn in_new_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
         let thread = thread::spawn(move || {
             match unshare(CloneFlags::CLONE_NEWNET) {
                 Err(Errno::EPERM) => return eprintln!("skipped: a network namespace needs root"),

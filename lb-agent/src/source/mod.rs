@@ -29,6 +29,9 @@ pub enum Event {
     Delete(ObjectId),
     /// All objects that existed at the start have been delivered: from now on, what is absent may be removed. Sent once.
     Synced,
+    /// Whether something that existed at the start can't be read, and may be anything: until it can, what is absent is not
+    /// known to be gone. Told only where it changes; a source that says nothing of it is complete.
+    Incomplete(bool),
     /// Something could not be read; what was known before stays.
     Problem(Problem),
 }

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     diff::{Operation, WriteError},
+    health::HealthPorts,
     node::{
         addresses::{NodePortAddresses, local_addresses},
         roles::{Selection, primary_addresses},
@@ -59,6 +60,8 @@ pub struct Devices {
     filtered: BTreeSet<Address>,
     are_devices_dirty: bool,
     are_next_hops_dirty: bool,
+    /// Local addresses that answer NodePorts.
+    node_port_addresses: BTreeSet<Address>,
 }
 
 impl Devices {
@@ -83,11 +86,18 @@ impl Devices {
             filtered: BTreeSet::new(),
             are_devices_dirty: true,
             are_next_hops_dirty: true,
+            node_port_addresses: BTreeSet::new(),
         }
     }
 
-    /// Takes in what the kernel reports.
+    /// Takes in what the kernel reports. A device that has gone may be back, under the same index, before anything is done.
     pub fn take_change(&mut self, change: Change) {
+        match &change {
+            Change::LinkGone { ifindex } => drop(self.attached.remove(ifindex)),
+            // Which have gone and come back in the meantime isn't said.
+            Change::Resync(_) => self.attached.clear(),
+            _ => {}
+        }
         let effect = self.node.apply(change);
         self.are_devices_dirty |= effect.devices;
         self.are_next_hops_dirty |= effect.next_hops;
@@ -104,6 +114,16 @@ impl Devices {
     /// Every local address by which other machines reach this one: the filter must let them pass.
     pub fn local_addresses(&self) -> impl Iterator<Item = Address> + '_ {
         local_addresses(&self.node).map(Address::from)
+    }
+
+    /// Where load balancers ask for Services (rule 65): wherever NodePorts are answered.
+    pub fn health_check_addresses(&self) -> Vec<IpAddr> {
+        match self.node_ports {
+            NodePortAddresses::All => HealthPorts::EVERYWHERE.to_vec(),
+            NodePortAddresses::Primary | NodePortAddresses::Ranges(_) => {
+                self.node_port_addresses.iter().copied().map(IpAddr::from).collect()
+            }
+        }
     }
 
     /// Makes programs and maps follow the machine.
@@ -150,7 +170,9 @@ impl Devices {
     }
 
     fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
-        let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(|interface| interface.role != 0);
+        // Where the map of devices is new, it can't tell which of them had a role.
+        let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_synced;
+        let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(is_kept);
         let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
         let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
         for ifindex in others {
@@ -177,10 +199,11 @@ impl Devices {
         maps.state.carry_out_each(&operations, &mut maps.doors)
     }
 
-    fn write_addresses(&self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
+    fn write_addresses(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
         let primary = primary_addresses(&self.node, wanted, &self.told.internal_addresses);
         maps.doors.set_node_addresses(primary.map(|ip| ip.map_or(Address::UNSPECIFIED, Address::from)));
-        let operations = maps.state.plan_node_addresses(&self.node_ports.select(&self.node, primary));
+        self.node_port_addresses = self.node_ports.select(&self.node, primary);
+        let operations = maps.state.plan_node_addresses(&self.node_port_addresses);
         maps.state.carry_out_each(&operations, &mut maps.doors)
     }
 

@@ -20,6 +20,10 @@ pub trait Doors: Writer {
     /// Where the device has gone, or has to do without a door that it can't do without.
     fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError>;
 
+    /// Lets programs of an earlier agent give way to this one's, now that the maps hold what they should. Returns what
+    /// could not be replaced, and runs on.
+    fn take_over(&mut self) -> Vec<Problem>;
+
     /// Takes the programs off a device, or forgets them if it has gone.
     fn detach(&mut self, ifindex: u32);
 
@@ -77,6 +81,14 @@ impl Doors for Dataplane {
     fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError> {
         let attachment = Self::attach(self, ifindex, &link.name, role, link.is_veth())?;
         Ok(Attached { is_native_xdp: attachment.is_native_xdp(), text: attachment.to_string() })
+    }
+
+    fn take_over(&mut self) -> Vec<Problem> {
+        let problem = |error: AttachError| {
+            let cause = format!("{error}; the program of an earlier agent runs on");
+            Problem::new("programs on devices", cause, error.remedy())
+        };
+        Self::take_over(self).into_iter().map(problem).collect()
     }
 
     fn detach(&mut self, ifindex: u32) {

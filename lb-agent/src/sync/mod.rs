@@ -14,32 +14,38 @@
 
 mod devices;
 pub mod doors;
+mod no_local;
 mod queue;
 mod report;
 mod services;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod triggers;
 
-use std::{net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, time::Instant};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use lb_common::maps::FILTER_INGRESS;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-pub use self::{devices::Devices, services::Services};
+pub use self::{devices::Devices, no_local::PolicyKind, services::Services};
 use self::{
     devices::Told,
     doors::Doors,
+    no_local::NoLocalEndpoints,
     report::Reporter,
     sweep::{Sweep, sweep},
 };
 use crate::{
     compile::BackendKey,
     diff::State,
-    health::Health,
+    events::Recorder,
+    health::{Health, NodeStatus},
     metrics::{Directory, Metrics},
+    model::Model,
     node::state::Change,
     source::Event,
 };
@@ -90,6 +96,7 @@ pub struct Loop<D> {
     health: Health,
     metrics: Metrics,
     sweep: Sweep,
+    service_cidrs: watch::Sender<Option<BTreeSet<IpNet>>>,
     was_done: bool,
 }
 
@@ -98,7 +105,21 @@ impl<D: Doors> Loop<D> {
     #[must_use]
     pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
         let (reporter, sweep) = (Reporter::default(), Sweep::default());
-        Self { services, devices, maps, reporter, health, metrics, sweep, was_done: false }
+        let (services, service_cidrs) = (services.answering_for(&health), watch::Sender::new(None));
+        Self { services, devices, maps, reporter, health, metrics, sweep, service_cidrs, was_done: false }
+    }
+
+    /// Tells from which ranges ClusterIPs are allocated; `None` until the sources have synced.
+    #[must_use]
+    pub fn service_cidrs(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
+        self.service_cidrs.subscribe()
+    }
+
+    /// Tells problems of Services to their owners, too.
+    #[must_use]
+    pub fn recording(mut self, recorder: Recorder) -> Self {
+        self.reporter = Reporter::new(recorder);
+        self
     }
 
     /// Runs until an input ends, and says which. Dropping the future at any time is safe: every turn is finished before it
@@ -136,6 +157,7 @@ impl<D: Doors> Loop<D> {
     }
 
     fn take_event(&mut self, event: Event, now: Instant) {
+        self.metrics.count_change(&event);
         self.services.take_event(event, &mut self.reporter, now);
     }
 
@@ -144,18 +166,30 @@ impl<D: Doors> Loop<D> {
         let model = self.services.model();
         self.devices
             .take_told(Told { is_synced: model.is_synced(), internal_addresses: model.node_internal_addresses() });
-        self.health.set_leaving(model.is_node_leaving());
+        self.health.set_node(node_status(model));
+        let ranges = model.is_synced().then(|| model.service_cidrs());
+        self.service_cidrs.send_if_modified(|held| {
+            let is_new = *held != ranges;
+            *held = ranges;
+            is_new
+        });
         self.devices.work(&mut self.maps, &mut self.reporter, now);
+        self.services.listen_on(&self.devices.health_check_addresses());
         self.services.gather(&mut self.maps.state, now);
         if self.services.has_ready() {
             self.health.set_waiting(now);
+            self.metrics.set_queued(Timestamp::now());
             self.was_done = false;
         }
         self.services.work(SERVICES_A_TURN, &mut self.maps, &mut self.reporter, now);
         // What was written may concern other Services: a frontend that one gave up is another's now.
         self.services.gather(&mut self.maps.state, now);
+        let wall = Timestamp::now();
+        for (is_v4, at) in self.services.take_programmed() {
+            self.metrics.observe_programming(is_v4, wall.duration_since(at));
+        }
         if self.services.is_done() && !self.was_done {
-            self.finish();
+            self.finish(now);
         }
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if self.services.has_ready() {
@@ -178,13 +212,18 @@ impl<D: Doors> Loop<D> {
     }
 
     /// Everything known is in the maps.
-    fn finish(&mut self) {
+    fn finish(&mut self, now: Instant) {
         self.was_done = true;
         let is_first = !self.health.is_synced();
-        let waiting_since = self.health.set_synced(Timestamp::now());
+        let time = Timestamp::now();
+        let waiting_since = self.health.set_synced(time);
         let duration = waiting_since.map(|since| since.elapsed()).unwrap_or_default();
-        self.metrics.observe_sync(duration);
+        self.metrics.observe_sync(duration, time);
+        for group in NoLocalEndpoints::GROUPS {
+            self.metrics.set_no_local_endpoints(group, self.services.no_local_endpoints().count(group));
+        }
         if is_first {
+            self.maps.doors.take_over().into_iter().for_each(|problem| self.reporter.note(problem, now));
             let services = self.services.model().services().len();
             info!("first sync: {services} Services are in the maps after {} ms", duration.as_millis());
         }
@@ -199,6 +238,14 @@ impl<D: Doors> Loop<D> {
             backends: state.backends().map(|(index, unit, key)| (index, unit.clone(), socket(key))).collect(),
             usage: state.usage().to_vec(),
         }
+    }
+}
+
+fn node_status(model: &Model) -> NodeStatus {
+    match (model.is_node_known(), model.is_node_leaving()) {
+        (_, true) => NodeStatus::Leaving,
+        (true, false) => NodeStatus::Present,
+        (false, false) => NodeStatus::Unknown,
     }
 }
 

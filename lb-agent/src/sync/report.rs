@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use crate::{compile::ServiceKey, problem::Problem};
+use crate::{compile::ServiceKey, events::Recorder, problem::Problem};
 
 /// How long a passing problem is not told again in the same words.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -32,9 +32,16 @@ pub struct Reporter {
     standing: BTreeMap<Scope, Vec<Problem>>,
     passing: BTreeMap<Problem, Instant>,
     total: u64,
+    recorder: Recorder,
 }
 
 impl Reporter {
+    /// Tells problems of Services to their owners, too.
+    #[must_use]
+    pub fn new(recorder: Recorder) -> Self {
+        Self { recorder, ..Self::default() }
+    }
+
     /// The problems of a scope are these now, and no others.
     pub fn set(&mut self, scope: Scope, problems: Vec<Problem>) {
         let former = self.standing.remove(&scope).unwrap_or_default();
@@ -45,6 +52,9 @@ impl Reporter {
         for problem in problems.iter().filter(|problem| !is_among(problem, &former)) {
             self.total += 1;
             warn!("{problem}");
+            if let Scope::Service(key) = &scope {
+                self.recorder.warn(key, problem);
+            }
         }
         for problem in former.iter().filter(|problem| !is_among(problem, &problems)) {
             info!("{}: no longer: {}", problem.subject, problem.cause);

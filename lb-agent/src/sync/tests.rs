@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     model::{
         Model,
-        builders::{deleted, endpoint, node, service, slice},
+        builders::{deleted, endpoint, node, service, service_cidr, slice},
     },
     node::{
         addresses::NodePortAddresses,
@@ -36,11 +36,15 @@ use crate::{
 struct FakeDoors {
     maps: Fake,
     attached: BTreeMap<u32, u16>,
+    /// Devices for which programs were asked, in order.
+    attachments: Vec<u32>,
     refuses: bool,
     bumps: usize,
     node_addresses: [Address; 2],
     writes: usize,
     sweeps: usize,
+    /// The maps at each time.
+    take_overs: Vec<String>,
 }
 
 impl Writer for FakeDoors {
@@ -56,7 +60,13 @@ impl Doors for FakeDoors {
             return Err(DoorError::Refused { cause: "no".into(), remedy: "ask again".into() });
         }
         self.attached.insert(ifindex, role);
+        self.attachments.push(ifindex);
         Ok(Attached { is_native_xdp: role & role::UPLINK != 0, text: String::new() })
+    }
+
+    fn take_over(&mut self) -> Vec<Problem> {
+        self.take_overs.push(self.maps.to_string());
+        Vec::new()
     }
 
     fn detach(&mut self, ifindex: u32) {
@@ -196,6 +206,68 @@ fn cilium_27215_a_restart_removes_what_has_gone_only_after_the_sources_have_sync
     assert!(after.text().contains("10.96.0.1"), "{}", after.text());
 }
 
+/// Maps as an agent leaves them that knew `web` and `old`.
+fn doors_with_web_and_old() -> FakeDoors {
+    let mut before = World::new(fake_doors());
+    before.events(web()).event(service("old").cluster_ips(&["10.96.0.9"]).tcp("http", 80).applied());
+    before.event(Event::Synced).settle();
+    before.into_doors()
+}
+
+#[test]
+fn a_file_broken_before_a_restart_takes_no_service_away() {
+    let mut world = World::new(doors_with_web_and_old());
+    let before = world.text();
+    world.event(Event::Incomplete(true)).event(Event::Synced).settle();
+    assert_eq!(frontends(&world.text()), frontends(&before), "nothing is told of either");
+    let [service, slice] = web();
+    world.event(service).settle();
+    assert!(world.text().contains("10.0.0.1"), "the endpoints may stand in the broken file: {}", world.text());
+    world.event(slice).event(Event::Incomplete(false)).settle();
+    assert!(world.text().contains("10.96.0.1:80") && !world.text().contains("10.96.0.9"), "{}", world.text());
+}
+
+#[test]
+fn programs_of_an_earlier_agent_run_on_until_the_maps_are_complete() {
+    // Maps of another layout have been made anew: nothing in them says that there was an agent before.
+    let doors = FakeDoors { attached: BTreeMap::from([(5, role::UPLINK)]), ..fake_doors() };
+    let mut world = World::new(doors);
+    world.change(Change::Link { ifindex: 5, link: link("eth5") });
+    world.events(web()).settle();
+    assert_eq!((world.doors().take_overs.len(), world.doors().attached.get(&5)), (0, Some(&role::UPLINK)));
+    world.event(Event::Synced).settle();
+    assert_eq!((world.doors().take_overs.len(), world.doors().attached.get(&5)), (1, None));
+    assert!(world.doors().take_overs[0].contains("frontend 10.96.0.1:80/TCP"), "{}", world.doors().take_overs[0]);
+    world.event(deleted(Kind::Service, "web")).settle();
+    assert_eq!(world.doors().take_overs.len(), 1);
+}
+
+#[test]
+fn a_service_deleted_while_another_file_is_broken_goes() {
+    let mut world = World::new(doors_with_web_and_old());
+    let [service, _] = web();
+    world.event(service).event(Event::Incomplete(true)).event(Event::Synced).settle();
+    world.event(deleted(Kind::Service, "web")).settle();
+    assert!(!world.text().contains("10.96.0.1:80") && world.text().contains("10.96.0.9"), "{}", world.text());
+}
+
+#[test]
+fn a_service_made_impossible_before_a_restart_stays_as_it_was() {
+    let mut world = World::new(doors_with_web_and_old());
+    let before = world.text();
+    let bad = service("old").cluster_ips(&["10.96.0.9"]).tcp("http", 80).tcp("more", 70_000);
+    world.events(web()).event(bad.applied()).event(Event::Synced).settle();
+    assert_eq!(frontends(&world.text()), frontends(&before));
+    assert_eq!(world.agent.reporter.standing(), 1);
+    world.event(service("old").cluster_ips(&["10.96.0.8"]).tcp("http", 80).applied()).settle();
+    assert!(world.text().contains("10.96.0.8:80") && !world.text().contains("10.96.0.9"), "{}", world.text());
+    assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+fn frontends(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| line.starts_with("frontend ")).collect()
+}
+
 #[test]
 fn a_write_that_fails_is_tried_again_and_stops_no_other_service() {
     let mut world = World::new(fake_doors());
@@ -226,6 +298,20 @@ fn a_pods_device_is_attached_when_it_appears_and_forgotten_when_it_goes() {
     world.change(Change::LinkGone { ifindex: 9 }).settle();
     assert_eq!(world.doors().attached.get(&9), None);
     assert!(!world.text().contains("interface 9"), "{}", world.text());
+}
+
+#[test]
+fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
+    let mut world = World::new(fake_doors());
+    world.settle();
+    world.doors().attachments.clear();
+    world.change(Change::LinkGone { ifindex: 3 }).change(Change::Link { ifindex: 3, link: link("veth3") }).settle();
+    assert_eq!(world.doors().attachments, [3]);
+
+    let mut node = NodeState::default();
+    node.apply(Change::Link { ifindex: 3, link: link("veth3") });
+    world.change(Change::Resync(node)).settle();
+    assert_eq!(world.doors().attachments, [3, 3]);
 }
 
 #[test]
@@ -318,11 +404,28 @@ fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
 }
 
 #[test]
+fn rule_6_service_cidrs_are_told_once_the_sources_have_synced() {
+    let mut world = World::new(fake_doors());
+    let mut told = world.agent.service_cidrs();
+    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).settle();
+    assert!(!told.has_changed().unwrap());
+    world.event(Event::Synced).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::from(["10.96.0.0/12".parse().unwrap()])));
+    world.events(web()).settle();
+    assert!(!told.has_changed().unwrap());
+    world.event(deleted(Kind::ServiceCidr, "kubernetes")).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()));
+}
+
+#[test]
 fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
     let mut world = World::new(fake_doors());
     world.events(["a", "b"].map(|name| service(name).tcp("http", 80).applied())).event(Event::Synced).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 1,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 1, "b has no frontend");
+    let slice = slice("b-1", "b").tcp("http", 8080).with(endpoint("10.0.0.1"));
+    world.event(slice.applied()).settle();
+    assert_eq!(world.agent.reporter.total(), 1, "it is reported once");
     world.event(deleted(Kind::Service, "a")).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 2,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 0);

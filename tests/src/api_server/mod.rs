@@ -8,6 +8,7 @@
 
 mod answer;
 mod fault;
+mod in_world;
 mod resource;
 mod selector;
 mod serve;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 pub use self::{
     fault::{Fault, Verb},
+    in_world::world_and_server,
     resource::Resource,
 };
 use self::{resource::Id, serve::State};

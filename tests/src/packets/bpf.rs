@@ -3,7 +3,7 @@
 //! with all their knobs.
 
 use std::{
-    io,
+    fs, io,
     marker::PhantomData,
     mem::zeroed,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -102,6 +102,16 @@ impl<K: Pod, V: Pod> Map<K, V> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Bytes of kernel memory that the map takes, if the kernel says so.
+    ///
+    /// # Errors
+    /// When /proc is not mounted.
+    pub fn memory(&self) -> io::Result<Option<u64>> {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        Ok(bytes.and_then(|bytes| bytes.trim().parse().ok()))
     }
 
     /// All elements of a map with one value per key.

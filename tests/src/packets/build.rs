@@ -16,6 +16,7 @@ pub struct Segment {
     dst: SocketAddr,
     protocol: u8,
     flags: u8,
+    acknowledgement: u32,
     ttl: u8,
     ethernet: [u8; 12],
     payload: Vec<u8>,
@@ -25,7 +26,8 @@ impl Segment {
     /// A TCP segment with [`tcp_flags`].
     #[must_use]
     pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: u8) -> Self {
-        Self { src, dst, protocol: protocol::TCP, flags, ttl: 64, ethernet: ETHERNET, payload: Vec::new() }
+        let (protocol, ttl, ethernet, payload) = (protocol::TCP, 64, ETHERNET, Vec::new());
+        Self { src, dst, protocol, flags, acknowledgement: 0, ttl, ethernet, payload }
     }
 
     /// A UDP datagram.
@@ -44,6 +46,12 @@ impl Segment {
     #[must_use]
     pub fn ethernet(self, ethernet: [u8; 12]) -> Self {
         Self { ethernet, ..self }
+    }
+
+    /// With an acknowledgement number.
+    #[must_use]
+    pub fn acknowledging(self, acknowledgement: u32) -> Self {
+        Self { acknowledgement, ..self }
     }
 
     /// With a payload.
@@ -75,6 +83,7 @@ impl Segment {
     fn tcp_header(&self) -> TcpHeader {
         let has = |flag| self.flags & flag != 0;
         let mut header = TcpHeader::new(self.src.port(), self.dst.port(), 0x0102_0304, 0x7210);
+        header.acknowledgment_number = self.acknowledgement;
         header.syn = has(tcp_flags::SYN);
         header.ack = has(tcp_flags::ACK);
         header.fin = has(tcp_flags::FIN);
@@ -96,6 +105,18 @@ pub fn port_unreachable(frame: &[u8], source: IpAddr, client: IpAddr, quote_len:
     };
     written.expect("a packet of sane size");
     error
+}
+
+/// The RST with which a segment's receiver answers a frame, sent back the way that it came.
+#[must_use]
+pub fn reset(frame: &[u8], src: SocketAddr, dst: SocketAddr, sequence: u32) -> Vec<u8> {
+    let back = [&frame[6..12], &frame[..6]].concat().try_into().expect("two addresses");
+    let mut header = TcpHeader::new(src.port(), dst.port(), sequence, 0);
+    header.rst = true;
+    let mut reset = Vec::new();
+    let ip = ip(src.ip(), dst.ip(), 64, ethernet(back));
+    ip.tcp_header(header).write(&mut reset, &[]).expect("a packet of sane size");
+    reset
 }
 
 fn ethernet(addresses: [u8; 12]) -> PacketBuilderStep<Ethernet2Header> {

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{
     bpf::{TestRun, test_run},
-    maps::{CAPACITIES, Maps},
+    maps::{self, Maps},
     network::{BARE, POD, SECOND, UPLINK},
     object::Object,
 };
@@ -36,15 +36,16 @@ pub struct Ran {
 
 /// The loaded object and its maps.
 pub struct Kernel {
-    object: Object,
+    /// The programs.
+    pub object: Object,
     /// The maps.
     pub maps: Maps,
 }
 
 impl Kernel {
-    /// Loads the object; in a network of [`super::network`].
-    pub fn start() -> Result<Self> {
-        let mut object = Object::load(&CAPACITIES)?;
+    /// Loads the object, with room for so many flow entries of each family; in a network of [`super::network`].
+    pub fn start(flows: u32) -> Result<Self> {
+        let mut object = Object::load(&maps::capacities(flows))?;
         for device in [UPLINK, SECOND, POD, BARE] {
             object.attach_xdp(device)?;
         }

@@ -31,20 +31,21 @@ pub const BACKENDS: u32 = 64;
 const CHUNKS: u32 = 1024;
 const FRONTENDS: u32 = 256;
 const SERVICES: u32 = 64;
-const FLOWS: u32 = 8_192;
 const AFFINITY: u32 = 4_096;
 
-/// All of them, by name.
-pub const CAPACITIES: [(&str, u32); 8] = [
-    (names::BACKENDS, BACKENDS),
-    (names::BACKEND_COUNTERS, BACKENDS),
-    (names::TABLES, CHUNKS),
-    (names::FRONTENDS, FRONTENDS),
-    (names::SERVICE_COUNTERS, SERVICES),
-    (names::FLOWS_V4, FLOWS),
-    (names::FLOWS_V6, FLOWS),
-    (names::AFFINITY, AFFINITY),
-];
+/// All of them, by name, with room for so many flow entries of each family.
+pub const fn capacities(flows: u32) -> [(&'static str, u32); 8] {
+    [
+        (names::BACKENDS, BACKENDS),
+        (names::BACKEND_COUNTERS, BACKENDS),
+        (names::TABLES, CHUNKS),
+        (names::FRONTENDS, FRONTENDS),
+        (names::SERVICE_COUNTERS, SERVICES),
+        (names::FLOWS_V4, flows),
+        (names::FLOWS_V6, flows),
+        (names::AFFINITY, AFFINITY),
+    ]
+}
 
 /// The object's maps.
 pub struct Maps {
@@ -67,7 +68,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// The maps of an object that was loaded with [`CAPACITIES`].
+    /// The maps of an object that was loaded with [`capacities`].
     pub fn of(object: &Object) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("can't read {path}: {error}"))?;
         Ok(Self {

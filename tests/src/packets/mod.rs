@@ -17,10 +17,12 @@ pub mod node;
 mod object;
 mod random;
 mod rig;
+mod wrapper;
 
-pub use build::{ETHERNET, Segment, port_unreachable};
+pub use build::{ETHERNET, Segment, port_unreachable, reset};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size};
 pub use random::Random;
-pub use rig::{Rig, with_rig};
+pub use rig::{Rig, with_rig, with_rig_for};
+pub use wrapper::{Ran, Target, Wrapper};

@@ -156,6 +156,11 @@ pub fn add_backend(setup: &mut Setup, index: u32, address: (IpAddr, u16), is_loc
     setup.egress_filter.insert(address.0);
 }
 
+/// Changes all frontends of a Service port.
+pub fn change_frontends(setup: &mut Setup, index: u32, change: impl Fn(&mut Frontend)) {
+    setup.frontends.values_mut().filter(|frontend| frontend.service == index).for_each(change);
+}
+
 /// This node without Services.
 #[must_use]
 pub fn empty(network: &Network) -> Setup {

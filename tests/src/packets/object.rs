@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::Map,
-    programs::{SchedClassifier, Xdp, xdp::XdpMode},
+    programs::{ProgramFd, SchedClassifier, Xdp, xdp::XdpMode},
 };
 use lb_common::maps::programs;
 
@@ -58,9 +58,8 @@ impl Object {
     }
 
     /// The program of a door.
-    pub(super) fn program(&self, door: Door) -> BorrowedFd<'_> {
-        let program = self.ebpf.program(name(door)).expect("loaded");
-        program.fd().expect("loaded").as_fd()
+    pub(super) fn program(&self, door: Door) -> &ProgramFd {
+        self.ebpf.program(name(door)).expect("loaded").fd().expect("loaded")
     }
 
     /// Attaches the XDP program to a device, in the driver: veth registers its receive queue only then, and without
@@ -74,15 +73,7 @@ impl Object {
     /// A map by name. `values` is how many it has per key: see [`bpf::Map::new`].
     pub(super) fn map<K: bytemuck::Pod, V: bytemuck::Pod>(&self, name: &str, values: usize) -> Result<bpf::Map<K, V>> {
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
-        let data = match map {
-            Map::Array(data)
-            | Map::HashMap(data)
-            | Map::LruHashMap(data)
-            | Map::PerCpuArray(data)
-            | Map::LpmTrie(data) => data,
-            _ => bail!("map {name} is of another kind"),
-        };
-        bpf::Map::new(data.fd().as_fd(), values).with_context(|| format!("map {name}"))
+        bpf::Map::new(map_fd(map)?, values).with_context(|| format!("map {name}"))
     }
 
     /// What each program costs.
@@ -101,12 +92,31 @@ impl Object {
         });
         sizes.into_iter().collect()
     }
+
+    /// Bytes of kernel memory that a map takes.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn memory(&self, name: &str) -> Result<u64> {
+        let map = self.map::<u32, u32>(name, 1)?;
+        map.memory().with_context(|| format!("map {name}"))?.context("the kernel does not say")
+    }
 }
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, instructions, jitted, verified } = self;
         write!(f, "{name:<17} {instructions:>6} instructions {jitted:>6} bytes of code {verified:>7} verified")
+    }
+}
+
+/// The descriptor of a map that holds plain bytes.
+pub(super) fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::LpmTrie(data) => {
+            Ok(data.fd().as_fd())
+        }
+        other => bail!("not a map of plain bytes: {other:?}"),
     }
 }
 
@@ -129,10 +139,10 @@ const fn name(door: Door) -> &'static str {
 }
 
 /// Where `cargo xtask build-ebpf` puts objects.
-fn bpf_directory() -> PathBuf {
+pub(super) fn bpf_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").join("target/bpf")
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("can't read {}: run `cargo xtask build-ebpf` first", path.display()))
 }

@@ -236,7 +236,7 @@ impl Random {
         };
         let len = if self.chance(90) { self.below(12) } else { self.below(1400) };
         let payload: Vec<u8> = (0..len).map(|_| self.number() as u8).collect();
-        segment.payload(&payload).ttl(self.pick(&[64, 64, 64, 64, 255, 2, 1, 0]))
+        segment.acknowledging(self.number() as u32).payload(&payload).ttl(self.pick(&[64, 64, 64, 64, 255, 2, 1, 0]))
     }
 
     /// Leaves most frames as they are.

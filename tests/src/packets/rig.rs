@@ -16,6 +16,7 @@ use nix::{
 use super::{
     kernel::{COOKIE, Kernel, Ran},
     network::{Network, with_network},
+    object::Object,
 };
 use crate::reference::{Arrival, Counters, Model, Outcome, Setup, Tuple};
 
@@ -31,6 +32,9 @@ pub struct Rig {
     counted: Counters,
 }
 
+/// Room for the flow entries of a test.
+const FLOWS: u32 = 8_192;
+
 /// Runs a test with the setup that `prepare` makes for the network.
 ///
 /// # Errors
@@ -39,10 +43,23 @@ pub fn with_rig(
     prepare: impl FnOnce(&Network) -> Setup + Send,
     test: impl FnOnce(&mut Rig) -> Result<()> + Send,
 ) -> Result<()> {
+    with_rig_for(FLOWS, prepare, test)
+}
+
+/// The same with room for so many flow entries of each family.
+///
+/// # Errors
+/// As [`with_rig`].
+pub fn with_rig_for<T: Send>(
+    flows: u32,
+    prepare: impl FnOnce(&Network) -> Setup + Send,
+    test: impl FnOnce(&mut Rig) -> Result<T> + Send,
+) -> Result<T> {
     with_network(|network| {
         stay_on_this_cpu()?;
         let setup = prepare(&network);
-        let mut rig = Rig { network, kernel: Kernel::start()?, model: Model::new(setup), counted: Counters::default() };
+        let kernel = Kernel::start(flows)?;
+        let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default() };
         rig.kernel.maps.apply(&rig.model.setup)?;
         test(&mut rig)
     })
@@ -119,6 +136,12 @@ impl Rig {
     pub fn compare_flows(&self) -> Result<()> {
         compare("flow", &self.kernel.maps.flows()?, &self.model.flows.0)?;
         compare("affinity", &self.kernel.maps.affinities()?, &self.model.affinities.0)
+    }
+
+    /// The loaded programs.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        &self.kernel.object
     }
 
     /// The model, to look at.

@@ -11,7 +11,7 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     affinity::Affinities,
-    flow::{Entry, Flows, NextHop, Tuple, first_state},
+    flow::{Entry, Flows, NextHop, Tuple, Vacancy, first_state},
     frame::Packet,
     route::Way,
     setup::{Backend, Frontend, Place, Policy, Setup, Version},
@@ -142,7 +142,9 @@ fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Ques
     let is_hairpin = entry.to.dst.ip() == question.packet.key.src.ip();
     let is_elsewhere = !is_pod_of_ours(setup, question.ifindex) && !backend.is_local;
     if is_hairpin || is_elsewhere {
-        translate_source(setup, entry, question.door)
+        let is_own = !is_hairpin && setup.filters_in(entry.to.dst.ip());
+        let translated = translate_source(setup, entry, question.door);
+        if is_own { Ok(translated.unwrap_or(entry)) } else { translated }
     } else if setup.masquerades_all {
         Ok(translate_source(setup, entry, question.door).unwrap_or(entry))
     } else {
@@ -213,18 +215,23 @@ pub(super) fn look_up(setup: &Setup, entry: &mut Entry, is_xdp: bool) -> Result<
 /// is in the way, else one of the reserved range.
 fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Question<'_>, hash: u64) -> Result<(), End> {
     let key = question.packet.key;
-    let is_free = |entry: &Entry| flows.is_free(entry.to.reversed(), key, setup, question.now);
-    if !entry.is_snat && is_free(entry) {
+    let vacancy = |entry: &Entry| flows.vacancy(entry.to.reversed(), key, setup, question.now);
+    if !entry.is_snat && vacancy(entry) == Vacancy::Free {
         return Ok(());
     }
+    let mut ending = None;
     let (first, last) = (u64::from(*setup.source_ports.start()), u64::from(*setup.source_ports.end()));
     for probe in 0..PROBES {
         let point = (hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP));
         let port = first + ((u64::from(point) * (last - first + 1)) >> 32);
-        entry.to.src.set_port(u16::try_from(port).expect("a port of the range"));
-        if is_free(entry) {
-            return Ok(());
+        let port = u16::try_from(port).expect("a port of the range");
+        entry.to.src.set_port(port);
+        match vacancy(entry) {
+            Vacancy::Free => return Ok(()),
+            Vacancy::Ending => ending = Some(port),
+            Vacancy::Taken => {}
         }
     }
-    Err(End::Drop(Reason::NoSourcePort))
+    entry.to.src.set_port(ending.ok_or(End::Drop(Reason::NoSourcePort))?);
+    Ok(())
 }

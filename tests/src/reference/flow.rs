@@ -76,6 +76,15 @@ impl Entry {
         now.wrapping_sub(self.last_seen) > setup.timeouts[self.state.index()]
     }
 
+    /// Whether the connection is over, or has been half-open for longer than clients wait for an answer to a SYN.
+    fn is_ending(&self, now: u32) -> bool {
+        match self.state {
+            FlowState::CLOSING => now.wrapping_sub(self.last_seen) >= 1,
+            FlowState::HALF_OPEN => now.wrapping_sub(self.last_seen) >= 4,
+            _ => false,
+        }
+    }
+
     /// Whether a packet of the client must be decided anew: it is UDP or a SYN and the backend has gone, or a SYN on a
     /// connection that is over, or the flow has been idle for too long.
     fn is_outdated(&self, key: Tuple, flags: u8, setup: &Setup, now: u32) -> bool {
@@ -141,6 +150,17 @@ fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> Flow
     }
 }
 
+/// See [`Flows::vacancy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vacancy {
+    /// Nobody has it, or this flow itself, or one that has been idle for too long.
+    Free,
+    /// A connection has it that is over, or that never began: taken where nothing is free.
+    Ending,
+    /// Another flow has it.
+    Taken,
+}
+
 /// The flow table. Entries of a pair may be lost one by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flows(pub BTreeMap<Tuple, Entry>);
@@ -165,7 +185,11 @@ impl Flows {
         if is_new_tick {
             match self.0.get_mut(&peer_key) {
                 Some(peer) if peer.to == key.reversed() => peer.last_seen = now,
-                // Another flow's, which has taken the tuple.
+                // Another flow's, which has taken the tuple: this one needs another port.
+                Some(_) if !entry.is_reply => {
+                    self.0.insert(key, entry);
+                    return Found::Nothing;
+                }
                 Some(_) => {}
                 None => drop(self.0.insert(peer_key, entry.peer(key))),
             }
@@ -183,9 +207,13 @@ impl Flows {
         Found::Entry(entry)
     }
 
-    /// Whether the tuple of a reply can be had by the flow of the client's `key`: nobody has it, or this flow itself, or
-    /// one that has been idle for too long.
-    pub(super) fn is_free(&self, reply: Tuple, key: Tuple, setup: &Setup, now: u32) -> bool {
-        self.0.get(&reply).is_none_or(|holder| holder.to == key.reversed() || holder.is_expired(setup, now))
+    /// Whether the tuple of a reply can be had by the flow of the client's `key`.
+    pub(super) fn vacancy(&self, reply: Tuple, key: Tuple, setup: &Setup, now: u32) -> Vacancy {
+        match self.0.get(&reply) {
+            None => Vacancy::Free,
+            Some(holder) if holder.to == key.reversed() || holder.is_expired(setup, now) => Vacancy::Free,
+            Some(holder) if holder.is_ending(now) => Vacancy::Ending,
+            Some(_) => Vacancy::Taken,
+        }
     }
 }

@@ -15,8 +15,8 @@ pub struct Prefix {
 impl Prefix {
     /// Whether an address lies in it.
     pub(super) fn contains(self, address: IpAddr) -> bool {
-        let len = usize::from(self.len);
-        address.is_ipv4() == self.network.is_ipv4() && bits(address)[..len] == bits(self.network)[..len]
+        let first_difference = (bits(address) ^ bits(self.network)).leading_zeros();
+        address.is_ipv4() == self.network.is_ipv4() && first_difference >= u32::from(self.len)
     }
 }
 
@@ -67,10 +67,10 @@ fn matches(route: &Route, destination: IpAddr) -> bool {
     Prefix { network: route.network, len: route.prefix_len }.contains(destination)
 }
 
-fn bits(address: IpAddr) -> Vec<bool> {
-    let octets = match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    };
-    octets.iter().flat_map(|octet| (0..8).map(move |bit| octet & (0x80 >> bit) != 0)).collect()
+/// An address, its first bit foremost.
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
 }

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! T1: single packets through the real programs. Every one goes through the reference model as well, which must agree.
 
+mod admit;
+mod affinity;
 mod life;
 mod malformed;
+mod masquerade;
 mod random;
 mod refuse;
+mod reset;
 mod sizes;
 mod step;
 mod trace;

@@ -15,7 +15,7 @@ use shunt_tests::{
 use crate::step::{PROTOCOLS, Step, end, first, take};
 
 /// The IP header and a layer-4 header.
-fn quote_len(version: Version, protocol: u8) -> usize {
+pub fn quote_len(version: Version, protocol: u8) -> usize {
     (if version == Version::V4 { 20 } else { 40 }) + if protocol == protocol::TCP { 20 } else { 8 }
 }
 

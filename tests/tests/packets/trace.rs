@@ -3,27 +3,31 @@
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    flow::{flow_flags, protocol},
+    flow::{
+        flow_flags, protocol,
+        tcp_flags::{ACK, RST},
+    },
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::Reason,
 };
 use shunt_tests::{
     packets::{
-        POD, Rig, UPLINK,
+        POD, Rig, Segment, UPLINK,
         node::{self, CALLER, CLUSTER_IP, EMPTY, HERE, LOCAL_ONLY, OUTSIDE, THERE, UNRESOLVED, UNROUTED},
         with_rig,
     },
-    reference::{Arrival, Counters, Door, Outcome, Verdict, Version},
+    reference::{Arrival, Backend, Counters, Door, Outcome, Verdict, Version},
 };
 
 use crate::step::{end, first, send};
 
 /// Asks, and sees to it that nothing else has happened.
 fn ask(rig: &mut Rig, at: (Door, u32), frame: &[u8]) -> Result<Outcome> {
-    let flows = rig.model().flows.clone();
+    let (flows, affinities) = (rig.model().flows.clone(), rig.model().affinities.clone());
     let outcome = rig.send(&Arrival { door: at.0, ifindex: at.1, frame: frame.to_vec(), is_trace: true })?;
     ensure!(outcome.moved == Counters::default(), "counters moved: {}", outcome.moved);
     ensure!(rig.model().flows == flows, "flows changed");
+    ensure!(rig.model().affinities == affinities, "affinities changed");
     rig.compare_flows()?;
     Ok(outcome)
 }
@@ -105,6 +109,58 @@ fn refusals_are_told_with_their_reason() -> Result<()> {
         let stranger = first(protocol::TCP, end(OUTSIDE, version, 40_000), end(CLUSTER_IP, version, 9)).build();
         let traced = ask(rig, (Door::Ingress, UPLINK), &stranger)?;
         ensure!(traced.record == TraceRecord::default(), "{:?}", traced.record);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_trace_leaves_affinity_as_it_is() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| {
+            for version in Version::BOTH {
+                node::change_frontends(setup, HERE.index(version), |frontend| frontend.affinity = Some(100));
+            }
+        })?;
+        for version in Version::BOTH {
+            for (door, port) in [(Door::Xdp, 40_000), (Door::Ingress, 40_001)] {
+                let frame = |port| first(protocol::TCP, end(OUTSIDE, version, port), HERE.at_node(version)).build();
+                // Neither is one made, nor, a tick later, is it refreshed.
+                ask(rig, (door, UPLINK), &frame(port))?;
+                send(rig, (door, UPLINK), frame(port))?;
+                rig.wait(1)?;
+                ask(rig, (door, UPLINK), &frame(port + 10))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_reset_is_told_with_its_backend() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, index) = (end(OUTSIDE, version, 40_000), HERE.index(version));
+            rig.change(|setup| node::change_frontends(setup, index, |frontend| frontend.resets = true))?;
+            send(rig, (Door::Xdp, UPLINK), first(protocol::TCP, client, HERE.at_node(version)).build())?;
+            rig.change(|setup| setup.backends[index as usize] = Backend::free(1))?;
+            for (flags, verdict, action) in
+                [(ACK, trace_verdict::RESET, Verdict::Pass), (RST, trace_verdict::DROPPED, Verdict::Drop)]
+            {
+                let frame = Segment::tcp(client, HERE.at_node(version), flags).build();
+                let expected = TraceRecord {
+                    step: trace_step::FLOW,
+                    backend: index,
+                    verdict,
+                    reason: Reason::BackendGone as u32,
+                    ..TraceRecord::default()
+                };
+                for door in Door::IN {
+                    let traced = ask(rig, (door, UPLINK), &frame)?;
+                    ensure!(traced.record == expected && traced.verdict == action, "{door:?}: {traced:?}");
+                    ensure!(traced.frame == frame, "{door:?}: {traced:?}");
+                }
+            }
+        }
         Ok(())
     })
 }

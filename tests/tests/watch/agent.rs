@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use lb_agent::{
     dataplane::fake::Fake,
     diff::{Capacities, Filter, Operation, State, WriteError, Writer},
+    events::{self, Recorder},
     health::Health,
     metrics::Metrics,
     model::Model,
@@ -61,6 +62,10 @@ impl Writer for SharedMaps {
 impl Doors for SharedMaps {
     fn attach(&mut self, _ifindex: u32, _link: &Link, _role: u16) -> Result<Attached, DoorError> {
         Ok(Attached::default())
+    }
+
+    fn take_over(&mut self) -> Vec<Problem> {
+        Vec::new()
     }
 
     fn detach(&mut self, _ifindex: u32) {}
@@ -115,13 +120,17 @@ impl Agent {
         let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, BTreeMap::new());
         let services = Services::new(Model::new(NODE.into()), "61000-65535".parse()?);
         let health = Health::default();
+        let (recorder, notes) = Recorder::new();
         let agent =
             Loop::new(services, devices, Maps { state, doors: maps.clone() }, health.clone(), Metrics::default());
+        let agent = agent.recording(recorder);
         let (event_sender, events) = mpsc::channel(1024);
         let (change_sender, changes) = mpsc::channel(1);
         let (_, requests) = mpsc::channel(1);
         runtime.spawn(agent.run(Inputs { events, changes, requests }));
         let options = KubeOptions { kubeconfig: Some(kubeconfig.to_owned()), node_name: NODE.into() };
+        let client = runtime.block_on(source::connect(&options))?;
+        runtime.spawn(events::post(client, NODE.into(), notes));
         runtime.spawn(source::run_kube(options, event_sender));
         Ok(Self { maps, health, runtime: Some(runtime), kubeconfig: None, _changes: change_sender })
     }
@@ -179,7 +188,8 @@ pub fn empty() -> Fake {
     Fake::new(Capacities::default())
 }
 
-/// Reads the lines `frontend 10.96.0.1:80/TCP -> service 1, ..` and `backend 1 10.0.0.1:80 service 1 active ..`.
+/// Reads the lines `frontend 10.96.0.1:80/TCP -> service 1, ..` and `backend 1 10.0.0.1:80 service 1 active ..`, but not
+/// `frontend all of 10.96.0.1 -> ..`, which answers for all other ports.
 pub fn served(maps: &Fake) -> Served {
     let text = maps.to_string();
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split([' ', ',']).collect()).collect();
@@ -187,6 +197,6 @@ pub fn served(maps: &Fake) -> Served {
         let own = lines.iter().filter(|words| words[0] == "backend" && words[4] == service && words[5] == "active");
         own.map(|words| words[2].to_owned()).collect()
     };
-    let frontends = lines.iter().filter(|words| words[0] == "frontend");
+    let frontends = lines.iter().filter(|words| words[0] == "frontend" && words[1] != "all");
     frontends.map(|words| (words[1].to_owned(), backends_of(words[4]))).collect()
 }

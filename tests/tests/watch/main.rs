@@ -7,6 +7,7 @@
 mod agent;
 mod broken;
 mod cluster;
+mod events;
 mod gaps;
 mod objects;
 mod scenarios;

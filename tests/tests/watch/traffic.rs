@@ -1,34 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The real agent on a real kernel, fed by an API server that comes and goes: traffic does not notice.
 
-use std::{fs, net::SocketAddr, path::Path, thread::sleep, time::Duration};
+use std::{thread::sleep, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use shunt_tests::{
-    api_server::{ApiServer, Resource},
+    api_server::{ApiServer, Resource, world_and_server},
     load::{self, Target},
     world::{Family, Options, World, http_port, sample, wait_until},
 };
 
-const API_PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The world of the sample, whose agents follow an API server that stands outside.
-fn world_and_server() -> Result<(ApiServer, World)> {
-    let mut world = World::new(Options::TC)?;
-    let address = SocketAddr::new(world.outside_address(Family::V4), API_PORT);
-    let server = world.outside().enter(|| ApiServer::start(address))??;
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository")?.join("manifests/sample");
-    for file in ["nodes.yaml", "web.yaml", "web-endpoints.yaml"] {
-        server.apply_yaml(&fs::read_to_string(sample.join(file))?)?;
-    }
-    let kubeconfig = world.site().directory().join("kubeconfig");
-    server.write_kubeconfig(&kubeconfig, &json!({}))?;
-    world.nodes_mut().for_each(|node| node.follow_cluster(&kubeconfig));
-    world.start_agents()?;
-    Ok((server, world))
-}
 
 /// The sample's slices with these pods alone.
 fn set_endpoints(server: &ApiServer, world: &World, pods: &[&str]) {
@@ -60,7 +43,7 @@ fn wait_for_pod(world: &World, pod: &str) -> Result<()> {
 
 #[test]
 fn rules_7_8_traffic_does_not_notice_an_api_server_that_is_away() -> Result<()> {
-    let (server, mut world) = world_and_server()?;
+    let (server, mut world) = world_and_server(Options::TC)?;
     let load = world.load_web()?;
     server.go_away()?;
     sleep(Duration::from_secs(2));
@@ -84,8 +67,12 @@ fn rules_7_8_traffic_does_not_notice_an_api_server_that_is_away() -> Result<()> 
 }
 
 #[test]
-fn rule_8_a_service_deleted_while_the_agent_is_cut_off_goes_when_it_is_back() -> Result<()> {
-    let (server, world) = world_and_server()?;
+fn rules_8_79_a_service_deleted_while_the_agent_is_cut_off_goes_when_it_is_back() -> Result<()> {
+    let (server, world) = world_and_server(Options::TC)?;
+    for node in ["node-a", "node-b"] {
+        let is_start = |event: &Value| event["reason"] == "Starting" && event["regarding"]["name"] == node;
+        server.wait_for_event("the agent's start being told", is_start)?;
+    }
     wait_for_any(&world)?;
     server.go_away()?;
     server.delete(Resource::Services, "web");

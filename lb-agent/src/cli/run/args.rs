@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::maps::capacity;
 
-use super::values::{HashSeed, Seconds, SourceSpec};
+use super::values::{ClusterCidrs, HashSeed, Seconds, SourceSpec};
 use crate::{
     dataplane::XdpMode,
     diff::Capacities,
@@ -89,6 +89,13 @@ pub struct FlowArgs {
     /// Ports for source translation; nobody else may use them on the node's addresses
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
     pub source_ports: PortRange,
+    /// Translate the source of every connection to a backend that is not on this node, as kube-proxy can: backends then
+    /// see the node instead of the client
+    #[arg(long)]
+    pub masquerade_all: bool,
+    /// Where all pods of the cluster are, one range of each family: those of other nodes then count as clients inside
+    #[arg(long, value_name = "CIDR,..")]
+    pub cluster_cidr: Option<ClusterCidrs>,
     /// Key of the flow hash, 32 hex digits: the same on all nodes, and secret, so that nobody can aim at a backend.
     /// Default: the one in use, at first a random one
     #[arg(long, value_name = "HEX32")]

@@ -43,7 +43,7 @@ pub enum ConfigFileError {
         /// The file.
         path: PathBuf,
         /// What the parser says, with the place.
-        cause: serde_saphyr::Error,
+        cause: Box<serde_saphyr::Error>,
     },
     /// It is something else.
     #[error("--config {path}: {field} is {found}; it must be {wanted}")]
@@ -114,8 +114,8 @@ fn read(path: &Path, text: &str) -> Result<Findings, ConfigFileError> {
         found: found.to_string(),
         wanted,
     };
-    let root: Value =
-        serde_saphyr::from_str(text).map_err(|cause| ConfigFileError::Syntax { path: path.to_owned(), cause })?;
+    let root: Value = serde_saphyr::from_str(text)
+        .map_err(|cause| ConfigFileError::Syntax { path: path.to_owned(), cause: Box::new(cause) })?;
     for (field, wanted) in [("apiVersion", API_VERSION), ("kind", KIND)] {
         let found = &root[field];
         if found != wanted {
@@ -133,9 +133,6 @@ fn read(path: &Path, text: &str) -> Result<Findings, ConfigFileError> {
             Some(Meaning::Ignored(reason)) => drop(findings.ignored.insert(field, reason)),
             Some(Meaning::Flag(flag, read)) => match read(value) {
                 Err(wanted) => return Err(wrong(&field, value, wanted)),
-                Ok(_) if !has_flag(flag) => {
-                    findings.ignored.insert(field, "this version of Shunt has nothing of the kind");
-                }
                 Ok(value) => findings.settings.push(Setting { field, flag, value }),
             },
         }
@@ -158,12 +155,6 @@ fn leaves(root: &Value) -> Vec<(String, &Value)> {
         }
     }
     leaves
-}
-
-fn has_flag(flag: &str) -> bool {
-    let command = Cli::command();
-    let run = command.find_subcommand("run").expect("the subcommand run");
-    run.get_arguments().any(|argument| argument.get_long() == Some(flag))
 }
 
 /// Parses the command line again with the file's settings behind it, but for those that it holds itself.

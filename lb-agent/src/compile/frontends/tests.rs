@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rules 27 to 42: where a port is reached, and by which list.
 
-use frontend_flags::{EXTERNAL_DROP, INTERNAL_DROP};
+use frontend_flags::{EXTERNAL_DROP, INTERNAL_DROP, RESET_ON_REMOVAL, SOURCE_RANGES};
 use lb_common::{address::Address, flow::protocol::TCP};
 
 use super::*;
@@ -60,9 +60,29 @@ fn rule_80_each_family_has_its_own_frontends() {
 }
 
 #[test]
+fn rule_31_a_node_port_service_has_its_cluster_ip_too() {
+    let builder = service("web").of_type("NodePort").tcp("http", 80).node_port(30_080);
+    let frontends = plan_v4(builder, &lists(&[HERE], &[]));
+    assert_eq!(frontends.into_keys().collect::<Vec<_>>(), [node_port(true), at("10.96.0.1")]);
+}
+
+#[test]
+fn rule_33_status_counts_whatever_the_type() {
+    let frontends = plan_v4(service("web").tcp("http", 80).ingress("192.0.2.9", None), &lists(&[HERE], &[]));
+    assert_eq!(frontends[&at("192.0.2.9")], CLUSTER);
+}
+
+#[test]
 fn rule_34_without_a_node_port_there_is_no_such_frontend() {
     let frontends = plan_v4(service("web").tcp("http", 80), &lists(&[HERE], &[]));
     assert_eq!(frontends.into_keys().collect::<Vec<_>>(), [at("10.96.0.1")]);
+}
+
+#[test]
+fn rule_36_the_source_is_asked_for_even_without_endpoints() {
+    let service = Service::parse(&everywhere().0).unwrap();
+    let frontends = plan(&service, &service.ports[0], true, &lists(&[], &[]), true);
+    assert_eq!(frontends[&at("192.0.2.9")].flags, SOURCE_RANGES);
 }
 
 #[test]
@@ -82,6 +102,15 @@ fn rule_37_the_external_policy_governs_everything_but_the_cluster_ip() {
     let short_circuit = FrontendPlan { internal: List::Cluster, external: List::Local, flags: 0 };
     for key in [at("192.0.2.7"), at("192.0.2.9"), node_port(true)] {
         assert_eq!(frontends[&key], short_circuit);
+    }
+}
+
+#[test]
+fn rule_38_local_clients_reach_endpoints_elsewhere_despite_the_local_policy() {
+    let frontends = plan_v4(everywhere().external_policy("Local"), &lists(&[THERE], &[]));
+    for key in [at("192.0.2.7"), at("192.0.2.9"), node_port(true)] {
+        assert_eq!(frontends[&key].internal, List::Cluster);
+        assert_eq!(frontends[&key].flags & INTERNAL_DROP, 0);
     }
 }
 
@@ -115,6 +144,24 @@ fn rule_42_etp_local_drops_outside_clients_only() {
         assert_eq!(frontends[&key], dropped);
     }
     assert_eq!(frontends[&at("10.96.0.1")], CLUSTER);
+}
+
+#[test]
+fn rule_35_only_load_balancer_addresses_ask_for_the_source() {
+    let builder = everywhere().external_ips(&["192.0.2.7", "192.0.2.9"]);
+    let service = Service::parse(&builder.0).unwrap();
+    let frontends = plan(&service, &service.ports[0], true, &lists(&[HERE], &[]), true);
+    let restricted: Vec<_> =
+        frontends.iter().filter(|(_, plan)| plan.flags == SOURCE_RANGES).map(|(key, _)| *key).collect();
+    assert_eq!(restricted, [at("192.0.2.9")], "though it is an external IP as well");
+    assert_eq!(frontends.values().filter(|plan| plan.flags == 0).count(), 3);
+}
+
+#[test]
+fn rule_58_a_service_may_ask_for_resets() {
+    let builder = everywhere().annotation("shunt.dev/on-backend-removal", "reset");
+    let frontends = plan_v4(builder, &lists(&[HERE], &[]));
+    assert!(frontends.values().all(|plan| plan.flags == RESET_ON_REMOVAL));
 }
 
 #[test]

@@ -141,3 +141,17 @@ fn rule_24_one_endpoint_without_a_node_hint_leaves_the_zone() {
     ];
     assert_eq!(cluster(&endpoints), ["10.0.0.1", "10.0.0.2"]);
 }
+
+#[test]
+fn rule_25_prefer_same_node_falls_back_to_the_zone_and_then_to_all() {
+    let hinted = |ip: &str, node: &str, zone: &str| endpoint(ip).on(node).for_nodes(&[node]).for_zones(&[zone]);
+    let all = [
+        hinted("10.0.0.1", "node-1", "a"),
+        hinted("10.0.0.2", "node-2", "a"),
+        hinted("10.0.0.3", "node-3", "b"),
+        hinted("10.0.0.4", "node-4", "b"),
+    ];
+    assert_eq!(cluster(&all), ["10.0.0.1"]);
+    assert_eq!(cluster(&all[1..]), ["10.0.0.2"]);
+    assert_eq!(cluster(&all[2..]), ["10.0.0.3", "10.0.0.4"]);
+}

@@ -27,6 +27,8 @@ fn rule_4_slices_of_names_or_of_no_service_are_skipped() {
     let mut unlabelled = slice("web-1", "web");
     unlabelled.0.metadata.labels = None;
     assert_eq!(Slice::parse(&unlabelled.0), None);
+    let unknown = parse(slice("web-1", "web").address_type("IPV4").with(endpoint("10.0.0.1")));
+    assert_eq!((unknown.endpoints.len(), unknown.is_impossible), (0, true), "not ours, but a mistake");
 }
 
 #[test]

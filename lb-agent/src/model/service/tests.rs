@@ -27,6 +27,7 @@ fn a_plain_service_has_no_problems() {
         ports: vec![port],
         internal_policy: Policy::Cluster,
         external_policy: Policy::Cluster,
+        health_check_port: None,
         affinity_secs: None,
         resets_on_removal: false,
         split: None,
@@ -191,14 +192,11 @@ fn rule_35_a_range_that_can_not_be_read_is_named() {
 
 #[test]
 fn what_this_version_does_not_honour_is_said() {
-    let builder = service("web")
-        .port("signal", 36_412, "SCTP")
-        .annotation("shunt.dev/new", "a=1")
-        .edit(|spec| spec.health_check_node_port = Some(32_000));
+    let builder = service("web").port("signal", 36_412, "SCTP").annotation("shunt.dev/new", "a=1");
     let parsed = Service::parse(&builder.0).unwrap();
     assert_eq!(parsed.ports, []);
     assert!(!parsed.is_impossible);
-    let expected = ["healthCheckNodePort", "annotation shunt.dev/new", "port 36412: SCTP"];
+    let expected = ["annotation shunt.dev/new", "port 36412: SCTP"];
     for (cause, start) in causes(&parsed).into_iter().zip(expected) {
         assert!(cause.starts_with(start), "{cause}");
     }

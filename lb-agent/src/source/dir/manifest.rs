@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::Spanned;
 
@@ -41,6 +44,7 @@ const NAME_KIND: &str = "write a Kubernetes object, with apiVersion and kind";
 const NAME_OBJECT: &str = "write metadata.name";
 const RENAME_OBJECT: &str = "remove or rename one of the two; the first one is in force";
 const WRITE_ADDRESS: &str = "write spec.clusterIP: in a directory nobody allocates one";
+const WRITE_SERVICE_NAME: &str = "write the label kubernetes.io/service-name: it says whose endpoints these are";
 const WRITE_NODE_PORT: &str = "write nodePort: in a directory nobody allocates one";
 
 /// Reads a file.
@@ -232,6 +236,8 @@ fn add(mut object: Object, document: &Document<'_>, line: u64, manifest: &mut Ma
         // The API's default for a port's name; only an object that never met an API server has none (rule 11).
         Object::EndpointSlice(slice) => {
             default_namespace(&mut slice.metadata);
+            let warnings = slice_warning(slice).into_iter();
+            manifest.warnings.extend(warnings.map(|cause| document.fault(line, cause, WRITE_SERVICE_NAME)));
             for port in slice.ports.iter_mut().flatten() {
                 port.name.get_or_insert_default();
             }
@@ -271,6 +277,14 @@ fn warnings_of(service: &Service) -> Vec<(String, &'static str)> {
         warnings.push((format!("Service {name} has no nodePort for port {}", port.port), WRITE_NODE_PORT));
     }
     warnings
+}
+
+/// The label that a control plane would have written (rule 4).
+fn slice_warning(slice: &EndpointSlice) -> Option<String> {
+    let name = slice.metadata.name.as_deref().unwrap_or_default();
+    let service = slice.metadata.labels.iter().flatten().find(|(label, _)| *label == "kubernetes.io/service-name");
+    let is_missing = service.is_none_or(|(_, service)| service.is_empty());
+    is_missing.then(|| format!("EndpointSlice {name} names no Service and is not used"))
 }
 
 #[cfg(test)]

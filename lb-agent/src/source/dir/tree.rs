@@ -2,7 +2,8 @@
 //! A directory of manifests, from files to events: what changed since the last look.
 //!
 //! In: the directory, at each [`Tree::scan`]. Out: the events that bring the model up to date. A file that can't be read
-//! or understood keeps the objects that it had. When to look is not decided here.
+//! or understood keeps the objects that it had; one that never could be makes the whole incomplete. When to look is not
+//! decided here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +33,8 @@ pub(super) struct Tree {
     files: BTreeMap<String, File>,
     /// Which files define an object, by file name. The first one is in force.
     definitions: BTreeMap<ObjectId, BTreeMap<String, Object>>,
+    /// Whether some file has not been understood as a whole even once.
+    is_incomplete: bool,
 }
 
 /// A file as it was at the last look.
@@ -41,6 +44,8 @@ struct File {
     /// Digest of the text, or why there is none.
     content: Result<u64, String>,
     objects: BTreeSet<ObjectId>,
+    /// Whether it was free of faults at any look: before, it may define anything.
+    was_whole: bool,
 }
 
 /// Changes whenever a file does, but for [`STAMP_GRAIN`].
@@ -79,7 +84,7 @@ struct Changes {
 impl Tree {
     /// A directory that has not been looked at.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, files: BTreeMap::new(), definitions: BTreeMap::new() }
+        Self { root, files: BTreeMap::new(), definitions: BTreeMap::new(), is_incomplete: false }
     }
 
     /// Looks at the directory.
@@ -132,6 +137,7 @@ impl Tree {
     fn replace(&mut self, name: &str, manifest: Manifest, changes: &mut Changes) {
         let Some(file) = self.files.get_mut(name) else { return };
         let is_whole = manifest.faults.is_empty();
+        file.was_whole |= is_whole;
         let new: BTreeSet<_> = manifest.objects.keys().cloned().collect();
         let old = std::mem::replace(&mut file.objects, new);
         for id in old.into_iter().filter(|id| !manifest.objects.contains_key(id)) {
@@ -170,13 +176,17 @@ impl Tree {
                 self.definitions.remove(&id);
             }
         }
+        let is_incomplete = self.files.values().any(|file| !file.was_whole);
+        if std::mem::replace(&mut self.is_incomplete, is_incomplete) != is_incomplete {
+            events.push(Event::Incomplete(is_incomplete));
+        }
         events
     }
 }
 
 impl File {
     fn unread() -> Self {
-        Self { stamp: None, content: Err(String::new()), objects: BTreeSet::new() }
+        Self { stamp: None, content: Err(String::new()), objects: BTreeSet::new(), was_whole: false }
     }
 }
 

@@ -149,6 +149,7 @@ async fn next(events: &mut mpsc::Receiver<Event>) -> String {
         }
         Event::Synced => "synced".into(),
         Event::Problem(problem) => problem.to_string(),
+        Event::Incomplete(_) => unreachable!("an API server's list is whole"),
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lb_agent::{
     dataplane::{Dataplane, Options, XdpMode},
-    diff::{Capacities, Filter, Operation, State, WriteError, Writer},
+    diff::{Capacities, Filter, GRACE, Operation, State, WriteError, Writer},
     health::Health,
     metrics::{Directory, Metrics},
     model::Model,
@@ -74,18 +74,19 @@ pub fn measure(shape: Shape, changes: u32) -> Result<Inside> {
         let written = hand.commits.try_iter().count();
         ensure!(written == 0, "{written} frontends were written although all of them stood in the maps already");
         let table_bytes = hand.table_bytes()?;
-        let change_us = hand.changes(shape, changes, pause(table_bytes))?;
+        let change_us = hand.changes(shape, changes, pause(table_bytes / u64::from(shape.services)))?;
         let resident = Resident::of("self")?;
         Ok(Inside { cold_start_ms, open_ms, restart_ms, change_us, resident, table_bytes })
     })
 }
 
-/// A freed table rests before its space is used again: a Service with a table that fills much of the array can't change
-/// faster than that.
-fn pause(table_bytes_of_all: u64) -> Duration {
+/// A freed table rests before its space is used again: a Service whose table fills much of the array can't change faster
+/// than that.
+fn pause(table_bytes: u64) -> Duration {
     let array_bytes = u64::from(Capacities::default().table_slots) * size_of::<u32>() as u64;
-    let is_crowded = table_bytes_of_all * u64::from(RESTING_TABLES + 2) > array_bytes;
-    if is_crowded { lb_agent::diff::GRACE / RESTING_TABLES } else { IDLE }
+    // Beside those at rest there are the one in use and the next one.
+    let is_crowded = table_bytes * u64::from(RESTING_TABLES + 2) > array_bytes / 2;
+    if is_crowded { GRACE / RESTING_TABLES } else { IDLE }
 }
 
 /// Runs a loop on these maps while `body`, on a thread of its own, feeds it.
@@ -198,6 +199,10 @@ impl Writer for Stopwatch {
 impl Doors for Stopwatch {
     fn attach(&mut self, ifindex: u32, link: &lb_agent::node::state::Link, role: u16) -> Result<Attached, DoorError> {
         Doors::attach(&mut self.dataplane, ifindex, link, role)
+    }
+
+    fn take_over(&mut self) -> Vec<Problem> {
+        Doors::take_over(&mut self.dataplane)
     }
 
     fn detach(&mut self, ifindex: u32) {

@@ -94,8 +94,7 @@ fn flags(text: &str, line: &str) -> RunArgs {
 fn rule_76_what_kubeadm_writes_is_understood_to_the_last_field() {
     let found = findings(KUBEADM);
     assert_eq!(found.unknown, [] as [&str; 0]);
-    let ignored: Vec<&str> = found.ignored.keys().map(String::as_str).filter(|field| *field != "clusterCIDR").collect();
-    assert_eq!(ignored, ["bindAddress", "iptables.syncPeriod"]);
+    assert_eq!(found.ignored.keys().collect::<Vec<_>>(), ["bindAddress", "iptables.syncPeriod"]);
 
     let args = flags(KUBEADM, "");
     assert_eq!(args.node_name.as_deref(), Some("Node-7"));
@@ -105,6 +104,7 @@ fn rule_76_what_kubeadm_writes_is_understood_to_the_last_field() {
     assert_eq!(args.flows.tcp_timeout_close_wait, Seconds(1800));
     assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
     assert_eq!(args.flows.udp_timeout_unreplied, Seconds(45));
+    assert_eq!(args.flows.cluster_cidr, "10.244.0.0/16,fd00:244::/56".parse().ok());
     let NodePortAddresses::Ranges(ranges) = args.nodeport_addresses else { panic!("{:?}", args.nodeport_addresses) };
     assert_eq!(ranges.len(), 2);
 }
@@ -118,16 +118,14 @@ fn rule_76_a_flag_that_was_typed_wins() {
 }
 
 #[test]
-fn every_flag_of_the_table_is_one_or_will_be() {
-    let text =
-        "clusterCIDR: 10.0.0.0/8\nmode: iptables\niptables: {masqueradeAll: true}\nnftables: {masqueradeAll: true}";
-    let found = findings(&with_header(text));
-    for flag in ["cluster-cidr", "masquerade-all"] {
-        let is_setting = found.settings.iter().any(|setting| setting.flag == flag);
-        assert_eq!(is_setting, has_flag(flag), "{found:?}");
+fn masquerade_all_is_that_of_the_files_mode() {
+    for (mode, is_on) in [("", true), ("iptables", true), ("ipvs", true), ("nftables", false)] {
+        let text = with_header(&format!("mode: '{mode}'\niptables: {{masqueradeAll: true}}"));
+        assert_eq!(flags(&text, "").flows.masquerade_all, is_on, "{mode}");
+        let ignored = &findings(&text).ignored;
+        assert_eq!(ignored.contains_key("iptables.masqueradeAll"), !is_on, "{mode}");
     }
-    assert_eq!(found.ignored["nftables.masqueradeAll"], "it belongs to another mode than the one of this file");
-    assert!(has_flag("node-name") && !has_flag("nodename"));
+    assert!(flags(&with_header("mode: nftables\nnftables: {masqueradeAll: true}"), "").flows.masquerade_all);
 }
 
 #[test]

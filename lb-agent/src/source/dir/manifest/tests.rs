@@ -156,6 +156,8 @@ fn what_an_api_server_would_have_allocated_is_asked_for() {
     );
     assert!(warnings(&bare.replace("NodePort", "ExternalName")).is_empty());
     assert!(warnings(&bare.replace("type: NodePort", "clusterIP: None")).is_empty());
+    let lost = SLICE.replace("kubernetes.io/service-name", "kubernetes.io/service");
+    assert_eq!(warnings(&lost), ["EndpointSlice web-1 names no Service and is not used"]);
 }
 
 #[test]

@@ -150,6 +150,20 @@ fn an_unreadable_file_is_named_once_and_keeps_its_last_good_objects() {
 }
 
 #[test]
+fn until_each_file_was_whole_once_the_directory_is_incomplete() {
+    let mut world = World::new(&[("a.yaml", web(1) + "kind: [\n"), ("b.yaml", "kind: [\n".into()), ("c.yaml", web(3))]);
+    assert_eq!(world.scan().last().unwrap(), "Incomplete(true)");
+    world.write("a.yaml", &web(1));
+    assert_eq!(world.scan(), [""; 0]);
+    fs::rename(world.path("b.yaml"), world.path("d.yaml")).unwrap();
+    assert_eq!(world.scan().len(), 1, "another name mends nothing");
+    fs::remove_file(world.path("d.yaml")).unwrap();
+    assert_eq!(world.scan(), ["Incomplete(false)"]);
+    world.write("a.yaml", "kind: [\n");
+    assert_eq!(world.scan().len(), 1, "its last good objects are known");
+}
+
+#[test]
 fn of_two_files_with_the_same_object_the_first_one_counts() {
     let mut world = World::new(&[("b.yaml", web(2))]);
     assert_eq!(world.scan(), ["apply web 10.96.0.2"]);

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whether this node may be sent traffic: `/healthz` and `/livez` (rules 69 to 71).
+//!
+//! The one loop tells [`Health`] when something has to be written and when all of it has been; probes ask it. Before the
+//! first sync is in the maps the agent is alive, but its node is not eligible: kube-proxy says so, too, as it doesn't know
+//! its Node by then.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+
+mod ports;
+
+pub use self::ports::HealthPorts;
+use crate::metrics::{Metrics, Probe};
+
+/// Twice kube-proxy's period of full syncs: a change that waits longer makes the node unhealthy (rule 71).
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Health as the one loop knows it, shared with those who answer probes.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    facts: Arc<Mutex<Facts>>,
+    requires_node: bool,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    /// When everything known was in the maps for the last time; never before the first sync.
+    last_sync: Option<Timestamp>,
+    /// Since when something has been waiting to be written.
+    waiting_since: Option<Instant>,
+    /// Whether the node may be sent traffic, as far as the cluster says.
+    node: NodeStatus,
+}
+
+/// What the cluster says of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeStatus {
+    /// Nothing: there is no Node object. Without a cluster that is as it should be, see [`Health::requiring_node`].
+    #[default]
+    Unknown,
+    /// It takes part.
+    Present,
+    /// It is being removed: deleted, or chosen by the cluster autoscaler.
+    Leaving,
+}
+
+/// The answer to a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    last_updated: Timestamp,
+    current_time: Timestamp,
+    /// Absent in `/livez`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    /// By family. One loop writes both, so that they are always alike.
+    status: BTreeMap<&'static str, FamilyReport>,
+}
+
+/// One family's part of the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyReport {
+    last_updated: Timestamp,
+    healthy: bool,
+}
+
+impl Health {
+    /// For a node of a cluster, which is not eligible before its Node object is known.
+    #[must_use]
+    pub fn requiring_node() -> Self {
+        Self { requires_node: true, ..Self::default() }
+    }
+
+    /// Something has to be written.
+    pub fn set_waiting(&self, now: Instant) {
+        self.facts().waiting_since.get_or_insert(now);
+    }
+
+    /// Everything known is in the maps, but for what was reported as a problem. Returns since when it had been waiting.
+    pub fn set_synced(&self, wall: Timestamp) -> Option<Instant> {
+        let mut facts = self.facts();
+        facts.last_sync = Some(wall);
+        facts.waiting_since.take()
+    }
+
+    /// Whether everything known has been in the maps once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.facts().last_sync.is_some()
+    }
+
+    /// What the cluster says of this node.
+    pub fn set_node(&self, node: NodeStatus) {
+        self.facts().node = node;
+    }
+
+    /// Whether the agent keeps up with what it is told (rule 71).
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.facts().is_healthy(Instant::now())
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        // Every update is a single assignment: there is nothing half done behind a panic.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self, now: Instant, wall: Timestamp) -> Report {
+        let facts = self.facts();
+        let healthy = facts.is_healthy(now);
+        let last_updated = if healthy { wall } else { facts.last_sync.unwrap_or(Timestamp::UNIX_EPOCH) };
+        let is_wanted = match facts.node {
+            NodeStatus::Unknown => !self.requires_node,
+            NodeStatus::Present => true,
+            NodeStatus::Leaving => false,
+        };
+        let node_eligible = Some(is_wanted && facts.last_sync.is_some());
+        let status = ["IPv4", "IPv6"].map(|family| (family, FamilyReport { last_updated, healthy })).into();
+        Report { last_updated, current_time: wall, node_eligible, healthy, status }
+    }
+}
+
+impl Facts {
+    /// Having written nothing yet is no fault as long as nothing waits.
+    fn is_healthy(&self, now: Instant) -> bool {
+        self.waiting_since.is_none_or(|since| now.duration_since(since) <= PATIENCE)
+    }
+}
+
+/// The pages. Their answers are counted.
+pub fn router(health: Health, metrics: Metrics) -> Router {
+    Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(Pages { health, metrics })
+}
+
+#[derive(Clone)]
+struct Pages {
+    health: Health,
+    metrics: Metrics,
+}
+
+async fn healthz(State(pages): State<Pages>) -> Response {
+    let report = pages.health.report(Instant::now(), Timestamp::now());
+    let is_good = report.healthy && report.node_eligible == Some(true);
+    pages.answer(Probe::Healthz, is_good, &report)
+}
+
+async fn livez(State(pages): State<Pages>) -> Response {
+    let report = Report { node_eligible: None, ..pages.health.report(Instant::now(), Timestamp::now()) };
+    pages.answer(Probe::Livez, report.healthy, &report)
+}
+
+impl Pages {
+    fn answer(&self, probe: Probe, is_good: bool, report: &Report) -> Response {
+        let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        self.metrics.count_probe(probe, status.as_u16());
+        let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+        (status, headers, serde_json::json!(report).to_string()).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WALL: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+    #[test]
+    fn rule_71_a_node_is_healthy_while_it_keeps_up() {
+        let health = Health::default();
+        let start = Instant::now();
+        assert!(health.report(start, WALL).healthy, "nothing was asked of it yet");
+        health.set_waiting(start);
+        let late = start + PATIENCE + Duration::from_secs(1);
+        let first = health.report(late, WALL);
+        assert!(!first.healthy);
+        assert_eq!(first.last_updated, Timestamp::UNIX_EPOCH);
+
+        assert_eq!(health.set_synced(WALL), Some(start));
+        assert!(health.report(start + 10 * PATIENCE, WALL).healthy, "nothing waits");
+
+        health.set_waiting(start);
+        health.set_waiting(start + PATIENCE);
+        assert!(health.report(start + PATIENCE, WALL).healthy);
+        assert!(!health.report(late, WALL).healthy, "the first one counts");
+    }
+
+    #[test]
+    fn rule_69_a_node_is_eligible_once_synced_and_while_it_takes_part() {
+        let is_eligible = |health: &Health| health.report(Instant::now(), WALL).node_eligible;
+        let health = Health::requiring_node();
+        health.set_node(NodeStatus::Present);
+        assert_eq!(is_eligible(&health), Some(false), "its maps may be empty");
+        health.set_synced(WALL);
+        for (node, expected) in
+            [(NodeStatus::Present, true), (NodeStatus::Unknown, false), (NodeStatus::Leaving, false)]
+        {
+            health.set_node(node);
+            assert_eq!(is_eligible(&health), Some(expected), "{node:?}");
+        }
+        let machine = Health::default();
+        machine.set_synced(WALL);
+        assert_eq!(is_eligible(&machine), Some(true), "a machine without a cluster has no Node");
+    }
+
+    #[test]
+    fn rule_69_the_body_is_kube_proxys() {
+        let health = Health::default();
+        health.set_synced(WALL);
+        health.set_node(NodeStatus::Leaving);
+        let family = serde_json::json!({"lastUpdated": "2027-01-15T08:00:00Z", "healthy": true});
+        let expected = serde_json::json!({
+            "lastUpdated": "2027-01-15T08:00:00Z",
+            "currentTime": "2027-01-15T08:00:00Z",
+            "nodeEligible": false,
+            "healthy": true,
+            "status": {"IPv4": family, "IPv6": family},
+        });
+        assert_eq!(serde_json::to_value(health.report(Instant::now(), WALL)).unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn rule_70_livez_does_not_ask_for_the_node() {
+        let pages = Pages { health: Health::requiring_node(), metrics: Metrics::default() };
+        assert_eq!(healthz(State(pages.clone())).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let answer = livez(State(pages)).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(report.get("nodeEligible"), None);
+        assert_eq!(report["healthy"], true);
+    }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Checksums that are left to the device, for packets that are turned into answers.
+//!
+//! Only the kernel knows whether a layer-4 checksum field holds a checksum or, until the device completes it, the sum of the
+//! pseudo-header; and it does not tell. But it refuses to cut off a header whose checksum is yet to be filled in.
+
+use aya_ebpf::helpers::generated::bpf_skb_change_tail;
+use lb_common::{
+    checksum,
+    verdict::{Reason, Stage, Stop},
+};
+
+use crate::packet::{Packet, SkbPacket};
+
+/// Cuts the packet down to `len` bytes, of which all from `l4` on are lost unless the checksum is left to the device;
+/// tells whether it is.
+#[inline(always)]
+pub fn cut(packet: &mut SkbPacket, l4: usize, len: usize) -> Stage<bool> {
+    // SAFETY: a valid context; the helper checks the length, and frames are taken anew after it.
+    let resize = |len: usize| unsafe { bpf_skb_change_tail(packet.skb(), len as u32, 0) == 0 };
+    let is_offloaded = !resize(l4);
+    if !resize(len) {
+        return Err(Stop::drop(Reason::RejectFailed));
+    }
+    packet.make_linear(len);
+    Ok(is_offloaded)
+}
+
+/// The checksum field that a device which completes it leaves as it is, for a header whose other words sum up to `rest`.
+///
+/// The device writes p' = ~(rest + p). For p' = p, 2p = ~rest; in one's complement of 16 bits, halving is a rotation.
+#[inline(always)]
+pub const fn fixed_point(rest: u64) -> u16 {
+    (!checksum::fold(rest)).rotate_right(1)
+}

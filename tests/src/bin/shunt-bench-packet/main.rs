@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Nanoseconds per packet of the programs themselves; `cargo xtask bench packet` builds and runs it. Every figure is a
+//! ratio to a floor of the same run.
+
+#![deny(unsafe_code)]
+
+mod case;
+mod measure;
+mod report;
+mod scene;
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench packet", about = "Nanoseconds per packet of the programs themselves.")]
+struct Arguments {
+    /// Also write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often everything is measured, in turns.
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let report = measure::measure(arguments.rounds)?;
+    println!("{report}");
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(())
+}

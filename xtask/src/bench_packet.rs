@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `bench packet`: builds the programs, their wrapper and the bench, and becomes the bench.
+
+use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{build_ebpf, run, shell};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Also write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often everything is measured, in turns.
+    #[arg(long, default_value_t = 11)]
+    rounds: u32,
+}
+
+/// Builds everything and becomes the bench: its exit status is ours. What is measured runs in the kernel, so the bench
+/// itself needs no release build.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(shell::is_root(), "the bench loads eBPF programs and makes a network namespace: run it as root");
+    build_ebpf::build(&build_ebpf::Arguments::default())?;
+    shell::run(shell::cargo().args(["build", "--package", "shunt-tests", "--bin", "shunt-bench-packet"]))?;
+    let bench = run::built("shunt-bench-packet")?;
+    let mut command = Command::new(&bench);
+    command.arg("--rounds").arg(arguments.rounds.to_string());
+    if let Some(file) = &arguments.json {
+        command.arg("--json").arg(file);
+    }
+    Err(command.exec()).with_context(|| format!("can't start {}", bench.display()))
+}
