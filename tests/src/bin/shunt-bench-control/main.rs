@@ -141,8 +141,10 @@ fn add_inside(report: &mut Report, services: u32, inside: &Inside, p99_of_fewest
         add("one endpoint change, p99, to that at 1,000", inside.change_us.p99 / p99_of_fewest, "", Some(1.2));
     }
     let mebibytes = |kib: u64| kib as f64 / 1024.0;
-    add("resident memory, of the loop", mebibytes(inside.resident.all_kib), "MiB", None);
-    add("resident memory, of the loop, heap", mebibytes(inside.resident.anonymous_kib), "MiB", None);
+    for (when, resident) in ["cold start", "restart"].into_iter().zip(inside.resident) {
+        add(&format!("resident memory after {when}"), mebibytes(resident.all_kib), "MiB", None);
+        add(&format!("resident memory after {when}, heap"), mebibytes(resident.anonymous_kib), "MiB", None);
+    }
     let table_mebibytes = inside.table_bytes as f64 / f64::from(1 << 20);
     add("memory of all lookup tables", table_mebibytes, "MiB", is_middle.then_some(16.0));
 }
