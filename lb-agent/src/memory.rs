@@ -12,7 +12,7 @@ use lb_common::{
     counters::{BackendCounters, ServiceCounters},
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
-    maps::{self, FilterPlane, ServiceName, capacity},
+    maps::{self, FilterPlane, ServiceName},
 };
 
 use crate::diff::Capacities;
@@ -49,7 +49,17 @@ impl Bill {
     #[must_use]
     pub fn new(capacities: &Capacities, cpus: usize) -> Self {
         let cpus = cpus as u64;
-        let Capacities { frontends, backends, table_slots, flows, services, source_ranges, affinity } = *capacities;
+        let Capacities {
+            frontends,
+            backends,
+            table_slots,
+            flows,
+            services,
+            source_ranges,
+            affinity,
+            interfaces,
+            node_addresses,
+        } = *capacities;
         let lines = vec![
             (maps::FLOWS_V4, hash(flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
             (maps::FLOWS_V6, hash(flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
@@ -61,8 +71,8 @@ impl Bill {
             (maps::SOURCE_RANGES, trie(source_ranges, size_of::<SourceRange>(), size_of::<u32>())),
             (maps::SERVICE_NAMES, hash(services, size_of::<u32>(), size_of::<ServiceName>())),
             (maps::BACKENDS, u64::from(backends) * size_of::<Backend>() as u64),
-            (maps::INTERFACES, hash(capacity::INTERFACES, size_of::<u32>(), size_of::<Interface>())),
-            (maps::NODE_ADDRESSES, hash(capacity::NODE_ADDRESSES, size_of::<Address>(), size_of::<u32>())),
+            (maps::INTERFACES, hash(interfaces, size_of::<u32>(), size_of::<Interface>())),
+            (maps::NODE_ADDRESSES, hash(node_addresses, size_of::<Address>(), size_of::<u32>())),
             (maps::FILTER, 2 * size_of::<FilterPlane>() as u64),
         ];
         Self { lines }

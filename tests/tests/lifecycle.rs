@@ -12,14 +12,6 @@ use shunt_tests::{
 
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// That requests go through, right now.
-fn serves(world: &World) -> Result<()> {
-    let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
-    let tally = load::send(world.pod("client").namespace(), &targets, 40, &|| {})?;
-    ensure!(tally.failed() == 0, "{:?}", tally.errors);
-    Ok(())
-}
-
 fn restarts_lose_nothing(options: Options) -> Result<()> {
     let mut world = World::with_agents(options)?;
     let load = world.load_web()?;
@@ -54,7 +46,7 @@ fn changes_during_an_absence_are_caught_up_with() -> Result<()> {
         node.agent_mut().kill()?;
     }
     world.set_web_endpoints(&["web-3"])?;
-    serves(&world)?;
+    world.serves()?;
     world.start_agents()?;
     world.route_web_to(&["web-3"])
 }
@@ -66,7 +58,7 @@ fn sigterm_leaves_forwarding_in_place() -> Result<()> {
         let status = node.agent_mut().terminate()?;
         ensure!(status.success(), "{}: {status}", node.name());
     }
-    serves(&world)
+    world.serves()
 }
 
 /// Programs attached to a node's interfaces, XDP ones too.
@@ -103,5 +95,5 @@ fn cleanup_removes_everything() -> Result<()> {
     ensure!(load::send(world.outside(), &targets, 1, &|| {})?.failed() == 1, "still served after cleanup");
     // And everything can be made anew.
     world.start_agents()?;
-    serves(&world)
+    world.serves()
 }

@@ -8,19 +8,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use shunt_tests::{
-    load::{self, Target},
-    world::{Family, Node, Options, Process, World, Xdp, agent_binary, sample, wait_until},
+    load,
+    world::{Node, Options, Process, World, Xdp, agent_binary, wait_until},
 };
 
 const LIMIT: Duration = Duration::from_secs(15);
-
-/// That requests go through, right now.
-fn serves(world: &World) -> Result<()> {
-    let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
-    let tally = load::send(world.pod("client").namespace(), &targets, 40, &|| {})?;
-    ensure!(tally.failed() == 0, "{:?}", tally.errors);
-    Ok(())
-}
+/// Frontends that there is room for in a map that is to be full: more than the sample takes.
+const ROOM: usize = 40;
 
 /// What an agent said that was expected to give up.
 fn said(output: Output) -> Result<String> {
@@ -48,7 +42,7 @@ fn a_second_agent_on_the_same_bpffs_is_refused() -> Result<()> {
     replace(&mut arguments, "--metrics-bind-address", "127.0.0.1:20249");
     let said = fails(node, &arguments)?;
     ensure!(said.contains(&node.bpffs().display().to_string()), "names the directory: {said}");
-    serves(&world)
+    world.serves()
 }
 
 /// An uplink that does not exist is named, with what to do.
@@ -75,8 +69,22 @@ fn broken_manifests_are_named_and_change_nothing() -> Result<()> {
             wait_until(&format!("{file} being named in the log"), LIMIT, || Ok(node.agent().log().contains(file)))?;
         }
     }
-    serves(&world)?;
+    world.serves()?;
     world.route_web_to(&["web-1", "web-3"])
+}
+
+/// Files that were broken while no agent ran: what the earlier agent wrote stays until they are mended.
+#[test]
+fn manifests_broken_before_a_restart_take_nothing_away() -> Result<()> {
+    let mut world = World::with_agents(Options::TC)?;
+    for node in world.nodes_mut() {
+        node.agent_mut().terminate()?;
+    }
+    for file in ["web.yaml", "web-endpoints.yaml"] {
+        world.apply(file, "kind: [")?;
+    }
+    world.start_agents()?;
+    world.serves()
 }
 
 /// A map that is full: the Service that finds no room is named, with the flag to raise; the others are served.
@@ -85,31 +93,35 @@ fn a_full_map_is_named_and_the_rest_is_served() -> Result<()> {
     let world = World::new(Options::TC)?;
     world.apply_sample()?;
     let node = world.node("node-a");
-    // The sample takes twelve.
     let mut arguments = node.agent_arguments(Xdp::Off);
-    arguments.extend(["--max-frontends", "12"].map(str::to_owned));
+    arguments.extend(["--max-frontends".to_owned(), ROOM.to_string()]);
     let log = world.site().directory().join("full.log");
     let _agent = Process::start(node.agent_command(&arguments)?, &log)?;
-    wait_until("the sample being served", LIMIT, || Ok(serves(&world).is_ok()))?;
-    world.apply("more.yaml", MORE)?;
+    wait_until("the sample being served", LIMIT, || Ok(world.serves().is_ok()))?;
+    world.apply("more.yaml", &large_service())?;
     wait_until("the Service without room being named", LIMIT, || {
         let log = std::fs::read_to_string(&log)?;
         Ok(log.contains("default/more") && log.contains("--max-frontends"))
     })?;
-    serves(&world)
+    world.serves()
 }
 
-const MORE: &str = "
-apiVersion: v1
-kind: Service
-metadata: { name: more, namespace: default }
-spec:
-  type: ClusterIP
-  ipFamilies: [IPv4]
-  clusterIP: 10.96.0.77
-  clusterIPs: [10.96.0.77]
-  ports: [{ name: http, protocol: TCP, port: 80 }]
-";
+/// A Service with more ports than there is room for.
+fn large_service() -> String {
+    let ports = (1..=ROOM).map(|port| format!("    - {{ name: p{port}, protocol: TCP, port: {port} }}\n"));
+    format!(
+        "apiVersion: v1\n\
+         kind: Service\n\
+         metadata: {{ name: more, namespace: default }}\n\
+         spec:\n  \
+           type: ClusterIP\n  \
+           ipFamilies: [IPv4]\n  \
+           clusterIP: 10.96.0.77\n  \
+           clusterIPs: [10.96.0.77]\n  \
+           ports:\n{}",
+        ports.collect::<String>()
+    )
+}
 
 /// An API server that can't be reached is named; forwarding goes on, and nobody takes the agent for ready.
 #[test]
@@ -125,7 +137,7 @@ fn an_unreachable_api_server_is_named() -> Result<()> {
     let log = world.site().directory().join("unreachable.log");
     let _agent = Process::start(node.agent_command(&arguments)?, &log)?;
     wait_until("the API server being named", LIMIT, || Ok(std::fs::read_to_string(&log)?.contains("127.0.0.1:6")))?;
-    serves(&world)?;
+    world.serves()?;
     let healthz = "127.0.0.1:10256".parse().expect("an address");
     let answer = node.namespace().enter(|| load::http::get(healthz, "/healthz", LIMIT))??;
     ensure!(answer.status == 503, "{answer:?}");

@@ -94,3 +94,13 @@ spec:
   clusterIPs: [10.96.0.99, 'fd00:96::99']
   ports: [{ name: discard, protocol: UDP, port: 99 }]
 ";
+
+/// Section N on rule 44: an undefined port of an active ClusterIP is refused.
+#[test]
+fn rule_44_undefined_port_is_refused() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    for family in Family::BOTH {
+        refuses_tcp(world.pod("client").namespace(), SocketAddr::new(sample::web(family).ip(), 81))?;
+    }
+    Ok(())
+}

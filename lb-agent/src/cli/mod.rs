@@ -30,5 +30,8 @@ pub enum Command {
     /// Ask the live programs where a packet would go, and why; leaves no mark on flows or counters
     Trace(trace::TraceArgs),
     /// Remove everything that Shunt ever made here: links, programs, maps. Its traffic is not balanced any more then
+    ///
+    /// Left is what others may use by now: a bpffs at /sys/fs/bpf, the directory on which an agent had mounted a bpffs of its
+    /// own, and, on Linux before 6.6, clsact qdiscs without filters of Shunt's.
     Cleanup(cleanup::CleanupArgs),
 }

@@ -13,6 +13,7 @@ use lb_common::{
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, Target, backend_flags, backend_state, frontend_flags},
     maps::{self, ServiceName},
 };
+use nix::libc;
 
 use crate::diff::{Capacities, Dump, Filter, FrontendText, Operation, ProtocolText, WriteError, Writer};
 
@@ -93,7 +94,7 @@ impl Fake {
         entry: (K, V),
     ) -> Result<(), WriteError> {
         if entries.len() >= capacity as usize && !entries.contains_key(&entry.0) {
-            return Err(WriteError::Refused { map, cause: io::ErrorKind::StorageFull.into() });
+            return Err(WriteError::Refused { map, cause: io::Error::from_raw_os_error(libc::E2BIG) });
         }
         entries.insert(entry.0, entry.1);
         Ok(())
@@ -129,7 +130,14 @@ impl Writer for Fake {
             Operation::RemoveName { service } => drop(self.names.remove(service)),
             Operation::UpsertNodeAddress(address) => drop(self.node_addresses.insert(*address)),
             Operation::RemoveNodeAddress(address) => drop(self.node_addresses.remove(address)),
-            Operation::UpsertInterface { ifindex, interface } => drop(self.interfaces.insert(*ifindex, *interface)),
+            Operation::UpsertInterface { ifindex, interface } => {
+                Self::insert(
+                    maps::INTERFACES,
+                    self.capacities.interfaces,
+                    &mut self.interfaces,
+                    (*ifindex, *interface),
+                )?;
+            }
             Operation::RemoveInterface { ifindex } => drop(self.interfaces.remove(ifindex)),
         }
         Ok(())

@@ -126,7 +126,17 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
 
 /// Number of elements of the maps whose size is a flag.
 fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
-    let Capacities { frontends, backends, table_slots, flows, services, source_ranges, affinity } = *capacities;
+    let Capacities {
+        frontends,
+        backends,
+        table_slots,
+        flows,
+        services,
+        source_ranges,
+        affinity,
+        interfaces,
+        node_addresses,
+    } = *capacities;
     BTreeMap::from([
         (maps::FRONTENDS, frontends),
         (maps::BACKENDS, backends),
@@ -138,6 +148,8 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         (maps::SERVICE_COUNTERS, services),
         (maps::SOURCE_RANGES, source_ranges),
         (maps::AFFINITY, affinity),
+        (maps::INTERFACES, interfaces),
+        (maps::NODE_ADDRESSES, node_addresses),
     ])
 }
 

@@ -12,6 +12,7 @@ mod capabilities;
 mod counters;
 mod doors;
 mod dump;
+#[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod filters;
 mod load;
@@ -152,6 +153,8 @@ impl Dataplane {
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),
+            interfaces: self.maps.interfaces.capacity(),
+            node_addresses: self.maps.node_addresses.capacity(),
         }
     }
 

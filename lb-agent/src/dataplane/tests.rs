@@ -47,6 +47,8 @@ impl Place {
             services: 32,
             source_ranges: 16,
             affinity: 128,
+            interfaces: 16,
+            node_addresses: 16,
         };
         Some(Self { options: Options { bpffs, capacities, xdp: XdpMode::Auto, log: false } })
     }

@@ -66,6 +66,10 @@ pub struct Capacities {
     pub source_ranges: u32,
     /// `--max-affinity`: clients of Services with session affinity. The oldest make way for new ones.
     pub affinity: u32,
+    /// `--max-interfaces`: devices with a role or an address.
+    pub interfaces: u32,
+    /// `--max-node-addresses`: local addresses that answer NodePorts.
+    pub node_addresses: u32,
 }
 
 impl Default for Capacities {
@@ -78,6 +82,8 @@ impl Default for Capacities {
             services: capacity::SERVICES,
             source_ranges: capacity::SOURCE_RANGES,
             affinity: capacity::AFFINITY,
+            interfaces: capacity::INTERFACES,
+            node_addresses: capacity::NODE_ADDRESSES,
         }
     }
 }

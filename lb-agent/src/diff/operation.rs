@@ -7,8 +7,9 @@ use lb_common::{
     address::Address,
     config::Interface,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
-    maps::ServiceName,
+    maps::{self, ServiceName},
 };
+use nix::libc;
 
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +102,22 @@ pub enum WriteError {
         /// How many there are.
         capacity: u32,
     },
+}
+
+impl WriteError {
+    /// What can be done about a device or an address that could not be written.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            // A hash map has no room.
+            Self::Refused { map, cause } if cause.raw_os_error() == Some(libc::E2BIG) => match *map {
+                maps::INTERFACES => "raise --max-interfaces, which takes a `lb-agent cleanup` first",
+                maps::NODE_ADDRESSES => "raise --max-node-addresses, which takes a `lb-agent cleanup` first",
+                _ => "it is tried again with the next change",
+            },
+            _ => "it is tried again with the next change",
+        }
+    }
 }
 
 /// Carries out operations: the kernel's maps, or a fake.

@@ -141,6 +141,12 @@ impl State {
         errors
     }
 
+    /// Whether the programs know a device.
+    #[must_use]
+    pub fn has_interface(&self, ifindex: u32) -> bool {
+        self.mirror.interfaces.contains_key(&ifindex)
+    }
+
     /// Plans which local addresses answer NodePorts. Removals come first: the map is small.
     #[must_use]
     pub fn plan_node_addresses(&self, wanted: &BTreeSet<Address>) -> Vec<Operation> {

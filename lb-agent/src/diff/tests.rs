@@ -29,6 +29,8 @@ fn small() -> Capacities {
         services: 4,
         source_ranges: 4,
         affinity: 1,
+        interfaces: 16,
+        node_addresses: 16,
     }
 }
 

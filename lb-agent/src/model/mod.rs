@@ -101,6 +101,12 @@ impl Model {
         self.is_synced
     }
 
+    /// Whether all that existed at the start is known: what has not been told of isn't there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.is_synced && !self.is_incomplete
+    }
+
     /// Whether what is told of a Service may take the place of what an earlier agent was told: an impossible version may
     /// not, nor one that may lack something only because a source could not read it.
     #[must_use]

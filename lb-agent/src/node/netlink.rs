@@ -242,13 +242,13 @@ pub(super) mod tests {
             let (&veth0, link) = state.links().iter().find(|(_, link)| link.name == "veth0").unwrap();
             assert!(link.is_veth() && link.is_ethernet && link.mac != [0; 6]);
             assert_eq!(state.addresses(veth0)[0].ip, "192.0.2.1".parse::<IpAddr>().unwrap());
-            assert!(!state.is_default_device(veth0));
+            assert!(!state.is_outward_device(veth0));
 
             let (sender, mut changes) = mpsc::channel(1);
             tokio::spawn(follower.run(sender));
             ip("link set veth0 up");
             ip("route add default via 192.0.2.9 dev veth0");
-            follow_until(&mut changes, &mut state, |state| state.is_default_device(veth0)).await;
+            follow_until(&mut changes, &mut state, |state| state.is_outward_device(veth0)).await;
             ip("address add fd00::1/64 dev veth0 nodad");
             let fd00: IpAddr = "fd00::1".parse().unwrap();
             follow_until(&mut changes, &mut state, |state| {

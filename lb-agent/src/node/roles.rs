@@ -34,7 +34,7 @@ impl Selection {
             return 0;
         }
         let is_named = self.uplinks.contains(&link.name);
-        let is_found = self.uplinks.is_empty() && node.is_default_device(ifindex);
+        let is_found = self.uplinks.is_empty() && node.is_outward_device(ifindex);
         if is_named || is_found {
             role::UPLINK
         } else if self.pods.iter().any(|pattern| pattern.matches(&link.name)) {
@@ -46,7 +46,17 @@ impl Selection {
         }
     }
 
-    /// What the map of interfaces should hold: every device that packets may leave by, those with a role among them.
+    /// Devices that are uplinks for no other reason than the node's own addresses.
+    #[must_use]
+    pub fn uplinks_by_address(&self, node: &NodeState, internal: &[IpAddr]) -> Vec<u32> {
+        let is_found = |ifindex: u32, link: &Link| {
+            self.role(node, ifindex, link, internal) == role::UPLINK && self.role(node, ifindex, link, &[]) == 0
+        };
+        let found = node.links().iter().filter(|&(&ifindex, link)| is_found(ifindex, link));
+        found.map(|(&ifindex, _)| ifindex).collect()
+    }
+
+    /// What there is to know of every device that packets may leave by, those with a role among them.
     #[must_use]
     pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
         let devices = node.links().iter().filter(|(_, link)| !link.is_loopback);

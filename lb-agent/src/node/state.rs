@@ -117,9 +117,9 @@ pub struct NodeState {
     links: BTreeMap<u32, Link>,
     /// In the kernel's order: a device's first address is its primary one.
     addresses: BTreeMap<u32, Vec<LocalAddress>>,
-    /// Devices that carry or carried a default route. One stays until it disappears: a default route that flaps must not
-    /// take the programs away under established flows.
-    default_devices: BTreeSet<u32>,
+    /// Devices that carry or carried a default route, or the Node's own address. One stays until it disappears: a default
+    /// route that flaps, or a Node object that is made anew, must not take the programs away under established flows.
+    outward_devices: BTreeSet<u32>,
     neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
 }
 
@@ -141,10 +141,15 @@ impl NodeState {
         self.addresses.values().flatten().copied()
     }
 
-    /// Whether the device carries a default route, or did since it came.
+    /// Whether the device carries a default route or the Node's own address, or did since it came.
     #[must_use]
-    pub fn is_default_device(&self, ifindex: u32) -> bool {
-        self.default_devices.contains(&ifindex)
+    pub fn is_outward_device(&self, ifindex: u32) -> bool {
+        self.outward_devices.contains(&ifindex)
+    }
+
+    /// Takes note of devices that carry the Node's own address.
+    pub fn note_outward_devices(&mut self, ifindexes: impl IntoIterator<Item = u32>) {
+        self.outward_devices.extend(ifindexes);
     }
 
     /// Takes in what the kernel reported.
@@ -155,17 +160,17 @@ impl NodeState {
             Change::Address { ifindex, address } => self.apply_address(ifindex, address),
             Change::AddressGone { ifindex, ip } => self.remove_address(ifindex, ip),
             Change::DefaultRoute { ifindexes } => {
-                let before = self.default_devices.len();
-                self.default_devices.extend(ifindexes);
-                Effect { devices: self.default_devices.len() != before, next_hops: true }
+                let before = self.outward_devices.len();
+                self.outward_devices.extend(ifindexes);
+                Effect { devices: self.outward_devices.len() != before, next_hops: true }
             }
             Change::Routes => Effect { devices: false, next_hops: true },
             Change::Neighbour { ifindex, ip, mac } => self.apply_neighbour(ifindex, ip, mac),
             Change::Resync(state) => {
                 let former = std::mem::replace(self, state);
                 let links = &self.links;
-                self.default_devices
-                    .extend(former.default_devices.iter().filter(|ifindex| links.contains_key(ifindex)));
+                self.outward_devices
+                    .extend(former.outward_devices.iter().filter(|ifindex| links.contains_key(ifindex)));
                 Effect::BOTH
             }
         }
@@ -181,7 +186,7 @@ impl NodeState {
 
     fn remove_link(&mut self, ifindex: u32) -> Effect {
         self.addresses.remove(&ifindex);
-        self.default_devices.remove(&ifindex);
+        self.outward_devices.remove(&ifindex);
         self.neighbours.retain(|(device, _), _| *device != ifindex);
         if self.links.remove(&ifindex).is_some() { Effect::BOTH } else { Effect::NONE }
     }
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resync_forgets_what_has_gone_but_keeps_former_default_devices() {
+    fn a_resync_forgets_what_has_gone_but_keeps_former_outward_devices() {
         let mut state = NodeState::default();
         state.apply(Change::Link { ifindex: 2, link: link("eth0") });
         state.apply(Change::Link { ifindex: 3, link: link("eth1") });
@@ -272,7 +277,7 @@ mod tests {
         now.apply(Change::Link { ifindex: 3, link: link("eth1") });
         assert_eq!(state.apply(Change::Resync(now)), Effect::BOTH);
         assert!(!state.links().contains_key(&2));
-        assert!(!state.is_default_device(2));
-        assert!(state.is_default_device(3));
+        assert!(!state.is_outward_device(2));
+        assert!(state.is_outward_device(3));
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the kernel's reports to programs on devices, and to the maps of interfaces and node addresses.
 //!
-//! Before the sources have synced the Node object is unknown, and with it some of the roles: until then a device that an
-//! earlier agent gave a role keeps it, and nothing is taken away but what has gone.
+//! Before all is known that the sources hold, the Node object is unknown, and with it some of the roles: until then a
+//! device that an earlier agent gave a role keeps it, and nothing is taken away but what has gone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,6 +39,8 @@ use crate::{
 pub struct Told {
     /// Whether they have told all there was at the start.
     pub is_synced: bool,
+    /// Whether all of it could be read: else there may be a Node object all the same.
+    pub is_complete: bool,
     /// The Node object's own addresses.
     pub internal_addresses: Vec<IpAddr>,
 }
@@ -106,6 +108,9 @@ impl Devices {
     /// Takes in what the sources say of this node.
     pub fn take_told(&mut self, told: Told) {
         if self.told != told {
+            // A device that has an uplink's role because of the Node object keeps it without.
+            let outward = self.selection.uplinks_by_address(&self.node, &self.told.internal_addresses);
+            self.node.note_outward_devices(outward);
             self.told = told;
             self.are_devices_dirty = true;
         }
@@ -145,6 +150,8 @@ impl Devices {
             self.report(&wanted, &errors, reporter);
             let with_role = wanted.iter().filter(|(_, interface)| interface.role != 0);
             let new = with_role.filter(|(ifindex, interface)| self.attached.get(ifindex) != Some(&interface.role));
+            // Without its record a pod's device would make its pod a client from outside.
+            let new = new.filter(|(ifindex, _)| maps.state.has_interface(**ifindex));
             new.for_each(|(&ifindex, _)| self.to_attach.push(ifindex));
         }
         while let Some(ifindex) = self.to_attach.pop(now) {
@@ -161,7 +168,7 @@ impl Devices {
 
     fn wanted(&self) -> BTreeMap<u32, Interface> {
         let mut wanted = self.selection.interfaces(&self.node, &self.told.internal_addresses);
-        if !self.told.is_synced {
+        if !self.told.is_complete {
             for (ifindex, interface) in wanted.iter_mut().filter(|(_, interface)| interface.role == 0) {
                 interface.role = self.adopted.get(ifindex).map_or(0, |adopted| adopted.role & !role::XDP);
             }
@@ -171,7 +178,7 @@ impl Devices {
 
     fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
         // Where the map of devices is new, it can't tell which of them had a role.
-        let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_synced;
+        let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_complete;
         let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(is_kept);
         let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
         let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
@@ -187,7 +194,10 @@ impl Devices {
 
     /// Writes the map of interfaces and the filter, before any program there can ask.
     fn describe(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
-        let described = wanted.iter().map(|(&ifindex, interface)| {
+        // Of others the programs need to know nothing, and on a large node they are many.
+        let has_address = |interface: &Interface| interface.addresses.iter().any(|address| !address.is_unspecified());
+        let of_interest = wanted.iter().filter(|(_, interface)| interface.role != 0 || has_address(interface));
+        let described = of_interest.map(|(&ifindex, interface)| {
             let xdp = if interface.role != 0 && self.native_xdp.contains(&ifindex) { role::XDP } else { 0 };
             (ifindex, Interface { role: interface.role | xdp, ..*interface })
         });
@@ -218,13 +228,8 @@ impl Devices {
             ));
         }
         reporter.set(Scope::Uplinks, problems);
-        let problem = |error: &WriteError| {
-            Problem::new(
-                "this node's devices and addresses",
-                error.to_string(),
-                "they are tried again with the next change",
-            )
-        };
+        let problem =
+            |error: &WriteError| Problem::new("this node's devices and addresses", error.to_string(), error.remedy());
         reporter.set(Scope::Addresses, errors.iter().map(problem).collect());
     }
 

@@ -164,8 +164,11 @@ impl<D: Doors> Loop<D> {
     /// Does what there is to do. Returns when to come back although nothing happens; at once if there is more to do.
     pub fn turn(&mut self, now: Instant) -> Option<Instant> {
         let model = self.services.model();
-        self.devices
-            .take_told(Told { is_synced: model.is_synced(), internal_addresses: model.node_internal_addresses() });
+        self.devices.take_told(Told {
+            is_synced: model.is_synced(),
+            is_complete: model.is_complete(),
+            internal_addresses: model.node_internal_addresses(),
+        });
         self.health.set_node(node_status(model));
         let ranges = model.is_synced().then(|| model.service_cidrs());
         self.service_cidrs.send_if_modified(|held| {

@@ -3,10 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     time::{Duration, Instant},
 };
 
-use lb_common::{address::Address, config::role};
+use lb_common::{address::Address, config::role, maps::INTERFACES};
+use nix::libc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -301,6 +303,22 @@ fn a_pods_device_is_attached_when_it_appears_and_forgotten_when_it_goes() {
 }
 
 #[test]
+fn a_pods_device_without_room_in_the_map_is_left_alone_and_the_flag_is_named() {
+    let capacities = Capacities { interfaces: 2, ..Capacities::default() };
+    let mut world = World::new(FakeDoors { maps: Fake::new(capacities), ..FakeDoors::default() });
+    world.change(Change::Link { ifindex: 7, link: link("bare7") }).settle();
+    assert_eq!(world.agent.reporter.standing(), 0, "a device without role and address takes no room");
+    world.change(Change::Link { ifindex: 9, link: link("veth9") }).settle();
+    assert_eq!(world.doors().attached.get(&9), None, "its pod would pass for a client from outside");
+    assert_eq!(world.agent.reporter.standing(), 1);
+    world.change(Change::LinkGone { ifindex: 3 }).settle();
+    assert_eq!(world.doors().attached.get(&9), Some(&role::POD));
+    assert_eq!(world.agent.reporter.standing(), 0);
+    let full = WriteError::Refused { map: INTERFACES, cause: io::Error::from_raw_os_error(libc::E2BIG) };
+    assert!(full.remedy().contains("--max-interfaces"));
+}
+
+#[test]
 fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
     let mut world = World::new(fake_doors());
     world.settle();
@@ -349,8 +367,23 @@ fn an_adopted_role_that_hangs_on_the_node_object_outlives_the_restart() {
     with_eth5(&mut after);
     after.settle();
     assert_eq!(after.doors().attached.get(&5), Some(&role::UPLINK), "the Node is not known yet");
-    after.event(Event::Synced).settle();
+    after.event(Event::Incomplete(true)).event(Event::Synced).settle();
+    assert_eq!(after.doors().attached.get(&5), Some(&role::UPLINK), "the Node may stand in a broken file");
+    after.event(Event::Incomplete(false)).settle();
     assert_eq!(after.doors().attached.get(&5), None, "there is no Node");
+}
+
+#[test]
+fn an_uplink_found_by_the_nodes_address_outlives_the_node_object() {
+    let mut world = World::new(fake_doors());
+    world.change(Change::Link { ifindex: 5, link: link("eth5") });
+    world.change(Change::Address { ifindex: 5, address: address("198.51.100.1") });
+    world.event(node("node-1", None, &["198.51.100.1"])).event(Event::Synced).settle();
+    assert_eq!(world.doors().attached.get(&5), Some(&role::UPLINK));
+    world.event(deleted(Kind::Node, "node-1")).settle();
+    assert_eq!(world.doors().attached.get(&5), Some(&role::UPLINK), "the Node is made anew in a moment");
+    world.change(Change::LinkGone { ifindex: 5 }).settle();
+    assert_eq!(world.doors().attached.get(&5), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{Family, World, sample, wait_until};
 use crate::load::{self, Load, Source, Target};
@@ -13,6 +13,17 @@ const THREADS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl World {
+    /// That requests go through, right now.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn serves(&self) -> Result<()> {
+        let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
+        let tally = load::send(self.pod("client").namespace(), &targets, 40, &|| {})?;
+        ensure!(tally.failed() == 0, "{:?}", tally.errors);
+        Ok(())
+    }
+
     /// Starts load over ClusterIP and NodePort, both families.
     ///
     /// # Errors

@@ -147,6 +147,12 @@ pub struct CapacityArgs {
     /// Clients of Services with session affinity; of more than that, the longest idle are forgotten
     #[arg(long, value_name = "N", default_value_t = capacity::AFFINITY)]
     pub max_affinity: u32,
+    /// Devices of this node that have an address, or lead to pods or outside
+    #[arg(long, value_name = "N", default_value_t = capacity::INTERFACES)]
+    pub max_interfaces: u32,
+    /// Local addresses that answer NodePorts
+    #[arg(long, value_name = "N", default_value_t = capacity::NODE_ADDRESSES)]
+    pub max_node_addresses: u32,
     /// Memory that all maps together may take, in MiB: more is refused at the start
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     pub max_map_memory: u32,
@@ -164,6 +170,8 @@ impl CapacityArgs {
             services: self.max_services,
             source_ranges: self.max_source_ranges,
             affinity: self.max_affinity,
+            interfaces: self.max_interfaces,
+            node_addresses: self.max_node_addresses,
         }
     }
 }
