@@ -72,8 +72,9 @@ impl Maps {
         let capacity = self.backends.capacity();
         let out_of_range = WriteError::OutOfRange { map: maps::BACKENDS, index, capacity };
         let element = self.backends.element(index).ok_or(out_of_range)?;
-        let was_free = self.backends.get(index).is_none_or(|before| before.state == backend_state::FREE);
-        if was_free && backend.state != backend_state::FREE {
+        // One that was never freed was never used: its counters are zero, and a start saves a system call for each.
+        let is_used_again = |before: Backend| before.state == backend_state::FREE && before.generation != 0;
+        if self.backends.get(index).is_some_and(is_used_again) && backend.state != backend_state::FREE {
             reset(&self.backend_counters, index, maps::BACKEND_COUNTERS)?;
         }
         let words: [u32; 8] = bytemuck::cast(*backend);

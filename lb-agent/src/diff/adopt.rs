@@ -104,8 +104,8 @@ impl Found {
                 if !seen.insert((frontend.service, extent)) || !pools.extents.take_at(extent) {
                     continue;
                 }
-                let slots = dump.tables.get(&extent.offset).cloned().unwrap_or_default();
-                self.add_table(frontend.service, Table { extent, content: Content::Adopted(slots) });
+                let slots = dump.tables.get(&extent.offset).map(Vec::as_slice).unwrap_or_default();
+                self.add_table(frontend.service, Table { extent, content: Content::adopted(slots) });
             }
         }
     }
@@ -138,7 +138,7 @@ impl Found {
             record.withheld.services.insert(service);
         } else {
             let unit = UnitRecord { service, backends: BTreeMap::new(), tables: Vec::new() };
-            record.units.insert(id.clone(), unit);
+            record.units.insert(id.clone(), Box::new(unit));
         }
         self.unit_of.insert(service, id.clone());
         id

@@ -97,10 +97,11 @@ fn plan_units(
     old: &Record,
     desired: &BTreeMap<UnitId, Unit>,
     judgement: &Judgement,
-) -> Result<BTreeMap<UnitId, UnitRecord>, Shortage> {
+) -> Result<BTreeMap<UnitId, Box<UnitRecord>>, Shortage> {
     let mut units = BTreeMap::new();
     for (id, unit) in desired {
-        units.insert(id.clone(), draft.unit(id, unit, old.units.get(id), judgement)?);
+        let old = old.units.get(id).map(Box::as_ref);
+        units.insert(id.clone(), Box::new(draft.unit(id, unit, old, judgement)?));
     }
     for (_, gone) in old.units.iter().filter(|(id, _)| !desired.contains_key(id)) {
         draft.forget(gone);

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     time::Instant,
 };
 
@@ -39,7 +40,8 @@ pub struct State {
 /// What one Service holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Record {
-    pub units: BTreeMap<UnitId, UnitRecord>,
+    /// Boxed, because a tree sets room aside for eleven, and most Services have one.
+    pub units: BTreeMap<UnitId, Box<UnitRecord>>,
     /// Frontends that it has been given.
     pub frontends: BTreeSet<FrontendKey>,
     /// What it gave up, but a failed write left in the maps.
@@ -68,8 +70,8 @@ pub(super) struct Table {
 pub(super) enum Content {
     /// The list with weights from which it was built.
     List(BTreeMap<BackendKey, u32>),
-    /// The slots that were found at the start.
-    Adopted(Vec<u32>),
+    /// A digest of the slots that were found at the start: all of them would take as much memory as the map itself.
+    Adopted(u64),
 }
 
 impl Content {
@@ -77,9 +79,20 @@ impl Content {
         matches!(self, Self::List(own) if own == list)
     }
 
-    pub fn is_adopted(&self, slots: &[u32]) -> bool {
-        matches!(self, Self::Adopted(own) if own == slots)
+    /// Of a table that was found at the start.
+    pub fn adopted(slots: &[u32]) -> Self {
+        Self::Adopted(digest(slots))
     }
+
+    pub fn is_adopted(&self, slots: &[u32]) -> bool {
+        matches!(self, Self::Adopted(own) if *own == digest(slots))
+    }
+}
+
+fn digest(slots: &[u32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    slots.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl State {
@@ -229,7 +242,7 @@ impl State {
     }
 
     fn units(&self) -> impl Iterator<Item = (&UnitId, &UnitRecord)> {
-        self.records.values().flat_map(|record| &record.units)
+        self.records.values().flat_map(|record| &record.units).map(|(id, unit)| (id, unit.as_ref()))
     }
 
     fn plan_filter_bit(&self, plane: u32, address: &Address, operations: &mut Vec<Operation>) {

@@ -52,7 +52,8 @@ pub struct Model {
     node: Node,
     services: BTreeMap<ServiceKey, Service>,
     /// Slices of each Service by their own names; the Service may not be there.
-    slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// Boxed, because a tree sets room aside for eleven, and most Services have one.
+    slices: BTreeMap<ServiceKey, BTreeMap<String, Box<Slice>>>,
     /// The Service of each slice, by the slice's namespace and name.
     slice_owners: BTreeMap<(String, String), ServiceKey>,
     splits: Splits,
@@ -117,7 +118,7 @@ impl Model {
             Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
             None => is_told(key),
         };
-        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
         let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
         is_possible && (!self.is_incomplete || is_all_told())
     }
@@ -145,7 +146,7 @@ impl Model {
     #[must_use]
     pub fn compile(&self, key: &ServiceKey) -> (BTreeMap<UnitId, Unit>, Vec<Problem>) {
         let Some(service) = self.services.get(key) else { return Default::default() };
-        let own = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        let own = self.slices.get(key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
         let of_slices = own.flat_map(|slice| &slice.problems);
         let mut problems: Vec<_> = service.problems.iter().chain(of_slices).cloned().collect();
         problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split)));
@@ -184,7 +185,7 @@ impl Model {
     }
 
     fn part<'a>(&'a self, service: &'a Service, weight: u32) -> Part<'a> {
-        let slices = self.slices.get(&service.key).into_iter().flat_map(BTreeMap::values).collect();
+        let slices = self.slices.get(&service.key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref).collect();
         Part { ports: &service.ports, slices, weight }
     }
 
@@ -273,9 +274,10 @@ impl Model {
         }
         let key = slice.service.clone();
         let siblings = self.slices.entry(key.clone()).or_default();
-        let slice = slice.or_last_good(siblings.get(&id.1));
-        if siblings.get(&id.1) != Some(&slice) {
-            siblings.insert(id.1.clone(), slice);
+        let before = siblings.get(&id.1).map(Box::as_ref);
+        let slice = slice.or_last_good(before);
+        if before != Some(&slice) {
+            siblings.insert(id.1.clone(), Box::new(slice));
             self.slice_owners.insert(id, key.clone());
             self.touch(key);
         }

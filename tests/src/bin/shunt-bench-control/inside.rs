@@ -28,6 +28,7 @@ use lb_agent::{
     },
 };
 use lb_common::{address::Address, maps::TABLES};
+use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 use shunt_tests::world::Site;
 use tokio::sync::{mpsc, oneshot};
@@ -50,14 +51,16 @@ const RESTING_TABLES: u32 = 3;
 pub struct Inside {
     /// From nothing to the last frontend written, loading the programs included.
     pub cold_start_ms: f64,
+    /// What all threads did in that time, the making of the objects included: on a busy machine the better figure.
+    pub cold_start_cpu_ms: f64,
     /// Of that, what opening the data plane took: programs verified, maps made.
     pub open_ms: f64,
     /// The same with all maps as they should be: nothing is written.
     pub restart_ms: f64,
     /// From handing a changed slice to the loop to its frontend written, in microseconds.
     pub change_us: Spread,
-    /// This process, after all of that.
-    pub resident: Resident,
+    /// This process after its cold start, and after a restart and the changes.
+    pub resident: [Resident; 2],
     /// Lookup tables of all Services, in bytes, before anything was changed.
     pub table_bytes: u64,
 }
@@ -65,18 +68,19 @@ pub struct Inside {
 /// Measures one size, with so many changes.
 pub fn measure(shape: Shape, changes: u32) -> Result<Inside> {
     let site = Site::new()?;
-    let (open_ms, cold_start_ms) = session(&site.bpffs(), |hand| {
+    let (open_ms, cold_start_ms, cold_start_cpu_ms, cold) = session(&site.bpffs(), shape, |hand| {
         let synced = hand.fill(shape)?;
-        Ok((hand.opened, hand.last_commit().unwrap_or(synced)))
+        let cpu = milliseconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?.into());
+        Ok((hand.opened, hand.last_commit().unwrap_or(synced), cpu, Resident::of("self")?))
     })?;
-    session(&site.bpffs(), |hand| {
+    session(&site.bpffs(), shape, |hand| {
         let restart_ms = hand.fill(shape)?;
         let written = hand.commits.try_iter().count();
         ensure!(written == 0, "{written} frontends were written although all of them stood in the maps already");
         let table_bytes = hand.table_bytes()?;
         let change_us = hand.changes(shape, changes, pause(table_bytes / u64::from(shape.services)))?;
-        let resident = Resident::of("self")?;
-        Ok(Inside { cold_start_ms, open_ms, restart_ms, change_us, resident, table_bytes })
+        let resident = [cold, Resident::of("self")?];
+        Ok(Inside { cold_start_ms, cold_start_cpu_ms, open_ms, restart_ms, change_us, resident, table_bytes })
     })
 }
 
@@ -90,10 +94,10 @@ fn pause(table_bytes: u64) -> Duration {
 }
 
 /// Runs a loop on these maps while `body`, on a thread of its own, feeds it.
-fn session<T: Send>(bpffs: &Path, body: impl FnOnce(&mut Hand) -> Result<T> + Send) -> Result<T> {
+fn session<T: Send>(bpffs: &Path, shape: Shape, body: impl FnOnce(&mut Hand) -> Result<T> + Send) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let start = Instant::now();
-    let capacities = Capacities::default();
+    let capacities = shape.capacities();
     let options = Options { bpffs: bpffs.to_owned(), capacities, xdp: XdpMode::Off, log: false };
     let dataplane = Dataplane::open(&options)?;
     let opened = milliseconds(start.elapsed());

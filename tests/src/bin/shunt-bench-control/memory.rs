@@ -6,28 +6,42 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// In KiB, as `/proc/PID/status` tells it.
+/// In KiB.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Resident {
-    /// All of it: what `ps` and the kubelet count.
+    /// All of it: what `ps` shows.
     pub all_kib: u64,
-    /// Of that, heap and stacks; the rest are files and memory-mapped BPF maps.
-    pub anonymous_kib: u64,
-    /// The most that it ever was.
-    pub peak_kib: u64,
+    /// Of that, BPF maps that are mapped into the process: they belong to the kernel, and stay when the process ends.
+    pub maps_kib: u64,
 }
 
 impl Resident {
     /// Of a process, by PID or `self`.
     pub fn of(process: &str) -> Result<Self> {
-        let path = format!("/proc/{process}/status");
-        let status = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse().ok()
-        };
-        let fields =
-            || Some(Self { all_kib: field("VmRSS:")?, anonymous_kib: field("RssAnon:")?, peak_kib: field("VmHWM:")? });
-        fields().with_context(|| format!("{path} lacks what memory is in use"))
+        let path = format!("/proc/{process}/smaps");
+        let text = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
+        let mut resident = Self { all_kib: 0, maps_kib: 0 };
+        let mut is_map = false;
+        for line in text.lines() {
+            if let Some(kib) = line.strip_prefix("Rss:") {
+                let kib: u64 = kib.trim_end_matches("kB").trim().parse().with_context(|| format!("{path}: {line}"))?;
+                resident.all_kib += kib;
+                resident.maps_kib += if is_map { kib } else { 0 };
+            } else if line.starts_with(|first: char| first.is_ascii_hexdigit() && !first.is_ascii_uppercase()) {
+                // The first line of a mapping: addresses, then what it is of.
+                is_map = line.contains("bpf-map");
+            }
+        }
+        Ok(resident)
+    }
+
+    /// What the process itself takes, in MiB.
+    pub fn own_mebibytes(self) -> f64 {
+        (self.all_kib - self.maps_kib) as f64 / 1024.0
+    }
+
+    /// What of the maps is mapped into it, in MiB.
+    pub fn maps_mebibytes(self) -> f64 {
+        self.maps_kib as f64 / 1024.0
     }
 }

@@ -10,13 +10,15 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use lb_agent::source::Object;
+use lb_agent::{diff::Capacities, source::Object};
 use lb_common::{flow::protocol, frontend::FrontendKey};
 
 /// What the EndpointSlice controller puts into a slice by default.
 const ENDPOINTS_A_SLICE: u32 = 100;
 const NAMESPACE: &str = "bench";
 const NODES: u32 = 100;
+/// Services of three endpoints for which the maps have room by default.
+const MOST_BY_DEFAULT: u32 = 15_000;
 const PORT: u16 = 80;
 
 /// How many of what.
@@ -53,6 +55,13 @@ impl Shape {
     /// A slice in which one endpoint has been replaced, by another one in each round.
     pub fn changed_slice(self, round: u32) -> Object {
         self.slice(self.changed_service(round), round % self.slices_a_service(), Some(round))
+    }
+
+    /// Maps as large as they are by default; only for more Services than these hold, with room for more tables.
+    pub fn capacities(self) -> Capacities {
+        let default = Capacities::default();
+        let is_large = self.services > MOST_BY_DEFAULT;
+        Capacities { table_slots: default.table_slots * if is_large { 2 } else { 1 }, ..default }
     }
 
     /// What the frontend of a Service is known by.

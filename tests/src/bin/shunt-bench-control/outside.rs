@@ -55,7 +55,7 @@ pub fn measure(shape: Shape, changes: u32) -> Result<Outside> {
     let namespace = Namespace::create(&site, "node")?;
     namespace.ip("link set lo up")?;
     let start = Instant::now();
-    let mut agent = Agent::start(&site, &namespace, &manifests)?;
+    let mut agent = Agent::start(&site, &namespace, &manifests, shape)?;
     namespace.enter(|| agent.wait_ready(start))??;
     let ready_ms = start.elapsed().as_secs_f64() * 1000.0;
 
@@ -110,12 +110,13 @@ fn text(object: &Object) -> serde_json::Result<String> {
 struct Agent(Child);
 
 impl Agent {
-    fn start(site: &Site, namespace: &Namespace, manifests: &Path) -> Result<Self> {
+    fn start(site: &Site, namespace: &Namespace, manifests: &Path, shape: Shape) -> Result<Self> {
         let log = site.directory().join("agent.log");
         let log = File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
         let mut command = namespace.command(agent_binary()?);
         command.args(["run", "--node-name", "node-0", "--source"]).arg(format!("dir:{}", manifests.display()));
         command.arg("--bpffs").arg(site.bpffs()).env("RUST_LOG", "info");
+        command.args(["--max-table-slots", &shape.capacities().table_slots.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Self(command.spawn().context("can't start the agent")?))
     }
