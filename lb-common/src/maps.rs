@@ -3,7 +3,7 @@
 
 /// Goes into the path of every pin: re-using a pinned map checks nothing, so maps of another layout must not be found.
 /// Raise it with every change of a key, a value or their meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Configuration: array of one [`crate::config::Config`], memory-mapped.
 pub const CONFIG: &str = "CONFIG";
@@ -39,9 +39,13 @@ pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
 pub const REJECT_BUDGET: &str = "REJECT_BUDGET";
 /// Array of one [`crate::trace::TraceRecord`].
 pub const TRACE: &str = "TRACE";
+/// Program array: where the XDP programs go on, by [`tail`].
+pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
+/// Program array: where the TC programs go on, by [`tail`].
+pub const TC_PROGRAMS: &str = "TC_PROGRAMS";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 17] = [
+pub const PINNED: [&str; 19] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
@@ -59,6 +63,8 @@ pub const PINNED: [&str; 17] = [
     SERVICE_COUNTERS,
     REJECT_BUDGET,
     TRACE,
+    XDP_PROGRAMS,
+    TC_PROGRAMS,
 ];
 
 /// Names of the programs.
@@ -69,6 +75,36 @@ pub mod programs {
     pub const TC_INGRESS: &str = "shunt_tc_ingress";
     /// TC door, packets that leave.
     pub const TC_EGRESS: &str = "shunt_tc_egress";
+    /// XDP door, packets that are not plain.
+    pub const XDP_RARE: &str = "shunt_xdp_rare";
+    /// TC door, packets that arrive and are not plain.
+    pub const TC_INGRESS_RARE: &str = "shunt_tc_ingress_rare";
+    /// TC door, packets that leave and are not plain.
+    pub const TC_EGRESS_RARE: &str = "shunt_tc_egress_rare";
+    /// TC: turns a refused packet into the answer to it.
+    pub const TC_ANSWER: &str = "shunt_tc_answer";
+
+    /// Where programs go on: map, index and program.
+    pub const TAILS: [(&str, u32, &str); 4] = [
+        (super::XDP_PROGRAMS, super::tail::XDP_RARE, XDP_RARE),
+        (super::TC_PROGRAMS, super::tail::TC_INGRESS_RARE, TC_INGRESS_RARE),
+        (super::TC_PROGRAMS, super::tail::TC_EGRESS_RARE, TC_EGRESS_RARE),
+        (super::TC_PROGRAMS, super::tail::TC_ANSWER, TC_ANSWER),
+    ];
+}
+
+/// Indices into the program arrays, of which each holds programs of one type.
+pub mod tail {
+    /// [`super::programs::XDP_RARE`].
+    pub const XDP_RARE: u32 = 0;
+    /// [`super::programs::TC_INGRESS_RARE`].
+    pub const TC_INGRESS_RARE: u32 = 0;
+    /// [`super::programs::TC_EGRESS_RARE`].
+    pub const TC_EGRESS_RARE: u32 = 1;
+    /// [`super::programs::TC_ANSWER`].
+    pub const TC_ANSWER: u32 = 2;
+    /// Length of the longer array.
+    pub const COUNT: u32 = 3;
 }
 
 /// Slots in one element of the table array: elements of a memory-mapped array are rounded up to 8 bytes, so a lone

@@ -45,7 +45,7 @@ reasons! {
     Fragment = 4, "fragment";
     /// An IP header with options or extension headers to a Service address; passed untranslated.
     HeaderOptions = 5, "header-options";
-    /// A packet to be forwarded whose TTL or hop limit has run out.
+    /// A packet to be forwarded whose TTL or hop limit has run out: answered.
     TtlExpired = 6, "ttl-expired";
     /// No route to the backend or back to the client.
     NoRoute = 7, "no-route";
@@ -71,6 +71,15 @@ reasons! {
     UndefinedPort = 17, "undefined-port";
     /// The backend of a TCP flow has gone, and its Service wants a reset: answered with RST.
     BackendGone = 18, "backend-gone";
+    /// A later fragment of a datagram whose first one was not seen: dropped where only a Service can be meant.
+    OrphanFragment = 19, "orphan-fragment";
+    /// More extension headers than are followed: dropped where only a Service can be meant.
+    TooManyHeaders = 20, "too-many-headers";
+    /// A packet to be forwarded that is longer than the way's MTU: answered, so that its sender learns the MTU.
+    TooBig = 21, "too-big";
+    /// An answer was due, but nobody answers such a packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4): dropped.
+    /// Counted beside the reason for the answer.
+    AnswerForbidden = 22, "answer-forbidden";
 }
 
 /// Number of reasons: size of the counter array.
@@ -85,12 +94,14 @@ pub enum Fate {
     LeaveToTc = 1,
     /// Untouched, counted.
     Pass = 2,
-    /// Answered with ICMP port-unreachable.
+    /// Answered with the ICMP error that the reason calls for.
     Reject = 3,
     /// Dropped in silence.
     Drop = 4,
     /// Answered with a TCP RST.
     Reset = 5,
+    /// Not a plain packet: untouched, for the same door's other program.
+    Rare = 6,
 }
 
 /// An early end of the pipeline. The entry point counts the reason and maps the fate to the hook's action.
@@ -109,6 +120,9 @@ impl Stop {
     pub const NOT_OURS: Self = Self { fate: Fate::NotOurs, reason: 0 };
     /// See [`Fate::LeaveToTc`].
     pub const LEAVE_TO_TC: Self = Self { fate: Fate::LeaveToTc, reason: Reason::LeftToTc as u32 };
+
+    /// See [`Fate::Rare`].
+    pub const RARE: Self = Self { fate: Fate::Rare, reason: 0 };
 
     /// See [`Fate::Pass`].
     #[inline(always)]
@@ -189,6 +203,7 @@ impl Packed {
             2 => Fate::Pass,
             3 => Fate::Reject,
             5 => Fate::Reset,
+            6 => Fate::Rare,
             _ => Fate::Drop,
         };
         Err(Stop { fate, reason: self.0 as u32 })
@@ -212,7 +227,7 @@ mod tests {
         let stops = Reason::ALL
             .iter()
             .flat_map(|&reason| [Stop::pass, Stop::reject, Stop::drop, Stop::reset].map(|stop| stop(reason)));
-        for stop in stops.chain([Stop::NOT_OURS, Stop::LEAVE_TO_TC]) {
+        for stop in stops.chain([Stop::NOT_OURS, Stop::LEAVE_TO_TC, Stop::RARE]) {
             assert_eq!(Packed::pack(Err(stop)).unpack(), Err(stop));
         }
         assert_eq!(Packed::pack(Ok(())).unpack(), Ok(()));

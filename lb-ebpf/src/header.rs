@@ -54,6 +54,8 @@ pub trait Header: Family<Addr: Wire> + maps::Tables + Apart {
 
     /// Reads the fixed header; stops what has more headers than that, or contradicts itself.
     fn network(frame: &Frame<'_>) -> Stage<Network>;
+    /// Whether the fixed header says that the packet is a fragment.
+    fn is_fragment(frame: &Frame<'_>) -> bool;
     /// Protocol, as it stands in the fixed header.
     fn protocol(frame: &Frame<'_>) -> u8;
     /// Writes both addresses, and takes one from the TTL where asked, with the header's checksum.
@@ -100,16 +102,21 @@ impl Header for V4 {
         let version_and_ihl: u8 = frame.load(v4::VERSION_AND_IHL);
         if version_and_ihl != 0x45 {
             let has_options = version_and_ihl > 0x45 && version_and_ihl <= 0x4f;
-            return Err(Stop::pass(if has_options { Reason::HeaderOptions } else { Reason::Malformed }));
+            return Err(if has_options { Stop::RARE } else { Stop::pass(Reason::Malformed) });
         }
-        if frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0 {
-            return Err(Stop::pass(Reason::Fragment));
+        if Self::is_fragment(frame) {
+            return Err(Stop::RARE);
         }
         Ok(Network {
             protocol: Self::protocol(frame),
             ttl: frame.load(v4::TTL),
             total_len: u32::from(u16::from_be(frame.load(v4::TOTAL_LEN))),
         })
+    }
+
+    #[inline(always)]
+    fn is_fragment(frame: &Frame<'_>) -> bool {
+        frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0
     }
 
     #[inline(always)]
@@ -155,9 +162,8 @@ impl Header for V6 {
         let protocol = Self::protocol(frame);
         if protocol != protocol::TCP && protocol != protocol::UDP {
             return Err(match protocol {
-                v6::FRAGMENT => Stop::pass(Reason::Fragment),
-                v6::HOP_BY_HOP | v6::ROUTING | v6::AUTHENTICATION | v6::DESTINATION_OPTIONS => {
-                    Stop::pass(Reason::HeaderOptions)
+                v6::HOP_BY_HOP | v6::ROUTING | v6::FRAGMENT | v6::AUTHENTICATION | v6::DESTINATION_OPTIONS => {
+                    Stop::RARE
                 }
                 _ => Stop::NOT_OURS,
             });
@@ -168,6 +174,11 @@ impl Header for V6 {
             ttl: frame.load(v6::HOP_LIMIT),
             total_len: if payload_len == 0 { 0 } else { payload_len + Self::HEADER_LEN as u32 },
         })
+    }
+
+    #[inline(always)]
+    fn is_fragment(frame: &Frame<'_>) -> bool {
+        Self::protocol(frame) == v6::FRAGMENT
     }
 
     #[inline(always)]

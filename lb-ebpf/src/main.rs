@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Written once over the address [`Family`](lb_common::address::Family) and the packet's [`Packet`] access. Stages stop the
-//! packet with a [`Stop`]; [`conclude`] alone turns that into the hook's action.
+//! packet with a [`Stop`]; [`conclude`] alone turns that into the hook's action. What is not a plain TCP or UDP packet goes on
+//! in the door's other program ([`rare`]), what is to be answered in [`answer`].
 
 #![no_std]
 #![no_main]
@@ -16,6 +17,7 @@
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
 mod admit;
+mod answer;
 mod apart;
 mod clock;
 mod flow;
@@ -27,11 +29,13 @@ mod maps;
 mod offload;
 mod packet;
 mod parse;
+mod rare;
 mod reject;
 mod reset;
 mod select;
 mod service;
 mod source;
+mod tail;
 mod trace;
 mod wire;
 
@@ -43,50 +47,51 @@ use lb_common::{
     address::{Family, V4, V6},
     flow::{Direction, Flow},
     trace::trace_step,
-    verdict::{Fate, Packed, Stage, Stop},
+    verdict::{Fate, Stage, Stop},
 };
 
 use crate::{
     apart::SlowPath,
     flow::Found,
-    header::{Header, ethernet},
-    packet::{Exit, Packet, SkbPacket, XdpPacket},
+    header::{ETHERNET_LEN, Header, ethernet},
+    packet::{Packet, SkbPacket, XdpPacket},
     parse::{Hook, Parsed},
-    reject::Icmp,
 };
 
 /// The XDP door of an uplink.
 #[xdp]
 pub fn shunt_xdp(context: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(context.ctx);
-    let action = match ethertype(&packet) {
+    let next = match ethertype(&packet) {
         Some(V4::ETHERTYPE_BE) => xdp_ingress::<V4>(&mut packet),
         Some(V6::ETHERTYPE_BE) => xdp_ingress::<V6>(&mut packet),
         _ => XdpPacket::PASS,
     };
-    action as u32
+    tail::go_on_xdp(&context, next) as u32
 }
 
 /// The TC door of any device, for packets that arrive.
 #[classifier]
 pub fn shunt_tc_ingress(context: TcContext) -> i32 {
     let mut packet = SkbPacket::new(context.skb.skb);
-    match ethertype(&packet) {
+    let next = match ethertype(&packet) {
         Some(V4::ETHERTYPE_BE) => tc_ingress::<V4>(&mut packet),
         Some(V6::ETHERTYPE_BE) => tc_ingress::<V6>(&mut packet),
         _ => SkbPacket::PASS,
-    }
+    };
+    tail::go_on_tc(&context, next, lb_common::maps::tail::TC_INGRESS_RARE)
 }
 
 /// The TC door of any device, for packets that leave: replies, translated back for the client behind the device.
 #[classifier]
 pub fn shunt_tc_egress(context: TcContext) -> i32 {
     let mut packet = SkbPacket::new(context.skb.skb);
-    match ethertype(&packet) {
+    let next = match ethertype(&packet) {
         Some(V4::ETHERTYPE_BE) => tc_egress::<V4>(&mut packet),
         Some(V6::ETHERTYPE_BE) => tc_egress::<V6>(&mut packet),
         _ => SkbPacket::PASS,
-    }
+    };
+    tail::go_on_tc(&context, next, lb_common::maps::tail::TC_EGRESS_RARE)
 }
 
 #[inline(always)]
@@ -100,40 +105,23 @@ fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
 where
     XdpPacket: SlowPath<F>,
 {
-    let result = match ingress::<_, F>(packet) {
-        // TC makes the answer, and counts it.
-        Err(stop) if matches!(stop.fate, Fate::Reject | Fate::Reset) && !packet.is_trace() => Err(Stop::LEAVE_TO_TC),
-        result => result,
-    };
-    conclude(packet, result)
+    let result = ingress::<_, F>(packet);
+    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
 }
 
 #[inline(never)]
-fn tc_ingress<F: Icmp>(packet: &mut SkbPacket) -> i32
+fn tc_ingress<F: Header>(packet: &mut SkbPacket) -> i32
 where
     SkbPacket: SlowPath<F>,
 {
     let result = ingress::<_, F>(packet);
-    let answered = match result {
-        Err(stop) if packet.is_trace() => Err(stop),
-        Err(stop) if stop.fate == Fate::Reject => answer(packet, stop, reject::<F>),
-        Err(stop) if stop.fate == Fate::Reset => answer(packet, stop, reset::<F>),
-        result => result,
-    };
-    conclude(packet, answered)
-}
-
-/// Sends a refused packet back as the answer that `turn` makes of it.
-#[inline(always)]
-fn answer(packet: &mut SkbPacket, stop: Stop, turn: impl FnOnce(&mut SkbPacket) -> Packed) -> Stage<i32> {
-    maps::count_reason(stop.reason);
-    turn(packet).unpack().map(|()| packet.send(packet.ifindex(), Exit::Wire))
+    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
 }
 
 #[inline(never)]
 fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32 {
     let result = egress::<F>(packet);
-    conclude(packet, result)
+    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
 }
 
 #[inline(always)]
@@ -206,38 +194,36 @@ fn transmit<P: Packet, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow: &mut
     Ok(packet.send(ifindex, exit))
 }
 
-// verifier: not inlined, for the stack.
-#[inline(never)]
-fn reset<F: Icmp>(packet: &mut SkbPacket) -> Packed {
-    Packed::pack(reset::turn_into_reset::<F>(packet))
-}
-
-// verifier: as above.
-#[inline(never)]
-fn reject<F: Icmp>(packet: &mut SkbPacket) -> Packed {
-    Packed::pack(reject::turn_into_error::<F>(packet))
-}
-
-/// The one place that turns the pipeline's result into the hook's action.
+/// The one place that turns the pipeline's result into the hook's action, or into the program that goes on. `l4` is where
+/// the packet's layer 4 begins.
 #[inline(always)]
-fn conclude<P: Packet>(packet: &P, result: Stage<i32>) -> i32 {
-    let stop = match result {
+fn conclude<P: Packet>(packet: &mut P, l4: usize, result: Stage<i32>) -> i32 {
+    let mut stop = match result {
         Ok(action) => return action,
         Err(stop) => stop,
     };
-    if stop.fate != Fate::NotOurs {
-        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate as u32, stop.reason);
+    let is_answered = matches!(stop.fate, Fate::Reject | Fate::Reset);
+    if P::IS_XDP && is_answered && !packet.is_trace() {
+        // TC makes the answer, and counts it.
+        stop = Stop::LEAVE_TO_TC;
     }
-    if packet.is_trace() {
-        trace::note_end(packet, stop);
-    } else if stop.fate != Fate::NotOurs {
-        maps::count_reason(stop.reason);
+    if !matches!(stop.fate, Fate::NotOurs | Fate::Rare) {
+        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate as u32, stop.reason);
+        if packet.is_trace() {
+            trace::note_end(packet, stop);
+        } else {
+            maps::count_reason(stop.reason);
+        }
     }
     match stop.fate {
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
-        // A trace: other packets were answered.
-        Fate::Reject | Fate::Reset => P::PASS,
         Fate::Drop => P::DROP,
+        Fate::Rare => tail::RARE,
+        Fate::Reject | Fate::Reset if packet.is_trace() => P::PASS,
+        Fate::Reject | Fate::Reset => {
+            packet.ask_for_answer(stop, l4);
+            tail::ANSWER
+        }
     }
 }
 

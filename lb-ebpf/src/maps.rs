@@ -9,7 +9,7 @@ use aya_ebpf::{
     Global,
     macros::map,
     maps::{
-        Array, HashMap, LruHashMap, PerCpuArray,
+        Array, HashMap, LruHashMap, PerCpuArray, ProgramArray,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -19,7 +19,7 @@ use lb_common::{
     counters::{BackendCounters, RejectBudget, ServiceCounters},
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
-    maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity},
+    maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
@@ -65,6 +65,10 @@ static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::with_max_en
 static REJECT_BUDGET: PerCpuArray<RejectBudget> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TRACE: Array<TraceRecord> = Array::with_max_entries(1, 0);
+#[map]
+pub static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+#[map]
+pub static TC_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 static SCRATCH_V4: PerCpuArray<Scratch<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]

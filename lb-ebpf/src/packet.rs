@@ -14,7 +14,7 @@ use lb_common::{
     checksum,
     flow::{Flow, protocol},
     trace::TRACE_MAGIC,
-    verdict::{Reason, Stage, Stop},
+    verdict::{Fate, Reason, Stage, Stop},
 };
 
 use crate::{
@@ -34,6 +34,13 @@ pub enum Exit {
     Neighbour,
 }
 
+/// What the program that answers is asked for.
+#[derive(Clone, Copy)]
+pub struct Request {
+    /// A TCP reset, not an ICMP error.
+    pub is_reset: bool,
+}
+
 /// A packet at one of the doors.
 pub trait Packet {
     /// XDP does a packet completely or leaves it untouched; TC must do everything.
@@ -51,6 +58,8 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// Makes the first `len` bytes directly accessible, as far as the packet has them.
     fn make_linear(&mut self, len: usize);
+    /// Tells the program that answers what it needs to know: why, and where layer 4 begins. TC only.
+    fn ask_for_answer(&mut self, stop: Stop, l4: usize);
     /// Whether the agent made this packet to ask a question: nothing may be written but the answer.
     fn is_trace(&self) -> bool;
     /// The first `len` bytes.
@@ -172,6 +181,9 @@ impl Packet for XdpPacket {
     fn make_linear(&mut self, _len: usize) {}
 
     #[inline(always)]
+    fn ask_for_answer(&mut self, _stop: Stop, _l4: usize) {}
+
+    #[inline(always)]
     fn is_trace(&self) -> bool {
         self.trace
     }
@@ -241,7 +253,22 @@ impl SkbPacket {
         }
     }
 
-    /// The raw context, for the reject, which reshapes the buffer.
+    /// A word of the control block, where one program leaves the next a message. Volatile: see [`XdpPacket::data`].
+    #[inline(always)]
+    fn set_control(&mut self, index: usize, value: u32) {
+        // SAFETY: a valid context, whose control block the kernel lets programs write.
+        unsafe { (&raw mut (*self.context).cb[index]).write_volatile(value) };
+    }
+
+    /// What [`Packet::ask_for_answer`] has left here.
+    #[inline(always)]
+    pub fn request(&self) -> Request {
+        // SAFETY: as in `set_control`.
+        let what = unsafe { (&raw const (*self.context).cb[0]).read_volatile() };
+        Request { is_reset: what >> 16 == Fate::Reset as u32 }
+    }
+
+    /// The raw context, for answers, which reshape the buffer.
     #[inline(always)]
     pub fn skb(&self) -> *mut __sk_buff {
         self.context
@@ -278,6 +305,12 @@ impl Packet for SkbPacket {
             // SAFETY: a valid context. A failure shows when the frame is taken.
             unsafe { bpf_skb_pull_data(self.context, (len as u32).min(self.len())) };
         }
+    }
+
+    #[inline(always)]
+    fn ask_for_answer(&mut self, stop: Stop, l4: usize) {
+        self.set_control(0, (stop.fate as u32) << 16 | stop.reason);
+        self.set_control(1, l4 as u32);
     }
 
     #[inline(always)]

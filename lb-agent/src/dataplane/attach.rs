@@ -17,6 +17,7 @@ use nix::{
 use tracing::warn;
 
 use super::{
+    OpenError,
     doors::{Door, XdpMode, XdpWish},
     filters,
     pins::{self, Pins},
@@ -88,6 +89,12 @@ pub enum AttachError {
         /// What the kernel said.
         cause: ProgramError,
     },
+    /// The kernel refused an element of a program array.
+    #[error("programs for packets that are not plain: {cause}")]
+    Tails {
+        /// What was refused.
+        cause: Box<OpenError>,
+    },
 }
 
 impl AttachError {
@@ -100,6 +107,7 @@ impl AttachError {
             Self::Link { door: Door::XdpDriver | Door::XdpGeneric, .. } => {
                 "use --xdp auto, or remove the other XDP program"
             }
+            Self::Tails { .. } => "restart the agent; if it comes again, run `lb-agent cleanup` first",
             Self::Link { .. } | Self::Filter { .. } => "see what else is attached with `bpftool net`",
         }
     }

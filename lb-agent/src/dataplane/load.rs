@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs, io, os::fd::OwnedFd};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
+    maps::ProgramArray,
     programs::{Program, ProgramError},
     util::KernelVersion,
 };
@@ -38,7 +39,8 @@ pub const fn is_empty() -> bool {
     OBJECT.is_empty()
 }
 
-/// Loads the object. Maps that are pinned already are adopted, with what they hold and with their capacities.
+/// Loads the object. Maps that are pinned already are adopted, with what they hold and with their capacities; adopted
+/// program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
 pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NoObject);
@@ -57,6 +59,7 @@ pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
         };
         adopt_or_replace(pins, name, &wanted)?;
     }
+    let is_adopted = [maps::XDP_PROGRAMS, maps::TC_PROGRAMS].iter().any(|name| pins.map(name).exists());
     sys::lift_memory_limit();
     let mut loader = EbpfLoader::new();
     let paths: BTreeMap<_, _> = maps::PINNED.into_iter().map(|name| (name, pins.map(name))).collect();
@@ -73,6 +76,9 @@ pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|cause| OpenError::Load { cause })?;
     let programs = load_programs(&mut ebpf, pins)?;
+    if !is_adopted {
+        fill_program_arrays(&mut ebpf)?;
+    }
     Ok(Loaded { ebpf, programs })
 }
 
@@ -165,21 +171,42 @@ fn globals(is_at_least: impl Fn(u8, u8) -> bool) -> [(&'static str, u64); 2] {
 
 fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, OwnedFd>, OpenError> {
     let mut descriptors = BTreeMap::new();
+    for (.., name) in programs::TAILS {
+        load_program(ebpf, name)?;
+    }
     for name in [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS] {
-        let program = ebpf.program_mut(name).ok_or(OpenError::MissingFromObject { name })?;
+        let program = load_program(ebpf, name)?;
         let refused = |cause| OpenError::Program { name, cause };
-        match program {
-            Program::Xdp(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            _ => return Err(OpenError::MissingFromObject { name }),
-        }
-        .map_err(refused)?;
         let path = pins.program(name);
         pins::replace(program.fd().map_err(refused)?, &path)?;
         let descriptor = sys::open_pin(&path).map_err(|cause| pins::PinError::Pin { path, cause })?;
         descriptors.insert(name, descriptor);
     }
     Ok(descriptors)
+}
+
+fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a Program, OpenError> {
+    let program = ebpf.program_mut(name).ok_or(OpenError::MissingFromObject { name })?;
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(OpenError::MissingFromObject { name }),
+    }
+    .map_err(|cause| OpenError::Program { name, cause })?;
+    Ok(program)
+}
+
+/// Lets programs go on in this agent's, also those of an earlier agent that have not been replaced yet.
+pub fn fill_program_arrays(ebpf: &mut Ebpf) -> Result<(), OpenError> {
+    for (map, index, name) in programs::TAILS {
+        let program = ebpf.program(name).ok_or(OpenError::MissingFromObject { name })?;
+        let refused = |cause| OpenError::Program { name, cause };
+        let program = program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(refused)?;
+        let array = ebpf.map_mut(map).ok_or(OpenError::MissingFromObject { name: map })?;
+        let filled = ProgramArray::try_from(array).and_then(|mut array| array.set(index, &program, 0));
+        filled.map_err(|cause| OpenError::Load { cause: cause.into() })?;
+    }
+    Ok(())
 }
 
 /// Why the object could not be loaded, with all that led to it, and what can be done about it.

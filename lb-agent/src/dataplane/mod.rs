@@ -193,7 +193,9 @@ impl Dataplane {
     ///
     /// What is returned was refused, and runs on as it is.
     pub fn take_over(&mut self) -> Vec<AttachError> {
-        self.links.take_over(&mut self.ebpf)
+        let filled =
+            load::fill_program_arrays(&mut self.ebpf).map_err(|cause| AttachError::Tails { cause: Box::new(cause) });
+        filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect()
     }
 
     /// Takes the programs off a device, or forgets it if it has gone.

@@ -2,9 +2,9 @@
 //! Where everything is pinned: one directory on a bpffs, which only one agent at a time may own.
 //!
 //! ```text
-//! DIR/v1/maps/NAME
-//! DIR/v1/programs/NAME
-//! DIR/v1/links/DOOR-IFINDEX
+//! DIR/v2/maps/NAME
+//! DIR/v2/programs/NAME
+//! DIR/v2/links/DOOR-IFINDEX
 //! ```
 
 use std::{
@@ -327,6 +327,6 @@ mod tests {
     #[test]
     fn pins_carry_the_layout_version() {
         let pins = Pins::new(Path::new("/sys/fs/bpf/shunt"));
-        assert_eq!(pins.map("CONFIG"), Path::new("/sys/fs/bpf/shunt/v1/maps/CONFIG"));
+        assert_eq!(pins.map("CONFIG"), Path::new(&format!("/sys/fs/bpf/shunt/v{LAYOUT_VERSION}/maps/CONFIG")));
     }
 }

@@ -15,7 +15,7 @@ use lb_common::{
     config::{Config, role},
     flow::protocol,
     frontend::FrontendKey,
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
+    maps::{FILTER_EGRESS, FILTER_INGRESS, LAYOUT_VERSION},
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -206,9 +206,10 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
     let Some(mut place) = Place::new("upgrade") else { return };
     let uplink = left_by_an_earlier_agent(&mut place);
     let root = place.options.bpffs.clone();
-    for layout in ["v0", "v1"] {
-        if layout != "v1" {
-            fs::rename(root.join("v1"), root.join(layout)).unwrap();
+    let ours = format!("v{LAYOUT_VERSION}");
+    for layout in ["v0", &ours] {
+        if layout != ours {
+            fs::rename(root.join(&ours), root.join(layout)).unwrap();
         }
         let doors = [Door::TcIngress, Door::TcEgress, Door::XdpGeneric].map(|door| door.pin_name(uplink));
         let pin = |layout: &str, door: &String| root.join(layout).join("links").join(door);
@@ -221,10 +222,10 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
 
         assert!(dataplane.take_over().is_empty());
         for (door, (_, program)) in doors.iter().zip(before) {
-            let (device, new_program) = link(&pin("v1", door));
+            let (device, new_program) = link(&pin(&ours, door));
             assert!(device == uplink && new_program != program, "{door} of {layout}");
         }
-        assert_eq!(pins_in(&root), ["v1"]);
+        assert_eq!(pins_in(&root), [ours.as_str()]);
         assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::Map,
-    programs::{ProgramFd, SchedClassifier, Xdp, xdp::XdpMode},
+    maps::{Map, ProgramArray},
+    programs::{Program, ProgramFd, Xdp, xdp::XdpMode},
 };
 use lb_common::maps::programs;
 
@@ -51,8 +51,13 @@ impl Object {
             loader.map_max_entries(map, capacity);
         }
         let mut ebpf = loader.load(&bytes).with_context(|| format!("can't load {}", path.display()))?;
-        for door in Door::ALL {
-            load_program(&mut ebpf, door).with_context(|| format!("the kernel refuses {}", name(door)))?;
+        for name in names() {
+            load_program(&mut ebpf, name).with_context(|| format!("the kernel refuses {name}"))?;
+        }
+        for (map, index, name) in programs::TAILS {
+            let program = ebpf.program(name).context("loaded")?.fd()?.try_clone()?;
+            let array = ebpf.map_mut(map).with_context(|| format!("the object has no map {map}"))?;
+            ProgramArray::try_from(array)?.set(index, &program, 0)?;
         }
         Ok(Self { ebpf })
     }
@@ -81,16 +86,16 @@ impl Object {
     /// # Errors
     /// When the kernel does not say (before 5.16).
     pub fn sizes(&self) -> Result<Vec<Size>> {
-        let sizes = Door::ALL.map(|door| {
-            let info = self.ebpf.program(name(door)).expect("loaded").info()?;
+        let sizes = names().map(|name| {
+            let info = self.ebpf.program(name).expect("loaded").info()?;
             Ok(Size {
-                name: name(door),
+                name,
                 instructions: info.size_translated().context("the kernel hides the size")? / 8,
                 jitted: info.size_jitted(),
                 verified: info.verified_instruction_count().context("the kernel does not count")?,
             })
         });
-        sizes.into_iter().collect()
+        sizes.collect()
     }
 
     /// Bytes of kernel memory that a map takes.
@@ -106,7 +111,7 @@ impl Object {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, instructions, jitted, verified } = self;
-        write!(f, "{name:<17} {instructions:>6} instructions {jitted:>6} bytes of code {verified:>7} verified")
+        write!(f, "{name:<20} {instructions:>6} instructions {jitted:>6} bytes of code {verified:>7} verified")
     }
 }
 
@@ -120,12 +125,16 @@ pub(super) fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
     }
 }
 
-fn load_program(ebpf: &mut Ebpf, door: Door) -> Result<()> {
-    let program = ebpf.program_mut(name(door)).context("the object has no such program")?;
-    if door == Door::Xdp {
-        <&mut Xdp>::try_from(program)?.load()?;
-    } else {
-        <&mut SchedClassifier>::try_from(program)?.load()?;
+/// All programs: those of the doors, and where they go on.
+fn names() -> impl Iterator<Item = &'static str> {
+    Door::ALL.map(name).into_iter().chain(programs::TAILS.map(|(.., name)| name))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    match ebpf.program_mut(name).context("the object has no such program")? {
+        Program::Xdp(program) => program.load()?,
+        Program::SchedClassifier(program) => program.load()?,
+        other => bail!("a program of another kind: {:?}", other.prog_type()),
     }
     Ok(())
 }

@@ -23,8 +23,17 @@ const SEGMENT: u64 = 500;
 const COMPARISON: u64 = 50;
 
 /// Reasons that no packet can bring about.
-const IMPOSSIBLE: [Reason; 4] =
-    [Reason::RejectFailed, Reason::FlowInsertFailed, Reason::RewriteFailed, Reason::MapMissing];
+const IMPOSSIBLE: [Reason; 8] = [
+    Reason::RejectFailed,
+    Reason::FlowInsertFailed,
+    Reason::RewriteFailed,
+    Reason::MapMissing,
+    // Not made yet.
+    Reason::OrphanFragment,
+    Reason::TooManyHeaders,
+    Reason::TooBig,
+    Reason::AnswerForbidden,
+];
 
 #[test]
 fn random_packets_fare_as_the_model_says() -> Result<()> {
