@@ -17,7 +17,9 @@ pub mod bench;
 pub mod checksum;
 pub mod config;
 pub mod counters;
+pub mod crc32c;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod hash;
 #[cfg(not(target_arch = "bpf"))]
@@ -25,3 +27,4 @@ pub mod maglev;
 pub mod maps;
 pub mod trace;
 pub mod verdict;
+pub mod walk;
