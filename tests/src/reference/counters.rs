@@ -8,6 +8,8 @@ use lb_common::{
     verdict::Reason,
 };
 
+use super::verdict::End;
+
 /// Values of all counters that are not zero, summed over CPUs.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -20,8 +22,13 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts a reason.
-    pub(super) fn count(&mut self, reason: Reason) {
+    /// Counts why a packet ended early, if that is counted.
+    pub(super) fn count(&mut self, end: End) {
+        let reason = match end {
+            End::NotOurs => return,
+            End::LeaveToTc => Reason::LeftToTc,
+            End::Pass(reason) | End::Reject(reason) | End::Reset(reason) | End::Drop(reason) => reason,
+        };
         *self.reasons.entry(reason.as_str()).or_default() += 1;
     }
 

@@ -11,8 +11,9 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     affinity::Affinities,
+    bytes::octets,
     flow::{Entry, Flows, NextHop, Tuple, Vacancy, first_state},
-    frame::Packet,
+    packet::Segment,
     route::Way,
     setup::{Backend, Frontend, Place, Policy, Setup, Version},
     verdict::{Door, End},
@@ -25,7 +26,7 @@ const PROBE_STEP: u32 = 0x9e37_79b9;
 
 /// A packet of no flow.
 pub(super) struct Question<'a> {
-    pub packet: &'a Packet,
+    pub segment: &'a Segment,
     pub door: Door,
     pub ifindex: u32,
     pub now: u32,
@@ -74,11 +75,11 @@ pub(super) fn decide(
 ) -> Decision {
     let mut backend = None;
     let result = choose_backend(setup, affinities, frontend, question).and_then(|index| {
-        let (chosen, to) = find_backend(setup, index, question.packet.key)?;
+        let (chosen, to) = find_backend(setup, index, question.segment.key)?;
         backend = Some(index);
         let mut entry = begin(frontend, (index, chosen), to, question);
         entry = choose_source(setup, entry, chosen, question)?;
-        let hash = flow_hash(setup.seed, question.packet.key);
+        let hash = flow_hash(setup.seed, question.segment.key);
         claim_port(setup, flows, &mut entry, question, hash)?;
         Ok(entry)
     });
@@ -92,7 +93,7 @@ fn choose_backend(
     frontend: &Frontend,
     question: &Question<'_>,
 ) -> Result<u32, End> {
-    let key = question.packet.key;
+    let key = question.segment.key;
     let client = key.src.ip();
     let ranges = setup.source_ranges.get(&frontend.service);
     if frontend.is_restricted && !ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(client))) {
@@ -129,7 +130,7 @@ fn begin(frontend: &Frontend, (index, backend): (u32, &Backend), to: Tuple, ques
         generation: backend.generation,
         next_hop: NextHop::default(),
         last_seen: question.now,
-        state: first_state(to.protocol, question.packet.flags),
+        state: first_state(to.protocol, question.segment.flags),
         is_reply: false,
         is_snat: false,
         resets: frontend.resets && to.protocol == protocol::TCP,
@@ -139,7 +140,7 @@ fn begin(frontend: &Frontend, (index, backend): (u32, &Backend), to: Tuple, ques
 /// Translates the source where the reply would not come back otherwise. Where all sources are to be translated, others are
 /// as well, unless there is no way to the backend but the local stack.
 fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Question<'_>) -> Result<Entry, End> {
-    let is_hairpin = entry.to.dst.ip() == question.packet.key.src.ip();
+    let is_hairpin = entry.to.dst.ip() == question.segment.key.src.ip();
     let is_elsewhere = !is_pod_of_ours(setup, question.ifindex) && !backend.is_local;
     if is_hairpin || is_elsewhere {
         let is_own = !is_hairpin && setup.filters_in(entry.to.dst.ip());
@@ -172,13 +173,6 @@ fn client_hash(seed: [u64; 2], client: IpAddr) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(seed[0], seed[1]);
     hasher.write(&bytes);
     hasher.finish()
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
 }
 
 /// Takes the address of the device that leads to the backend, else the node's.
@@ -214,7 +208,7 @@ pub(super) fn look_up(setup: &Setup, entry: &mut Entry, is_xdp: bool) -> Result<
 /// Sees to it that the reply's tuple is this flow's own: the client's port where the client's address is kept and nobody
 /// is in the way, else one of the reserved range.
 fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Question<'_>, hash: u64) -> Result<(), End> {
-    let key = question.packet.key;
+    let key = question.segment.key;
     let vacancy = |entry: &Entry| flows.vacancy(entry.to.reversed(), key, setup, question.now);
     if !entry.is_snat && vacancy(entry) == Vacancy::Free {
         return Ok(());

@@ -6,21 +6,32 @@
 //! (reasons, flow states, flags) and the address filter's hash, and none of the arithmetic. It knows nothing of BPF.
 
 mod affinity;
+mod answer;
+mod bytes;
 mod checksum;
 mod counters;
+mod crc32c;
 mod decide;
 mod flow;
-mod frame;
+mod fragment;
+mod kind;
 mod model;
+mod packet;
+mod quote;
+mod rewrite;
 mod route;
 mod setup;
+mod sound;
 mod verdict;
+mod walk;
 
 pub use affinity::Affinity;
 pub use counters::Counters;
 pub use flow::{Entry, NextHop, Tuple};
-pub use frame::is_sound;
+pub use fragment::{Datagram, Ports};
+pub use kind::Kind;
 pub use model::{Arrival, Model, Outcome};
 pub use route::{Prefix, Route, Way};
 pub use setup::{Backend, Frontend, Interface, List, Place, Policy, Setup, Version};
+pub use sound::is_sound;
 pub use verdict::{Door, Verdict};

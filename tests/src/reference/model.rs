@@ -11,11 +11,16 @@ use lb_common::{
 
 use super::{
     affinity::Affinities,
+    answer::{self, Message},
     counters::Counters,
     decide::{self, Decision, Question},
-    flow::{Entry, Flows, Found},
-    frame::{self, Packet, Rewrite},
-    setup::Setup,
+    flow::{Entry, Flows, Found, Tuple},
+    fragment::{Datagram, Fragments},
+    kind::Kind,
+    packet::{Body, Packet, Segment, parse},
+    quote::Quote,
+    rewrite::{Rewrite, rewrite},
+    setup::{Setup, Version},
     verdict::{Door, End, Verdict},
 };
 
@@ -61,6 +66,8 @@ pub struct Model {
     pub flows: Flows,
     /// The affinity table.
     pub affinities: Affinities,
+    /// The table of fragmented datagrams.
+    pub fragments: Fragments,
     /// Counted so far.
     pub counters: Counters,
     /// ICMP errors sent in a tick: the tick, and how many.
@@ -71,16 +78,28 @@ impl Model {
     /// Without flows.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        let (flows, affinities) = (Flows::default(), Affinities::default());
-        Self { setup, flows, affinities, counters: Counters::default(), rejects: (0, 0) }
+        Self {
+            setup,
+            flows: Flows::default(),
+            affinities: Affinities::default(),
+            fragments: Fragments::default(),
+            counters: Counters::default(),
+            rejects: (0, 0),
+        }
     }
 
     /// What comes of a packet that arrives at tick `now`.
     pub fn step(&mut self, arrival: &Arrival, now: u32) -> Outcome {
         let before = self.counters.clone();
         let mut run = Run { arrival, now, frame: arrival.frame.clone(), record: TraceRecord::default() };
-        let result = self.process(&mut run);
-        let verdict = result.unwrap_or_else(|end| self.conclude(&mut run, end));
+        let parsed = parse(&run.frame, arrival.door, &self.setup);
+        let verdict = match parsed {
+            Ok(packet) => {
+                let result = self.process(&mut run, &packet);
+                result.unwrap_or_else(|end| self.conclude(&mut run, Some(&packet), end))
+            }
+            Err(end) => self.conclude(&mut run, None, end),
+        };
         let Run { frame, mut record, .. } = run;
         if !arrival.is_trace {
             record = TraceRecord::default();
@@ -88,52 +107,100 @@ impl Model {
         Outcome { verdict, frame, moved: self.counters.since(&before), record }
     }
 
-    fn process(&mut self, run: &mut Run<'_>) -> Result<Verdict, End> {
+    fn process(&mut self, run: &mut Run<'_>, packet: &Packet) -> Result<Verdict, End> {
+        match &packet.body {
+            Body::Segment(segment) => self.process_segment(run, packet, segment),
+            Body::Later(id) => self.process_later_fragment(run, packet, *id),
+            Body::Error(quote) => self.process_error(run, packet, quote),
+        }
+    }
+
+    /// Packets with ports: they have a flow, or begin one.
+    fn process_segment(&mut self, run: &mut Run<'_>, packet: &Packet, segment: &Segment) -> Result<Verdict, End> {
         let is_egress = run.arrival.door == Door::Egress;
-        let setup = &self.setup;
-        let packet = frame::parse(
-            &run.frame,
-            |src, dst| {
-                if is_egress { setup.filters_out(src) } else { setup.filters_in(dst) }
-            },
-        )?;
         let is_trace = run.arrival.is_trace;
-        match self.flows.find(packet.key, packet.flags, &self.setup, run.now, is_trace) {
+        match self.flows.find(segment.key, segment.flags, &self.setup, run.now, is_trace) {
             Found::Nothing | Found::Orphan(_) if is_egress => Err(End::NotOurs),
             Found::Orphan(entry) => {
                 run.record.step = trace_step::FLOW;
                 run.record.backend = entry.backend;
                 // A reset is never answered with a reset.
-                let is_reset = packet.flags & tcp_flags::RST != 0;
+                let is_reset = segment.flags & tcp_flags::RST != 0;
                 Err(if is_reset { End::Drop(Reason::BackendGone) } else { End::Reset(Reason::BackendGone) })
             }
-            Found::Entry(mut entry) => {
-                if entry.is_at_egress() != is_egress {
-                    return Err(End::NotOurs);
-                }
-                run.record.step = trace_step::FLOW;
-                run.record.backend = entry.backend;
-                let exit = self.exit(run, &mut entry, &packet);
-                if !is_trace {
-                    // The next hop may be a new one.
-                    self.flows.0.insert(packet.key, entry);
-                }
-                Ok(self.send(run, &entry, exit?))
+            Found::Entry(entry) if entry.is_at_egress() != is_egress => Err(End::NotOurs),
+            Found::Entry(entry) => {
+                self.note_fragment(run, segment);
+                self.follow(run, packet, segment.key, entry)
             }
             Found::Nothing => {
-                let mut entry = self.decide(run, &packet)?;
-                let exit = self.exit(run, &mut entry, &packet)?;
-                Ok(self.send(run, &entry, exit))
+                let mut entry = self.decide(run, segment)?;
+                self.note_fragment(run, segment);
+                let exit = self.exit(run, &mut entry, packet.ttl)?;
+                Ok(self.send(run, packet, &entry, exit))
             }
         }
     }
 
+    /// The ports of a flow's first fragments are kept for the later ones.
+    fn note_fragment(&mut self, run: &Run<'_>, segment: &Segment) {
+        if let Some(id) = segment.fragment
+            && !run.arrival.is_trace
+        {
+            self.fragments.note(segment.key, id, run.now);
+        }
+    }
+
+    /// Fragments without ports follow the first one. They change nothing of the flow.
+    fn process_later_fragment(&mut self, run: &mut Run<'_>, packet: &Packet, id: u32) -> Result<Verdict, End> {
+        let is_egress = run.arrival.door == Door::Egress;
+        let (src, dst, protocol) = (packet.src, packet.dst, packet.headers.protocol);
+        let Some(key) = self.fragments.find(Datagram { src, dst, id, protocol }, run.now) else {
+            return Err(if is_egress {
+                End::NotOurs
+            } else if self.setup.guarded.contains(&dst) {
+                End::Drop(Reason::OrphanFragment)
+            } else {
+                End::Pass(Reason::OrphanFragment)
+            });
+        };
+        match self.flows.0.get(&key) {
+            None => Err(End::Drop(Reason::OrphanFragment)),
+            Some(entry) if entry.is_at_egress() != is_egress => Err(End::NotOurs),
+            Some(&entry) => self.follow(run, packet, key, entry),
+        }
+    }
+
+    /// An error goes the way of the packets that it may stop. It changes nothing of the flow, nor does it matter to it
+    /// whether the backend is still there.
+    fn process_error(&mut self, run: &mut Run<'_>, packet: &Packet, quote: &Quote) -> Result<Verdict, End> {
+        let key = quote.answers();
+        match self.flows.0.get(&key) {
+            Some(&entry) if entry.is_at_egress() == (run.arrival.door == Door::Egress) => {
+                self.follow(run, packet, key, entry)
+            }
+            _ => Err(End::NotOurs),
+        }
+    }
+
+    /// A packet of a flow that was decided before.
+    fn follow(&mut self, run: &mut Run<'_>, packet: &Packet, key: Tuple, mut entry: Entry) -> Result<Verdict, End> {
+        run.record.step = trace_step::FLOW;
+        run.record.backend = entry.backend;
+        let exit = self.exit(run, &mut entry, packet.ttl);
+        if !run.arrival.is_trace {
+            // The next hop may be a new one.
+            self.flows.0.insert(key, entry);
+        }
+        Ok(self.send(run, packet, &entry, exit?))
+    }
+
     /// A new flow: both its entries are written, and counted.
-    fn decide(&mut self, run: &mut Run<'_>, packet: &Packet) -> Result<Entry, End> {
+    fn decide(&mut self, run: &mut Run<'_>, segment: &Segment) -> Result<Entry, End> {
         let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
-        let question = Question { packet, door, ifindex, now: run.now };
-        let frontend = decide::find_frontend(&self.setup, packet.key)?;
-        let (service, client) = (frontend.service, packet.key.src.ip());
+        let question = Question { segment, door, ifindex, now: run.now };
+        let frontend = decide::find_frontend(&self.setup, segment.key)?;
+        let (service, client) = (frontend.service, segment.key.src.ip());
         run.record.step = trace_step::FRONTEND;
         run.record.service = service;
         run.record.internal = u32::from(decide::is_internal(&self.setup, ifindex, client));
@@ -156,8 +223,8 @@ impl Model {
             Ok(entry) => {
                 counters.flows += 1;
                 self.counters.backend(entry.backend).flows += 1;
-                self.flows.0.insert(entry.to.reversed(), entry.peer(packet.key));
-                self.flows.0.insert(packet.key, entry);
+                self.flows.0.insert(entry.to.reversed(), entry.peer(segment.key));
+                self.flows.0.insert(segment.key, entry);
             }
             // It is for TC to send the error, and to count it.
             Err(End::Reject(_)) if door == Door::Xdp => {}
@@ -169,11 +236,11 @@ impl Model {
     }
 
     /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
-    fn exit(&self, run: &Run<'_>, entry: &mut Entry, packet: &Packet) -> Result<Exit, End> {
+    fn exit(&self, run: &Run<'_>, entry: &mut Entry, ttl: u8) -> Result<Exit, End> {
         if !entry.is_snat {
             return Ok(Exit::Stack);
         }
-        if packet.ttl <= 1 {
+        if ttl <= 1 {
             return Err(End::Drop(Reason::TtlExpired));
         }
         let is_xdp = run.arrival.door == Door::Xdp;
@@ -188,7 +255,7 @@ impl Model {
         if is_xdp && out != run.arrival.ifindex && !takes_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Wire) }
     }
 
-    fn send(&mut self, run: &mut Run<'_>, entry: &Entry, exit: Exit) -> Verdict {
+    fn send(&mut self, run: &mut Run<'_>, packet: &Packet, entry: &Entry, exit: Exit) -> Verdict {
         let arrival = run.arrival;
         if arrival.is_trace {
             let is_forwarded = exit != Exit::Stack;
@@ -203,7 +270,8 @@ impl Model {
             counters.bytes[direction] += run.frame.len() as u64;
         }
         let ethernet = (exit == Exit::Wire).then_some(entry.next_hop.addresses);
-        frame::rewrite(&mut run.frame, &Rewrite { to: entry.to, forwards: exit != Exit::Stack, ethernet });
+        let change = Rewrite { entry, forwards: exit != Exit::Stack, ethernet, door: arrival.door };
+        rewrite(&mut run.frame, packet, &change);
         match exit {
             Exit::Stack => Verdict::Pass,
             Exit::Wire if arrival.door == Door::Xdp && entry.next_hop.ifindex == arrival.ifindex => Verdict::Transmit,
@@ -212,46 +280,40 @@ impl Model {
     }
 
     /// Counts why a packet ended early, and gives the verdict; a reject may turn it into an ICMP error.
-    fn conclude(&mut self, run: &mut Run<'_>, end: End) -> Verdict {
+    fn conclude(&mut self, run: &mut Run<'_>, packet: Option<&Packet>, end: End) -> Verdict {
         if run.arrival.is_trace {
             return note_end(&mut run.record, end);
         }
         let is_answer = matches!(end, End::Reject(_) | End::Reset(_));
+        // TC makes the answer.
+        let end = if is_answer && run.arrival.door == Door::Xdp { End::LeaveToTc } else { end };
+        self.counters.count(end);
         match end {
-            End::NotOurs => Verdict::Pass,
-            // TC makes the answer.
-            _ if is_answer && run.arrival.door == Door::Xdp => self.conclude(run, End::LeaveToTc),
-            End::LeaveToTc => {
-                self.counters.count(Reason::LeftToTc);
-                Verdict::Pass
-            }
-            End::Pass(reason) => {
-                self.counters.count(reason);
-                Verdict::Pass
-            }
-            End::Drop(reason) => {
-                self.counters.count(reason);
-                Verdict::Drop
-            }
-            End::Reset(reason) => {
-                self.counters.count(reason);
-                run.frame = frame::reset(&run.frame);
+            End::NotOurs | End::LeaveToTc | End::Pass(_) => Verdict::Pass,
+            End::Drop(_) => Verdict::Drop,
+            End::Reset(_) => {
+                run.frame = answer::reset(&run.frame, packet.expect("a segment"));
                 Verdict::Redirect
             }
-            End::Reject(reason) => {
-                self.counters.count(reason);
-                if self.rejects.0 != run.now {
-                    self.rejects = (run.now, 0);
-                }
-                if self.rejects.1 >= self.setup.rejects_per_tick {
-                    return self.conclude(run, End::Drop(Reason::RejectLimit));
-                }
-                self.rejects.1 += 1;
-                let version = frame::version(&run.frame).expect("a parsed frame");
-                run.frame = frame::port_unreachable(&run.frame, self.setup.node.get(&version).copied());
-                Verdict::Redirect
-            }
+            End::Reject(_) => self.send_error(run, packet.expect("a segment"), Message::PortUnreachable),
         }
+    }
+
+    /// Turns a packet into an ICMP error about it, unless such a packet is never answered, or too many were.
+    fn send_error(&mut self, run: &mut Run<'_>, packet: &Packet, message: Message) -> Verdict {
+        if Kind::Forbidden.is_enabled() && answer::is_unanswerable(&run.frame, packet) {
+            return self.conclude(run, None, End::Drop(Reason::AnswerForbidden));
+        }
+        if self.rejects.0 != run.now {
+            self.rejects = (run.now, 0);
+        }
+        if self.rejects.1 >= self.setup.rejects_per_tick {
+            return self.conclude(run, None, End::Drop(Reason::RejectLimit));
+        }
+        self.rejects.1 += 1;
+        let source = self.setup.node.get(&Version::of(packet.src)).copied();
+        run.frame = answer::error(&run.frame, packet, message, source);
+        Verdict::Redirect
     }
 }
 

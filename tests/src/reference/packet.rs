@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A frame taken apart, as far as decisions need it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::{
+    flow::{protocol, tcp_flags},
+    verdict::Reason,
+};
+
+use super::{
+    bytes::word,
+    flow::Tuple,
+    kind::Kind,
+    quote::{self, Quote},
+    setup::{Setup, Version},
+    verdict::{Door, End},
+    walk::{Fault, Headers, Part, claimed_end, walk},
+};
+
+/// Length of an Ethernet header without tags.
+pub(super) const ETHERNET: usize = 14;
+/// Chunk types of SCTP (RFC 9260 section 3.2).
+mod chunk {
+    pub const INIT: u8 = 1;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
+/// A packet that concerns us.
+#[derive(Clone, Debug)]
+pub(super) struct Packet {
+    pub headers: Headers,
+    /// Where it ends; there may be padding behind it.
+    pub end: usize,
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub ttl: u8,
+    pub body: Body,
+}
+
+/// What a packet is to us.
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    /// One with ports.
+    Segment(Segment),
+    /// A later fragment; the identification of its datagram.
+    Later(u32),
+    /// An ICMP error about a packet.
+    Error(Quote),
+}
+
+/// A packet with ports: all of a datagram, or its first fragment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub key: Tuple,
+    /// TCP's flags, or those that mean the same for SCTP; 0 for UDP.
+    pub flags: u8,
+    /// The identification of the datagram whose first fragment it is.
+    pub fragment: Option<u32>,
+}
+
+/// IP version, and where its header stands. XDP sees VLAN tags in the frame, and looks behind one or two.
+fn link(frame: &[u8], door: Door) -> Option<(Version, usize)> {
+    let mut ip = ETHERNET;
+    for _ in 0..=2 {
+        match frame.get(ip - 2..ip)? {
+            [0x08, 0x00] => return Some((Version::V4, ip)),
+            [0x86, 0xdd] => return Some((Version::V6, ip)),
+            [0x81, 0x00] | [0x88, 0xa8] if door == Door::Xdp && Kind::Tags.is_enabled() => ip += 4,
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Takes a packet apart: one to an address that concerns us where it arrives, from one where it leaves. Of an ICMP error
+/// that leaves, which any router may have sent, the packet that it is about must have gone to such an address.
+pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, End> {
+    let (version, ip) = link(frame, door).ok_or(End::NotOurs)?;
+    if frame.len() < ip + Headers::fixed_len(version) {
+        return Err(End::NotOurs);
+    }
+    let fixed = Headers { version, ip, l4: ip, protocol: 0, part: Part::Whole };
+    let (src, dst) = fixed.addresses(frame);
+    let end = claimed_end(frame, version, ip);
+    let concerns = if door == Door::Egress { setup.filters_out(src) } else { setup.filters_in(dst) };
+    let ttl = frame[fixed.ttl_at()];
+    let parsed = parse_body(frame, fixed, end).map(|(headers, body)| Packet { headers, end, src, dst, ttl, body });
+    match parsed {
+        Ok(Packet { body: Body::Error(Quote { key, .. }), .. }) if door == Door::Egress => {
+            if setup.filters_out(key.dst.ip()) { parsed } else { Err(End::NotOurs) }
+        }
+        _ if !concerns => Err(End::NotOurs),
+        Err(End::Pass(Reason::TooManyHeaders)) if setup.guarded.contains(&dst) => {
+            Err(End::Drop(Reason::TooManyHeaders))
+        }
+        parsed => parsed,
+    }
+}
+
+fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body), End> {
+    let (version, ip) = (fixed.version, fixed.ip);
+    refuse_what_is_not_done_yet(frame, version, ip)?;
+    let headers = walk(frame, version, ip, end.min(frame.len())).map_err(|fault| match fault {
+        Fault::Malformed => End::Pass(Reason::Malformed),
+        Fault::TooMany => End::Pass(Reason::TooManyHeaders),
+    })?;
+    let is_within = |len: usize| headers.l4 + len <= end && end <= frame.len();
+    let body = match (headers.protocol, headers.part) {
+        (protocol::SCTP, _) if !Kind::Sctp.is_enabled() => return Err(End::NotOurs),
+        (protocol::TCP | protocol::UDP | protocol::SCTP, Part::Later(id)) if is_within(0) => Body::Later(id),
+        // So short that it is not even a damaged one.
+        (_, Part::Whole | Part::First(_)) if frame.len() < ip + Headers::fixed_len(version) + 8 => {
+            return Err(End::NotOurs);
+        }
+        (protocol::TCP, _) if is_within(20) && frame[headers.l4 + 12] >> 4 >= 5 => {
+            Body::Segment(segment(frame, &headers, frame[headers.l4 + 13]))
+        }
+        (protocol::UDP, _) if is_within(8) && word(frame, headers.l4 + 4) >= 8 => {
+            Body::Segment(segment(frame, &headers, 0))
+        }
+        (protocol::SCTP, _) if is_within(12) => {
+            Body::Segment(segment(frame, &headers, sctp_flags(&frame[headers.l4 + 12..end])))
+        }
+        (protocol::TCP | protocol::UDP | protocol::SCTP, _) => return Err(End::Pass(Reason::Malformed)),
+        (_, Part::Whole) if Kind::IcmpErrors.is_enabled() && end <= frame.len() => {
+            Body::Error(quote::find(frame, &headers, end).ok_or(End::NotOurs)?)
+        }
+        _ => return Err(End::NotOurs),
+    };
+    Ok((headers, body))
+}
+
+fn segment(frame: &[u8], headers: &Headers, flags: u8) -> Segment {
+    let fragment = if let Part::First(id) = headers.part { Some(id) } else { None };
+    Segment { key: tuple(frame, headers), flags, fragment }
+}
+
+/// Addresses and ports of a packet.
+pub(super) fn tuple(bytes: &[u8], headers: &Headers) -> Tuple {
+    let (src, dst) = headers.addresses(bytes);
+    Tuple {
+        src: SocketAddr::new(src, word(bytes, headers.l4)),
+        dst: SocketAddr::new(dst, word(bytes, headers.l4 + 2)),
+        protocol: headers.protocol,
+    }
+}
+
+/// What TCP would say, by the type of the first chunk.
+fn sctp_flags(chunks: &[u8]) -> u8 {
+    match chunks.first() {
+        Some(&chunk::INIT) => tcp_flags::SYN,
+        Some(&(chunk::ABORT | chunk::SHUTDOWN_COMPLETE)) => tcp_flags::RST,
+        _ => tcp_flags::ACK,
+    }
+}
+
+/// The reasons that went before the packets were translated.
+fn refuse_what_is_not_done_yet(frame: &[u8], version: Version, ip: usize) -> Result<(), End> {
+    let (is_longer, is_fragment) = match version {
+        Version::V4 if frame[ip] < 0x45 || frame[ip] > 0x4f => return Ok(()),
+        Version::V4 => (frame[ip] > 0x45, word(frame, ip + 6) & 0x3fff != 0),
+        Version::V6 if frame[ip] >> 4 != 6 => return Ok(()),
+        Version::V6 => (matches!(frame[ip + 6], 0 | 43 | 51 | 60), frame[ip + 6] == 44),
+    };
+    if frame.len() < ip + Headers::fixed_len(version) + 8 && !Kind::Fragments.is_enabled() {
+        Err(End::NotOurs)
+    } else if is_longer && !Kind::Headers.is_enabled() {
+        Err(End::Pass(Reason::HeaderOptions))
+    } else if is_fragment && !Kind::Fragments.is_enabled() {
+        Err(End::Pass(Reason::Fragment))
+    } else {
+        Ok(())
+    }
+}
