@@ -3,18 +3,35 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ethernet2Header, IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
+use etherparse::{Ethernet2Header, IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 use lb_common::flow::{protocol, tcp_flags};
+
+use crate::reference::crc32c;
 
 /// Destination and source of frames whose Ethernet addresses don't matter.
 pub const ETHERNET: [u8; 12] = [2, 0, 0, 0, 0, 0xee, 2, 0, 0, 0, 0, 0xff];
 
-/// A TCP or UDP packet to be; [`Segment::build`] makes the frame.
+/// Types of SCTP's chunks (RFC 9260 section 3.2).
+pub mod chunk {
+    /// User data.
+    pub const DATA: u8 = 0;
+    /// The first of an association.
+    pub const INIT: u8 = 1;
+    /// Its answer.
+    pub const INIT_ACK: u8 = 2;
+    /// The association is over at once.
+    pub const ABORT: u8 = 6;
+    /// The last of an association.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
+/// A TCP, UDP or SCTP packet to be; [`Segment::build`] makes the frame.
 #[derive(Clone, Debug)]
 pub struct Segment {
     src: SocketAddr,
     dst: SocketAddr,
     protocol: u8,
+    /// TCP's flags; of SCTP the type of the first chunk.
     flags: u8,
     acknowledgement: u32,
     ttl: u8,
@@ -34,6 +51,12 @@ impl Segment {
     #[must_use]
     pub fn udp(src: SocketAddr, dst: SocketAddr) -> Self {
         Self { protocol: protocol::UDP, payload: b"datagram".to_vec(), ..Self::tcp(src, dst, 0) }
+    }
+
+    /// An SCTP packet with one [`chunk`].
+    #[must_use]
+    pub fn sctp(src: SocketAddr, dst: SocketAddr, chunk: u8) -> Self {
+        Self { protocol: protocol::SCTP, flags: chunk, ..Self::tcp(src, dst, 0) }
     }
 
     /// With another TTL or hop limit than 64.
@@ -71,13 +94,26 @@ impl Segment {
     pub fn build(&self) -> Vec<u8> {
         let ip = ip(self.src.ip(), self.dst.ip(), self.ttl, ethernet(self.ethernet));
         let mut frame = Vec::new();
-        let written = if self.protocol == protocol::TCP {
-            ip.tcp_header(self.tcp_header()).write(&mut frame, &self.payload)
-        } else {
-            ip.udp(self.src.port(), self.dst.port()).write(&mut frame, &self.payload)
+        let written = match self.protocol {
+            protocol::TCP => ip.tcp_header(self.tcp_header()).write(&mut frame, &self.payload),
+            protocol::UDP => ip.udp(self.src.port(), self.dst.port()).write(&mut frame, &self.payload),
+            other => ip.write(&mut frame, IpNumber(other), &self.sctp_packet()),
         };
         written.expect("a packet of sane size");
         frame
+    }
+
+    /// Ports, verification tag, checksum; the chunk's type, flags and length, then the payload, padded to words.
+    fn sctp_packet(&self) -> Vec<u8> {
+        let len = u16::try_from(4 + self.payload.len()).expect("a packet of sane size");
+        let mut packet = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
+        packet.extend([0x5e, 0xed, 0xca, 0xfe, 0, 0, 0, 0, self.flags, 0]);
+        packet.extend(len.to_be_bytes());
+        packet.extend(&self.payload);
+        packet.resize(packet.len().next_multiple_of(4), 0);
+        let check = crc32c(&packet).to_le_bytes();
+        packet[8..12].copy_from_slice(&check);
+        packet
     }
 
     fn tcp_header(&self) -> TcpHeader {
@@ -95,28 +131,58 @@ impl Segment {
 /// The ICMP port-unreachable with which `source` answers a frame, sent back the way that it came.
 #[must_use]
 pub fn port_unreachable(frame: &[u8], source: IpAddr, client: IpAddr, quote_len: usize) -> Vec<u8> {
-    let back = [&frame[6..12], &frame[..6]].concat().try_into().expect("two addresses");
-    let ip = ip(source, client, 64, ethernet(back));
-    let quote = &frame[14..14 + quote_len];
-    let mut error = Vec::new();
-    let written = match source {
-        IpAddr::V4(_) => ip.icmpv4_raw(3, 3, [0; 4]).write(&mut error, quote),
-        IpAddr::V6(_) => ip.icmpv6_raw(1, 4, [0; 4]).write(&mut error, quote),
-    };
-    written.expect("a packet of sane size");
-    error
+    let kind = if source.is_ipv4() { (3, 3) } else { (1, 4) };
+    Error { source, destination: client, kind, word: [0; 4], ttl: 64, ethernet: turned(frame) }
+        .build(&frame[14..14 + quote_len])
+}
+
+/// An ICMP error to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Error {
+    /// Who sends it.
+    pub source: IpAddr,
+    /// Who shall read it.
+    pub destination: IpAddr,
+    /// Type and code.
+    pub kind: (u8, u8),
+    /// The second four bytes of the ICMP header: an MTU, a pointer, or nothing.
+    pub word: [u8; 4],
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Ethernet addresses, destination first.
+    pub ethernet: [u8; 12],
+}
+
+impl Error {
+    /// The frame, with an IP packet or the beginning of one as its quotation.
+    #[must_use]
+    pub fn build(&self, quote: &[u8]) -> Vec<u8> {
+        let ip = ip(self.source, self.destination, self.ttl, ethernet(self.ethernet));
+        let (kind, code) = self.kind;
+        let mut error = Vec::new();
+        let written = match self.source {
+            IpAddr::V4(_) => ip.icmpv4_raw(kind, code, self.word).write(&mut error, quote),
+            IpAddr::V6(_) => ip.icmpv6_raw(kind, code, self.word).write(&mut error, quote),
+        };
+        written.expect("a packet of sane size");
+        error
+    }
 }
 
 /// The RST with which a segment's receiver answers a frame, sent back the way that it came.
 #[must_use]
 pub fn reset(frame: &[u8], src: SocketAddr, dst: SocketAddr, sequence: u32) -> Vec<u8> {
-    let back = [&frame[6..12], &frame[..6]].concat().try_into().expect("two addresses");
     let mut header = TcpHeader::new(src.port(), dst.port(), sequence, 0);
     header.rst = true;
     let mut reset = Vec::new();
-    let ip = ip(src.ip(), dst.ip(), 64, ethernet(back));
+    let ip = ip(src.ip(), dst.ip(), 64, ethernet(turned(frame)));
     ip.tcp_header(header).write(&mut reset, &[]).expect("a packet of sane size");
     reset
+}
+
+/// Ethernet addresses of what goes back the way that a frame came.
+fn turned(frame: &[u8]) -> [u8; 12] {
+    [&frame[6..12], &frame[..6]].concat().try_into().expect("two addresses")
 }
 
 fn ethernet(addresses: [u8; 12]) -> PacketBuilderStep<Ethernet2Header> {

@@ -17,12 +17,14 @@ pub mod node;
 mod object;
 mod random;
 mod rig;
+mod shape;
 mod wrapper;
 
-pub use build::{ETHERNET, Segment, port_unreachable, reset};
+pub use build::{ETHERNET, Error, Segment, chunk, port_unreachable, reset};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size};
 pub use random::Random;
 pub use rig::{Rig, with_rig, with_rig_for};
+pub use shape::{behind_headers, fragments, tagged, with_options};
 pub use wrapper::{Ran, Target, Wrapper};

@@ -113,18 +113,19 @@ impl Network {
             fs::write(format!("/proc/sys/{key}"), value).with_context(|| format!("can't set {key}"))?;
         }
         ip(&commands())?;
+        Ok(Self::plan())
+    }
+
+    /// What is there once it is made.
+    #[must_use]
+    pub fn plan() -> Self {
         let devices = DEVICES.map(|(index, ..)| (index, ethernet(index as u8)));
         let neighbours = NEIGHBOURS.map(|(device, address, last)| ((device, parse(address)), ethernet(0x80 | last)));
         let addresses = DEVICES.map(|(index, _, addresses)| {
             let addresses = addresses.iter().map(|text| split(text).0);
             (index, addresses.map(|address| (Version::of(address), address)).collect())
         });
-        Ok(Self {
-            routes: routes(),
-            neighbours: neighbours.into(),
-            devices: devices.into(),
-            addresses: addresses.into(),
-        })
+        Self { routes: routes(), neighbours: neighbours.into(), devices: devices.into(), addresses: addresses.into() }
     }
 
     /// Ethernet addresses, destination first, of frames that leave by a device for a neighbour.

@@ -25,8 +25,12 @@ mod sound;
 mod verdict;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub use affinity::Affinity;
 pub use counters::Counters;
+pub use crc32c::crc32c;
 pub use flow::{Entry, NextHop, Tuple};
 pub use fragment::{Datagram, Ports};
 pub use kind::Kind;

@@ -136,7 +136,7 @@ impl Model {
             Found::Nothing => {
                 let mut entry = self.decide(run, segment)?;
                 self.note_fragment(run, segment);
-                let exit = self.exit(run, &mut entry, packet.ttl)?;
+                let exit = self.exit(run, &mut entry, packet)?;
                 Ok(self.send(run, packet, &entry, exit))
             }
         }
@@ -187,7 +187,7 @@ impl Model {
     fn follow(&mut self, run: &mut Run<'_>, packet: &Packet, key: Tuple, mut entry: Entry) -> Result<Verdict, End> {
         run.record.step = trace_step::FLOW;
         run.record.backend = entry.backend;
-        let exit = self.exit(run, &mut entry, packet.ttl);
+        let exit = self.exit(run, &mut entry, packet);
         if !run.arrival.is_trace {
             // The next hop may be a new one.
             self.flows.0.insert(key, entry);
@@ -236,11 +236,14 @@ impl Model {
     }
 
     /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
-    fn exit(&self, run: &Run<'_>, entry: &mut Entry, ttl: u8) -> Result<Exit, End> {
+    fn exit(&self, run: &Run<'_>, entry: &mut Entry, packet: &Packet) -> Result<Exit, End> {
         if !entry.is_snat {
             return Ok(Exit::Stack);
         }
-        if ttl <= 1 {
+        if packet.has_tags() {
+            return Err(End::LeaveToTc);
+        }
+        if packet.ttl <= 1 {
             return Err(End::Drop(Reason::TtlExpired));
         }
         let is_xdp = run.arrival.door == Door::Xdp;

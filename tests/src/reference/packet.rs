@@ -39,6 +39,13 @@ pub(super) struct Packet {
     pub body: Body,
 }
 
+impl Packet {
+    /// Whether it came in behind VLAN tags. TC, unlike XDP, has a device for each VLAN.
+    pub(super) const fn has_tags(&self) -> bool {
+        self.headers.ip > ETHERNET
+    }
+}
+
 /// What a packet is to us.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
@@ -102,7 +109,10 @@ pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, E
 fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body), End> {
     let (version, ip) = (fixed.version, fixed.ip);
     refuse_what_is_not_done_yet(frame, version, ip)?;
+    // So short that it is not even a damaged packet, unless it is the last bytes of one.
+    let is_stub = frame.len() < ip + Headers::fixed_len(version) + 8;
     let headers = walk(frame, version, ip, end.min(frame.len())).map_err(|fault| match fault {
+        _ if is_stub => End::NotOurs,
         Fault::Malformed => End::Pass(Reason::Malformed),
         Fault::TooMany => End::Pass(Reason::TooManyHeaders),
     })?;
@@ -110,10 +120,7 @@ fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body
     let body = match (headers.protocol, headers.part) {
         (protocol::SCTP, _) if !Kind::Sctp.is_enabled() => return Err(End::NotOurs),
         (protocol::TCP | protocol::UDP | protocol::SCTP, Part::Later(id)) if is_within(0) => Body::Later(id),
-        // So short that it is not even a damaged one.
-        (_, Part::Whole | Part::First(_)) if frame.len() < ip + Headers::fixed_len(version) + 8 => {
-            return Err(End::NotOurs);
-        }
+        _ if is_stub => return Err(End::NotOurs),
         (protocol::TCP, _) if is_within(20) && frame[headers.l4 + 12] >> 4 >= 5 => {
             Body::Segment(segment(frame, &headers, frame[headers.l4 + 13]))
         }
