@@ -12,10 +12,13 @@ use lb_common::{
     address::{Address, Family},
     config::{self, Cidr, Config, config_flags, role},
     flow::{Flow, FlowKey, flow_flags},
+    fragment::{Fragment, FragmentKey},
     frontend::{self, FrontendKey, SourceRange, backend_flags, backend_state, frontend_flags},
 };
 
-use crate::reference::{Backend, Entry, Frontend, List, NextHop, Place, Policy, Prefix, Setup, Tuple, Version};
+use crate::reference::{
+    Backend, Datagram, Entry, Frontend, List, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
+};
 
 /// The element of the configuration map.
 pub fn config_of(setup: &Setup) -> Config {
@@ -146,6 +149,27 @@ pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Res
         resets: flow.flags & flow_flags::RESET != 0,
     };
     Ok((from, entry))
+}
+
+/// The key of a fragmented datagram. An identification of IPv4 is the first half of the field.
+pub fn fragment_key_of(datagram: Datagram) -> FragmentKey {
+    let Datagram { src, dst, id, protocol } = datagram;
+    let identification_be = if src.is_ipv4() { u32::from((id as u16).to_be()) } else { id.to_be() };
+    FragmentKey { src: src.into(), dst: dst.into(), identification_be, protocol, pad: [0; 3] }
+}
+
+/// An element of the table of datagrams, as the reference model has it.
+pub fn fragment_of((key, value): &(FragmentKey, Fragment)) -> Result<(Datagram, Ports)> {
+    ensure!(key.pad == [0; 3], "something in the padding: {key:?}");
+    let (src, dst): (IpAddr, IpAddr) = (key.src.into(), key.dst.into());
+    let id = if src.is_ipv4() {
+        u32::from(u16::from_be(key.identification_be as u16))
+    } else {
+        u32::from_be(key.identification_be)
+    };
+    let datagram = Datagram { src, dst, id, protocol: key.protocol };
+    let Fragment { sport_be, dport_be, last_seen } = *value;
+    Ok((datagram, Ports { src: u16::from_be(sport_be), dst: u16::from_be(dport_be), last_seen }))
 }
 
 /// An address of a packet. Of IPv6 it is always one, even where it looks like a mapped one of IPv4.

@@ -10,6 +10,7 @@ use lb_common::{
     config::{self, Config},
     counters::{BackendCounters, RejectBudget, ServiceCounters},
     flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
     frontend::{self, AffinityKey, FrontendKey, Target},
     hash,
     maps::{self as names, Chunk, FILTER_EGRESS, FILTER_INGRESS, FilterPlane, SLOTS_PER_CHUNK},
@@ -20,11 +21,12 @@ use lb_common::{
 use super::{
     bpf::Map,
     convert::{
-        backend_of, config_of, entry_of, flow_key_of, frontend_flags_of, frontend_key_of, interface_of, source_range_of,
+        backend_of, config_of, entry_of, flow_key_of, fragment_key_of, fragment_of, frontend_flags_of, frontend_key_of,
+        interface_of, source_range_of,
     },
     object::Object,
 };
-use crate::reference::{Affinity, Counters, Entry, Setup, Tuple, Version};
+use crate::reference::{Affinity, Counters, Datagram, Entry, Ports, Setup, Tuple, Version};
 
 /// Capacities of the maps that tests have need of; small, as each test makes its own.
 pub const BACKENDS: u32 = 64;
@@ -55,6 +57,8 @@ pub struct Maps {
     tables: Map<u32, Chunk>,
     flows_v4: Map<FlowKey<V4>, Flow<V4>>,
     flows_v6: Map<FlowKey<V6>, Flow<V6>>,
+    // Programs that came before fragments have none.
+    fragments: Option<Map<FragmentKey, Fragment>>,
     filter: Map<u32, FilterPlane>,
     node_addresses: Map<Address, u32>,
     affinity: Map<AffinityKey, frontend::Affinity>,
@@ -78,6 +82,7 @@ impl Maps {
             tables: object.map(names::TABLES, 1)?,
             flows_v4: object.map(names::FLOWS_V4, 1)?,
             flows_v6: object.map(names::FLOWS_V6, 1)?,
+            fragments: object.map("FRAGMENTS", 1).ok(),
             filter: object.map(names::FILTER, 1)?,
             node_addresses: object.map(names::NODE_ADDRESSES, 1)?,
             affinity: object.map(names::AFFINITY, 1)?,
@@ -178,6 +183,23 @@ impl Maps {
             .collect())
     }
 
+    /// The table of fragmented datagrams.
+    pub fn fragments(&self) -> Result<BTreeMap<Datagram, Ports>> {
+        let Some(fragments) = &self.fragments else { return Ok(BTreeMap::new()) };
+        fragments.pairs()?.iter().map(fragment_of).collect()
+    }
+
+    /// Forgets a datagram, as that table does when it is full.
+    pub fn evict_fragment(&self, datagram: Datagram) -> Result<()> {
+        self.fragments.as_ref().context("the object has no map of fragments")?.remove(&fragment_key_of(datagram))?;
+        Ok(())
+    }
+
+    /// Forgets a client's affinity, likewise.
+    pub fn evict_affinity(&self, (service, client): (u32, IpAddr)) -> Result<()> {
+        Ok(self.affinity.remove(&AffinityKey { client: client.into(), service })?)
+    }
+
     /// Removes a flow entry, as the table does when it is full.
     pub fn evict(&self, tuple: Tuple) -> Result<()> {
         match Version::of(tuple.src.ip()) {
@@ -187,18 +209,22 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes all flows and affinities older.
+    /// Makes all flows, affinities and datagrams older.
     pub fn age(&self, ticks: u32) -> Result<()> {
         age(&self.affinity, ticks, |affinity| &mut affinity.last_used)?;
+        if let Some(fragments) = &self.fragments {
+            age(fragments, ticks, |fragment| &mut fragment.last_seen)?;
+        }
         age(&self.flows_v4, ticks, |flow| &mut flow.last_seen)?;
         age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)
     }
 
-    /// Removes all flows and affinities, and gives this tick's budget of ICMP errors back.
+    /// Removes all flows, affinities and datagrams, and gives this tick's budget of ICMP errors back.
     pub fn clear(&self) -> Result<()> {
         clear(&self.flows_v4)?;
         clear(&self.flows_v6)?;
         clear(&self.affinity)?;
+        self.fragments.as_ref().map_or(Ok(()), clear)?;
         Ok(self.reject_budget.zero(&0)?)
     }
 

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
+    net::IpAddr,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +19,7 @@ use super::{
     network::{Network, with_network},
     object::Object,
 };
-use crate::reference::{Arrival, Counters, Model, Outcome, Setup, Tuple};
+use crate::reference::{Arrival, Counters, Datagram, Model, Outcome, Setup, Tuple};
 
 const REFUSED: &str = "the kernel won't take such a frame for a test";
 
@@ -129,12 +130,13 @@ impl Rig {
         Ok(Outcome { verdict: ran.verdict, frame: ran.frame.clone(), moved, record })
     }
 
-    /// Compares the flow tables, entry by entry, and the affinity tables.
+    /// Compares the flow tables, entry by entry, and those of affinities and of fragmented datagrams.
     ///
     /// # Errors
     /// Names every entry that differs.
     pub fn compare_flows(&self) -> Result<()> {
         compare("flow", &self.kernel.maps.flows()?, &self.model.flows.0)?;
+        compare("fragment", &self.kernel.maps.fragments()?, &self.model.fragments.0)?;
         compare("affinity", &self.kernel.maps.affinities()?, &self.model.affinities.0)
     }
 
@@ -159,7 +161,7 @@ impl Rig {
         self.kernel.maps.apply(&self.model.setup)
     }
 
-    /// Lets time pass: all flows and affinities grow older by so many ticks.
+    /// Lets time pass: all flows, affinities and datagrams grow older by so many ticks.
     ///
     /// # Errors
     /// When the kernel's flows can't be read or written.
@@ -169,6 +171,9 @@ impl Rig {
         }
         for affinity in self.model.affinities.0.values_mut() {
             affinity.last_used = affinity.last_used.wrapping_sub(ticks);
+        }
+        for ports in self.model.fragments.0.values_mut() {
+            ports.last_seen = ports.last_seen.wrapping_sub(ticks);
         }
         self.kernel.maps.age(ticks)
     }
@@ -182,7 +187,25 @@ impl Rig {
         self.kernel.maps.evict(tuple)
     }
 
-    /// Begins anew with another setup: no flows, no affinities, and this tick's budget of errors unspent.
+    /// Removes one entry from both tables of affinities, likewise.
+    ///
+    /// # Errors
+    /// When there is no such entry.
+    pub fn evict_affinity(&mut self, key: (u32, IpAddr)) -> Result<()> {
+        self.model.affinities.0.remove(&key).with_context(|| format!("no affinity {key:?}"))?;
+        self.kernel.maps.evict_affinity(key)
+    }
+
+    /// Removes one entry from both tables of fragmented datagrams, likewise.
+    ///
+    /// # Errors
+    /// When there is no such entry.
+    pub fn evict_fragment(&mut self, datagram: Datagram) -> Result<()> {
+        self.model.fragments.0.remove(&datagram).with_context(|| format!("no datagram {datagram:?}"))?;
+        self.kernel.maps.evict_fragment(datagram)
+    }
+
+    /// Begins anew with another setup: no flows, no affinities, no datagrams, and this tick's budget of errors unspent.
     ///
     /// # Errors
     /// When a map refuses it.
