@@ -16,10 +16,13 @@
 
 mod agent;
 mod capture;
+mod echo;
 mod interrupt;
 mod link;
 mod namespace;
 mod node;
+pub mod objects;
+mod publish;
 pub mod sample;
 mod server;
 mod site;
@@ -34,10 +37,12 @@ use anyhow::{Context, Result, bail, ensure};
 pub use self::{
     agent::{Agent, agent_binary},
     capture::Capture,
+    echo::{Echo, echo_port},
     interrupt::catch as catch_interrupts,
     link::LinkKind,
     namespace::Namespace,
     node::{Node, Pod},
+    publish::{for_each_kind, kinds, wait_for, wait_to_meet},
     server::{Process, http_port},
     site::{Site, remove_all},
     wait::{check_interrupt, wait_until},
@@ -104,6 +109,15 @@ impl Family {
         match self {
             Self::V4 => v4.parse().expect("an IPv4 address"),
             Self::V6 => v6.parse().expect("an IPv6 address"),
+        }
+    }
+
+    /// Bits of an address.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
         }
     }
 }

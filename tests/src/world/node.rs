@@ -2,6 +2,7 @@
 //! A node: its namespace, its pods, its directory of manifests, and its agent.
 
 use std::{
+    any::Any,
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{Agent, Family, Namespace, Process, Site, Xdp, agent_binary};
+use super::{Agent, Family, Namespace, Site, Xdp, agent_binary};
 
 /// A node of the world.
 pub struct Node {
@@ -24,6 +25,8 @@ pub struct Node {
     manifests: PathBuf,
     /// Of the cluster that its agent follows, in place of the manifests.
     kubeconfig: Option<PathBuf>,
+    /// Of its agent, beside the usual ones.
+    flags: Vec<String>,
     bpffs: PathBuf,
     log: PathBuf,
 }
@@ -37,7 +40,8 @@ impl Node {
         let namespace = Arc::new(Namespace::create(site, &name)?);
         let bpffs = site.bpffs().join(&name);
         let log = site.directory().join(format!("agent-{name}.log"));
-        Ok(Self { name, number, agent: None, pods: Vec::new(), namespace, manifests, kubeconfig: None, bpffs, log })
+        let (pods, flags) = (Vec::new(), Vec::new());
+        Ok(Self { name, number, agent: None, pods, namespace, manifests, kubeconfig: None, flags, bpffs, log })
     }
 
     /// Forwarding, the bridge, and the way to the other node's pods.
@@ -139,6 +143,11 @@ impl Node {
         self.kubeconfig = Some(kubeconfig.to_owned());
     }
 
+    /// Gives its agents more flags, from the next one on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+    }
+
     /// The arguments with which its agent runs.
     #[must_use]
     pub fn agent_arguments(&self, xdp: Xdp) -> Vec<String> {
@@ -163,7 +172,7 @@ impl Node {
             &self.bpffs.display().to_string(),
         ];
         let first = ["run", "--source"].map(str::to_owned).into_iter().chain(source);
-        first.chain(words.map(str::to_owned)).collect()
+        first.chain(words.map(str::to_owned)).chain(self.flags.iter().cloned()).collect()
     }
 
     /// Starts its agent, in place of one that has ended.
@@ -224,13 +233,13 @@ pub struct Pod {
     name: String,
     node_number: u16,
     host: u16,
-    processes: Vec<Process>,
+    servers: Vec<Box<dyn Any + Send + Sync>>,
     namespace: Namespace,
 }
 
 impl Pod {
     pub(super) fn new(name: &str, namespace: Namespace, node_number: u16, host: u16) -> Self {
-        Self { name: name.to_owned(), node_number, host, processes: Vec::new(), namespace }
+        Self { name: name.to_owned(), node_number, host, servers: Vec::new(), namespace }
     }
 
     /// Its name.
@@ -264,9 +273,9 @@ impl Pod {
         if self.node_number == 1 { "node-a" } else { "node-b" }
     }
 
-    /// Takes over a process, which ends with the pod.
-    pub fn run(&mut self, process: Process) {
-        self.processes.push(process);
+    /// Takes over a server, a process or what else runs until it is dropped: it ends with the pod.
+    pub fn run(&mut self, server: impl Any + Send + Sync) {
+        self.servers.push(Box::new(server));
     }
 }
 
