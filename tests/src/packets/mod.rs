@@ -7,6 +7,7 @@
 //!              +--> reference model ----------------------------+
 //! ```
 
+mod arrival;
 mod bpf;
 mod build;
 mod convert;

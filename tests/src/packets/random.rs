@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Random nodes, packets and events, all from one number: whoever has the seed has the test.
+//! Random nodes and events, all from one number: whoever has the seed has the test. Packets are in [`super::arrival`].
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-
-use lb_common::flow::{protocol, tcp_flags};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
-    build::Segment,
     network::{BARE, Network, POD, SECOND, UPLINK},
-    node::{self, BACKEND_PORT, Both, CALLER, CLUSTER_IP, NODE, OUTSIDE, SERVICES, pick},
+    node::{self, BACKEND_PORT, Both, CALLER, CLUSTER_IP, OUTSIDE, SERVICES, pick},
 };
-use crate::reference::{Arrival, Backend, Door, List, Model, Policy, Prefix, Setup, Tuple, Version};
+use crate::reference::{Backend, List, Policy, Prefix, Setup, Version};
 
 /// Clients, both inside and outside, and some that are neither.
-const CLIENTS: [Both; 8] = [
+pub(super) const CLIENTS: [Both; 8] = [
     OUTSIDE,
     ["203.0.113.8", "2001:db8:c::8"],
     ["198.18.0.5", "2001:db8:d::5"],
@@ -23,26 +20,6 @@ const CLIENTS: [Both; 8] = [
     ["192.0.2.1", "2001:db8:1::1"],
     ["224.0.0.9", "fe80::9"],
 ];
-/// Destinations beside those of Services.
-const STRANGERS: [Both; 5] = [
-    OUTSIDE,
-    CALLER,
-    ["10.1.0.1", "fd00:1::1"],
-    ["255.255.255.255", "ff02::1"],
-    // As a destination in a packet, nobody's.
-    ["0.0.0.0", "::ffff:10.96.0.1"],
-];
-const FLAGS: [u8; 8] = [
-    tcp_flags::SYN,
-    tcp_flags::SYN,
-    tcp_flags::ACK,
-    tcp_flags::ACK,
-    tcp_flags::SYN | tcp_flags::ACK,
-    tcp_flags::FIN | tcp_flags::ACK,
-    tcp_flags::RST,
-    0,
-];
-
 /// Numbers from a seed: SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 pub struct Random(u64);
 
@@ -191,75 +168,6 @@ impl Random {
                 node::add_backend(setup, index as u32, (address, BACKEND_PORT), is_local);
                 setup.backends[index].is_listed = [self.chance(90), self.chance(50)];
             }
-        }
-    }
-
-    /// A packet that may be of a flow of the model's or may begin one; or anything at all.
-    pub fn arrival(&mut self, model: &Model) -> Arrival {
-        let (tuple, door) = self.flow(model).unwrap_or_else(|| (self.tuple(), self.pick(&Door::IN)));
-        let door = if self.chance(5) { self.pick(&Door::ALL) } else { door };
-        let mut frame = self.segment(tuple).build();
-        self.damage(&mut frame);
-        Arrival { door, ifindex: self.pick(&[UPLINK, UPLINK, SECOND, POD, POD, BARE]), frame, is_trace: self.chance(3) }
-    }
-
-    /// The tuple of a flow that exists, and a door that it may go by.
-    fn flow(&mut self, model: &Model) -> Option<(Tuple, Door)> {
-        let flows = &model.flows.0;
-        if flows.is_empty() || self.chance(40) {
-            return None;
-        }
-        let (&tuple, entry) = flows.iter().nth(self.below(flows.len()))?;
-        let is_at_egress = entry.is_reply && !entry.is_snat;
-        Some((tuple, if is_at_egress { Door::Egress } else { self.pick(&Door::IN) }))
-    }
-
-    /// A client and where it goes.
-    fn tuple(&mut self) -> Tuple {
-        let version = self.pick(&Version::BOTH);
-        let protocol = self.pick(&[protocol::TCP, protocol::UDP]);
-        let port = 40_000 + self.below(4) as u16;
-        let service = self.pick(&SERVICES);
-        let dst = match self.below(20) {
-            0..10 => service.at_node(version),
-            10..18 => service.at_cluster_ip(version),
-            18 => SocketAddr::new(pick(self.pick(&STRANGERS), version), service.port),
-            _ => SocketAddr::new(pick(self.pick(&[CLUSTER_IP, NODE]), version), self.pick(&[0, 22, 80, 50_001])),
-        };
-        Tuple { src: SocketAddr::new(pick(self.pick(&CLIENTS), version), port), dst, protocol }
-    }
-
-    fn segment(&mut self, tuple: Tuple) -> Segment {
-        let segment = match tuple.protocol {
-            protocol::TCP => Segment::tcp(tuple.src, tuple.dst, self.pick(&FLAGS)),
-            _ => Segment::udp(tuple.src, tuple.dst),
-        };
-        let len = if self.chance(90) { self.below(12) } else { self.below(1400) };
-        let payload: Vec<u8> = (0..len).map(|_| self.number() as u8).collect();
-        segment.acknowledging(self.number() as u32).payload(&payload).ttl(self.pick(&[64, 64, 64, 64, 255, 2, 1, 0]))
-    }
-
-    /// Leaves most frames as they are.
-    fn damage(&mut self, frame: &mut Vec<u8>) {
-        const IP: usize = 14;
-        let is_v4 = frame[12] == 0x08;
-        match self.below(40) {
-            0 => frame.truncate(IP + self.below(frame.len() - IP)),
-            // In the headers, mostly.
-            1..4 => {
-                for _ in 0..=self.below(3) {
-                    let at = self.below(frame.len().min(80));
-                    frame[at] = self.number() as u8;
-                }
-            }
-            4 => frame.extend_from_slice(&[0xa5; 30][..self.below(30)]),
-            5 if is_v4 => frame[IP] = self.pick(&[0x44, 0x46, 0x4f, 0x55]),
-            5 => frame[IP + 6] = self.pick(&[0, 43, 44, 51, 60, 58, 132]),
-            6 if is_v4 => frame[IP + 6 + self.below(2)] |= 1 << self.below(8),
-            // No UDP checksum; of TCP the upper half of the window and the urgent pointer.
-            7 if is_v4 => frame[IP + 20 + 6..][..2].fill(0),
-            7 => frame[IP + 40 + 6..][..2].fill(0),
-            _ => {}
         }
     }
 }

@@ -173,10 +173,10 @@ fn refuse_what_is_not_done_yet(frame: &[u8], version: Version, ip: usize) -> Res
     };
     if frame.len() < ip + Headers::fixed_len(version) + 8 && !Kind::Fragments.is_enabled() {
         Err(End::NotOurs)
-    } else if is_longer && !Kind::Headers.is_enabled() {
-        Err(End::Pass(Reason::HeaderOptions))
     } else if is_fragment && !Kind::Fragments.is_enabled() {
         Err(End::Pass(Reason::Fragment))
+    } else if is_longer && !Kind::Headers.is_enabled() {
+        Err(End::Pass(Reason::HeaderOptions))
     } else {
         Ok(())
     }

@@ -4,6 +4,7 @@
 mod errors;
 mod fragments;
 mod headers;
+mod random;
 mod sctp;
 
 use std::net::SocketAddr;
@@ -21,14 +22,9 @@ const NOW: u32 = 1000;
 /// Three protocols that have ports.
 const PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
 
-/// A node as the packet tests have it, with SCTP wherever there is UDP.
+/// A node as the packet tests have it.
 fn model() -> Model {
-    let mut setup = node::setup(&Network::plan());
-    let udp = setup.frontends.iter().filter(|((.., protocol), _)| *protocol == protocol::UDP);
-    let sctp: Vec<_> =
-        udp.map(|(&(place, port, _), frontend)| ((place, port, protocol::SCTP), frontend.clone())).collect();
-    setup.frontends.extend(sctp);
-    Model::new(setup)
+    Model::new(node::setup(&Network::plan()))
 }
 
 /// One packet.
