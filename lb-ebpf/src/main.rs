@@ -34,6 +34,8 @@ mod reject;
 mod reset;
 mod select;
 mod service;
+mod socket;
+mod socket_context;
 mod source;
 mod tail;
 mod trace;
