@@ -235,8 +235,8 @@ pub struct Flow<F: Family> {
     pub state: FlowState,
     /// [`flow_flags`].
     pub flags: u8,
-    /// Zero.
-    pub pad: [u8; 2],
+    /// MTU of the cached next hop's way; 0 where it is not known.
+    pub mtu: u16,
 }
 
 impl<F: Family> Flow<F> {
@@ -316,7 +316,7 @@ impl<F: Family> Flow<F> {
         peer.last_seen = self.last_seen;
         peer.state = self.state;
         peer.flags = self.flags ^ flow_flags::REPLY;
-        peer.pad = [0; 2];
+        peer.mtu = 0;
     }
 }
 

@@ -29,7 +29,7 @@ pub fn shunt_tc_answer(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn answer<F: Icmp>(packet: &mut SkbPacket, request: Request) -> i32 {
-    let result = if request.is_reset { reset::<F>(packet) } else { reject::<F>(packet) };
+    let result = if request.is_reset { reset::<F>(packet, request) } else { reject::<F>(packet, request) };
     match result.unpack() {
         Ok(()) => packet.send(packet.ifindex(), Exit::Wire),
         Err(stop) => {
@@ -41,12 +41,12 @@ fn answer<F: Icmp>(packet: &mut SkbPacket, request: Request) -> i32 {
 
 // verifier: not inlined, for the stack.
 #[inline(never)]
-fn reset<F: Icmp>(packet: &mut SkbPacket) -> Packed {
-    Packed::pack(reset::turn_into_reset::<F>(packet))
+fn reset<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Packed {
+    Packed::pack(reset::turn_into_reset::<F>(packet, request))
 }
 
 // verifier: as above.
 #[inline(never)]
-fn reject<F: Icmp>(packet: &mut SkbPacket) -> Packed {
-    Packed::pack(reject::turn_into_error::<F>(packet))
+fn reject<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Packed {
+    Packed::pack(reject::turn_into_error::<F>(packet, request))
 }

@@ -14,17 +14,19 @@ use lb_common::{
 };
 
 use crate::{
-    flow,
+    flow, forward,
     header::Header,
     install,
     packet::{Packet, SkbPacket, XdpPacket},
-    select, service,
+    select, service, source,
 };
 
 /// Per-family functions, proven apart.
 pub trait Apart: Family {
     /// [`select::select`].
     fn select_apart(hash: u32, now: u32, dry: bool) -> Packed;
+    /// [`install::install`].
+    fn install_apart(start: u32, now: u32, dry: bool) -> Packed;
     /// [`install::choose_source_port`].
     fn choose_source_port_apart(start: u32, now: u32) -> u32;
     /// [`install::holder`].
@@ -39,16 +41,26 @@ pub trait Apart: Family {
 pub trait SlowPath<F: Header>: Packet {
     /// [`service::decide`].
     fn decide_apart(&self, now: u32) -> Packed;
-    /// [`service::settle`].
-    fn settle_apart(&self, start: u32, now: u32) -> Packed;
+    /// [`source::translate`].
+    fn translate_source_apart(&self) -> Packed;
+    /// [`forward::look_up`].
+    fn look_up_apart(&self, protocol: u8) -> Packed;
+    /// [`forward::check_mtu`].
+    fn check_mtu_apart(&self, protocol: u8, mtu: u16) -> Packed;
 }
 
 macro_rules! family_apart {
-    ($family:ty, $select:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident) => {
+    ($family:ty, $select:ident, $install:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $select(hash: u32, now: u32, dry: u32) -> u64 {
             Packed::pack(select::select::<$family>(hash, now, dry != 0)).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $install(start: u32, now: u32, dry: u32) -> u64 {
+            Packed::pack(install::install::<$family>(start, now, dry != 0)).to_bits()
         }
 
         #[unsafe(no_mangle)]
@@ -82,6 +94,11 @@ macro_rules! family_apart {
             }
 
             #[inline(always)]
+            fn install_apart(start: u32, now: u32, dry: bool) -> Packed {
+                Packed::from_bits($install(start, now, u32::from(dry)))
+            }
+
+            #[inline(always)]
             fn choose_source_port_apart(start: u32, now: u32) -> u32 {
                 $choose_source_port(start, now)
             }
@@ -105,7 +122,7 @@ macro_rules! family_apart {
 }
 
 macro_rules! slow_path_apart {
-    ($packet:ty, $context:ty, $family:ty, $decide:ident, $settle:ident) => {
+    ($packet:ty, $context:ty, $family:ty, $decide:ident, $translate_source:ident, $look_up:ident, $check_mtu:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $decide(context: *mut $context, now: u32) -> u64 {
@@ -114,9 +131,21 @@ macro_rules! slow_path_apart {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $settle(context: *mut $context, start: u32, now: u32) -> u64 {
-            let packet = <$packet>::new(context);
-            Packed::pack(service::settle::<_, $family>(&packet, start, now)).to_bits()
+        extern "C" fn $translate_source(context: *mut $context) -> u64 {
+            Packed::pack(source::translate::<_, $family>(&<$packet>::new(context))).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $look_up(context: *mut $context, protocol: u32) -> u64 {
+            Packed::pack(forward::look_up::<_, $family>(&<$packet>::new(context), protocol as u8)).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $check_mtu(context: *mut $context, protocol: u32, mtu: u32) -> u64 {
+            let mut packet = <$packet>::new(context);
+            Packed::pack(forward::check_mtu::<_, $family>(&mut packet, protocol as u8, mtu as u16)).to_bits()
         }
 
         impl SlowPath<$family> for $packet {
@@ -126,16 +155,26 @@ macro_rules! slow_path_apart {
             }
 
             #[inline(always)]
-            fn settle_apart(&self, start: u32, now: u32) -> Packed {
-                Packed::from_bits($settle(self.context().cast(), start, now))
+            fn translate_source_apart(&self) -> Packed {
+                Packed::from_bits($translate_source(self.context().cast()))
+            }
+
+            #[inline(always)]
+            fn look_up_apart(&self, protocol: u8) -> Packed {
+                Packed::from_bits($look_up(self.context().cast(), u32::from(protocol)))
+            }
+
+            #[inline(always)]
+            fn check_mtu_apart(&self, protocol: u8, mtu: u16) -> Packed {
+                Packed::from_bits($check_mtu(self.context().cast(), u32::from(protocol), u32::from(mtu)))
             }
         }
     };
 }
 
-family_apart!(V4, select_v4, choose_source_port_v4, holder_v4, touch_v4, advance_v4);
-family_apart!(V6, select_v6, choose_source_port_v6, holder_v6, touch_v6, advance_v6);
-slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, settle_xdp_v4);
-slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, settle_xdp_v6);
-slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, settle_tc_v4);
-slow_path_apart!(SkbPacket, __sk_buff, V6, decide_tc_v6, settle_tc_v6);
+family_apart!(V4, select_v4, install_v4, choose_source_port_v4, holder_v4, touch_v4, advance_v4);
+family_apart!(V6, select_v6, install_v6, choose_source_port_v6, holder_v6, touch_v6, advance_v6);
+slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, translate_source_xdp_v4, look_up_xdp_v4, check_mtu_xdp_v4);
+slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, translate_source_xdp_v6, look_up_xdp_v6, check_mtu_xdp_v6);
+slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, translate_source_tc_v4, look_up_tc_v4, check_mtu_tc_v4);
+slow_path_apart!(SkbPacket, __sk_buff, V6, decide_tc_v6, translate_source_tc_v6, look_up_tc_v6, check_mtu_tc_v6);

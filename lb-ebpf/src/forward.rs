@@ -9,14 +9,16 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup,
 };
 use lb_common::{
+    address::Family,
     config::role,
-    flow::Flow,
-    verdict::{Packed, Reason, Stage, Stop},
+    flow::{Flow, protocol},
+    verdict::{Reason, Stage, Stop},
 };
 
 use crate::{
-    header::Header,
-    maps::{self, FibParameters},
+    apart::SlowPath,
+    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp},
+    maps::{self, FibParameters, Scratch},
     packet::{Exit, Packet},
 };
 
@@ -24,15 +26,23 @@ const _: () = assert!(size_of::<FibParameters>() == size_of::<KernelFibParameter
 
 /// How a packet of this flow goes on. Looks the next hop up again where the cached one may be out of date.
 #[inline(always)]
-pub fn resolve<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u8, ttl: u8) -> Stage<Exit> {
+pub fn resolve<P: SlowPath<F>, F: Header>(packet: &mut P, flow: &mut Flow<F>, protocol: u8, ttl: u8) -> Stage<Exit> {
     if !flow.is_forwarded() {
         return Ok(Exit::Stack);
     }
     if ttl <= 1 {
-        return Err(Stop::drop(Reason::TtlExpired));
+        return Err(Stop::reject(Reason::TtlExpired));
     }
     if flow.next_hop_generation != maps::config()?.next_hop_generation {
-        refresh(packet, flow, protocol).unpack()?;
+        maps::scratch::<F>()?.next_hop.dst = flow.dst;
+        packet.look_up_apart(protocol).unpack()?;
+        maps::scratch::<F>()?.next_hop.write_to(flow);
+    }
+    if packet.len() > u32::from(flow.mtu) + ETHERNET_LEN as u32 && flow.mtu != 0 {
+        if P::IS_XDP {
+            return Err(Stop::LEAVE_TO_TC);
+        }
+        packet.check_mtu_apart(protocol, flow.mtu).unpack()?;
     }
     if flow.next_hop_generation == 0 {
         return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { Ok(Exit::Neighbour) };
@@ -43,34 +53,69 @@ pub fn resolve<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u
     Ok(Exit::Wire)
 }
 
-// Packed, because the kernel's BTF checker refuses the debug information of an enum with data, and with it the whole.
-#[inline(never)]
-fn refresh<P: Packet, F: Header>(packet: &P, flow: &mut Flow<F>, protocol: u8) -> Packed {
-    Packed::pack(maps::scratch::<F>().and_then(|scratch| look_up(packet, flow, protocol, &mut scratch.fib)))
+/// A packet longer than the way's MTU goes on if it will be cut into segments that are not; else its sender must send
+/// shorter ones.
+#[inline(always)]
+pub fn check_mtu<P: Packet, F: Header>(packet: &mut P, protocol: u8, mtu: u16) -> Stage<()> {
+    let segment_len = packet.segment_len();
+    let l4_len = if protocol == protocol::TCP { tcp_len::<P, F>(packet) } else { UDP_LEN as u32 };
+    if segment_len != 0 && F::HEADER_LEN as u32 + l4_len + segment_len <= u32::from(mtu) {
+        return Ok(());
+    }
+    if !packet.is_trace() {
+        packet.note_mtu(mtu);
+    }
+    Err(Stop::reject(Reason::TooBig))
 }
 
-/// Asks the kernel's routing tables for the way to `flow.dst`. Writes the device, and the Ethernet addresses where the
-/// neighbour is known; else the generation stays 0.
-///
-/// The fields are not written at once. A packet on another CPU may see the new device with the old addresses, and be
-/// lost on the wire like any packet that is under way while routes change.
+/// Length of a plain packet's TCP header.
 #[inline(always)]
-pub fn look_up<P: Packet, F: Header>(
-    packet: &P,
-    flow: &mut Flow<F>,
-    protocol: u8,
-    fib: &mut FibParameters,
-) -> Stage<()> {
+fn tcp_len<P: Packet, F: Header>(packet: &P) -> u32 {
+    let l4 = ETHERNET_LEN + F::HEADER_LEN;
+    packet.frame(l4 + TCP_LEN).map_or(0, |frame| u32::from(frame.load::<u8>(l4 + tcp::DATA_OFFSET) >> 4) * 4)
+}
+
+/// A way to a destination. The slow path's, until it stands in a flow.
+#[repr(C)]
+pub struct NextHop<F: Family> {
+    /// The question.
+    pub dst: F::Addr,
+    pub ifindex: u32,
+    /// The generation in which it was found; 0 where the neighbour is not known.
+    generation: u32,
+    macs: [u32; 3],
+    /// 0 where it is not known.
+    mtu: u32,
+}
+
+impl<F: Family> NextHop<F> {
+    /// The fields are not written at once. A packet on another CPU may see the new device with the old addresses, and be
+    /// lost on the wire like any packet that is under way while routes change.
+    #[inline(always)]
+    pub fn write_to(&self, flow: &mut Flow<F>) {
+        flow.next_hop_generation = self.generation;
+        flow.ifindex = self.ifindex;
+        flow.macs = self.macs;
+        flow.mtu = self.mtu as u16;
+    }
+}
+
+/// Asks the kernel's routing tables for the way to the destination in the scratch space. Finds the device, and the Ethernet
+/// addresses where the neighbour is known.
+#[inline(always)]
+pub fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
     let generation = maps::config()?.next_hop_generation;
+    let Scratch { fib, next_hop, .. } = maps::scratch::<F>()?;
     fib.family = F::AF;
     fib.protocol = protocol;
     fib.sport_be = 0;
     fib.dport_be = 0;
-    fib.total_len = 0;
+    // Asks for the MTU of the way, which stands here afterwards; 1 is never too long.
+    fib.total_len = 1;
     fib.ifindex = packet.ifindex();
     fib.flow_info = 0;
     fib.src = [0; 4];
-    fib.dst = F::first_words(&flow.dst);
+    fib.dst = F::first_words(&next_hop.dst);
     fib.vlan = 0;
     // SAFETY: a valid context, and parameters of the kernel's layout and size.
     let result = unsafe {
@@ -81,18 +126,19 @@ pub fn look_up<P: Packet, F: Header>(
             0,
         )
     } as u32;
-    flow.next_hop_generation = 0;
+    next_hop.ifindex = fib.ifindex;
+    next_hop.macs = [0; 3];
+    next_hop.generation = 0;
+    next_hop.mtu = 0;
     match result {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            flow.ifindex = fib.ifindex;
-            flow.macs = fib.macs();
-            flow.next_hop_generation = generation;
+            next_hop.macs = fib.macs();
+            next_hop.generation = generation;
+            // Before Linux 5.12 it is not told.
+            next_hop.mtu = if fib.total_len > 1 { u32::from(fib.total_len) } else { 0 };
             Ok(())
         }
-        BPF_FIB_LKUP_RET_NO_NEIGH => {
-            flow.ifindex = fib.ifindex;
-            Ok(())
-        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => Ok(()),
         _ if P::IS_XDP => Err(Stop::LEAVE_TO_TC),
         _ => Err(Stop::drop(Reason::NoRoute)),
     }

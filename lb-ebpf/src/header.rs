@@ -56,6 +56,8 @@ pub trait Header: Family<Addr: Wire> + maps::Tables + Apart {
     fn network(frame: &Frame<'_>) -> Stage<Network>;
     /// Whether the fixed header says that the packet is a fragment.
     fn is_fragment(frame: &Frame<'_>) -> bool;
+    /// Whether the fixed header says that it is one without a layer-4 header.
+    fn is_later_fragment(frame: &Frame<'_>) -> bool;
     /// Protocol, as it stands in the fixed header.
     fn protocol(frame: &Frame<'_>) -> u8;
     /// Writes both addresses, and takes one from the TTL where asked, with the header's checksum.
@@ -77,6 +79,8 @@ mod v4 {
     pub const CHECK: usize = ETHERNET_LEN + 10;
     /// "More fragments" and the offset.
     pub const FRAGMENT_MASK_BE: u16 = 0x3fff_u16.to_be();
+    /// The offset.
+    pub const OFFSET_MASK_BE: u16 = 0x1fff_u16.to_be();
 }
 
 /// IPv6 (RFC 8200 section 3, section 4).
@@ -117,6 +121,11 @@ impl Header for V4 {
     #[inline(always)]
     fn is_fragment(frame: &Frame<'_>) -> bool {
         frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0
+    }
+
+    #[inline(always)]
+    fn is_later_fragment(frame: &Frame<'_>) -> bool {
+        frame.load::<u16>(v4::FRAGMENT) & v4::OFFSET_MASK_BE != 0
     }
 
     #[inline(always)]
@@ -179,6 +188,11 @@ impl Header for V6 {
     #[inline(always)]
     fn is_fragment(frame: &Frame<'_>) -> bool {
         Self::protocol(frame) == v6::FRAGMENT
+    }
+
+    #[inline(always)]
+    fn is_later_fragment(_frame: &Frame<'_>) -> bool {
+        false
     }
 
     #[inline(always)]

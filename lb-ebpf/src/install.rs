@@ -14,8 +14,7 @@ use lb_common::{
 use crate::{
     flow::is_expired,
     header::Header,
-    maps::{self, InsertError, Scratch},
-    packet::Packet,
+    maps::{self, InsertError},
 };
 
 /// Ports that are tried before the flow is refused: at 90 % occupancy 1 of 5 such flows finds none, at 75 % 1 of 100.
@@ -36,9 +35,11 @@ const ENDING: u32 = 4;
 /// Ticks after which a half-open flow counts as [`ENDING`]: the client has sent its SYN again twice by then.
 const HALF_OPEN_TICKS: u32 = 4;
 
-/// Installs the pair for the original entry in the scratch space; chooses its source port.
+/// Installs the pair for the original entry in the scratch space; chooses its source port. `dry` for a trace, which
+/// installs nothing.
 #[inline(always)]
-pub fn install<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, start: u32, now: u32) -> Stage<()> {
+pub fn install<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
     let key = &scratch.parsed.key;
     scratch.original.write_peer_key(key, &mut scratch.peer_key);
     let holder = F::choose_source_port_apart(start, now);
@@ -46,7 +47,7 @@ pub fn install<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, start
         return Err(Stop::drop(Reason::NoSourcePort));
     }
     scratch.original.set_deltas(key);
-    if packet.is_trace() {
+    if dry {
         return Ok(());
     }
     scratch.original.write_peer(key, &mut scratch.peer);

@@ -19,6 +19,7 @@
 mod admit;
 mod answer;
 mod apart;
+mod bounds;
 mod clock;
 mod flow;
 mod forward;
@@ -34,8 +35,6 @@ mod reject;
 mod reset;
 mod select;
 mod service;
-mod socket;
-mod socket_context;
 mod source;
 mod tail;
 mod trace;
@@ -121,7 +120,10 @@ where
 }
 
 #[inline(never)]
-fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32 {
+fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32
+where
+    SkbPacket: SlowPath<F>,
+{
     let result = egress::<F>(packet);
     conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
 }
@@ -148,7 +150,10 @@ fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
 }
 
 #[inline(always)]
-fn egress<F: Header>(packet: &mut SkbPacket) -> Stage<i32> {
+fn egress<F: Header>(packet: &mut SkbPacket) -> Stage<i32>
+where
+    SkbPacket: SlowPath<F>,
+{
     let parsed = parse::parse::<_, F>(packet, Hook::Egress)?;
     match flow::find(&parsed, clock::now(), packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => {
@@ -182,7 +187,7 @@ fn note_flow<P: Packet, F: Header>(packet: &P, flow: &Flow<F>) {
 
 /// The fast path's end: follow the instruction.
 #[inline(always)]
-fn transmit<P: Packet, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow: &mut Flow<F>) -> Stage<i32> {
+fn transmit<P: SlowPath<F>, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow: &mut Flow<F>) -> Stage<i32> {
     let exit = forward::resolve(packet, flow, parsed.key.protocol, parsed.ttl)?;
     let ifindex = flow.ifindex;
     if packet.is_trace() {

@@ -5,8 +5,6 @@
 //! plain loads and stores the BPF instruction set does not tear; a reader may see one field before another, and every
 //! user of such a pair says why that is harmless.
 
-use core::arch::asm;
-
 use aya_ebpf::{
     Global,
     macros::map,
@@ -22,12 +20,11 @@ use lb_common::{
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
-    socket::{SocketEntry, SocketKey, socket_mode},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
 
-use crate::{admit::Admitted, parse::Parsed};
+use crate::{admit::Admitted, forward::NextHop, parse::Parsed};
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
@@ -73,7 +70,7 @@ pub static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COU
 #[map]
 pub static TC_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
-static SOCKETS: LruHashMap<SocketKey, SocketEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SCRATCH_V4: PerCpuArray<Scratch<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -87,36 +84,6 @@ static NO_COARSE_CLOCK: Global<u64> = Global::new(0);
 /// has it (6.16), so that packets with a checksum complete in hardware keep it right.
 #[unsafe(no_mangle)]
 static L4_CSUM_V6_FLAGS: Global<u64> = Global::new(0);
-
-/// [`socket_mode`]: which sockets the socket door serves.
-#[unsafe(no_mangle)]
-static SOCKET_MODE: Global<u64> = Global::new(socket_mode::HOST);
-
-/// Cookie of the node's own network namespace; 0 where the kernel does not tell it (before 5.14): then it is the initial one.
-#[unsafe(no_mangle)]
-static NODE_NAMESPACE: Global<u64> = Global::new(0);
-
-/// 1 where `bpf_set_retval` lets a socket program name its error (6.1). Without it there is EPERM alone.
-#[unsafe(no_mangle)]
-static HAS_SET_RETVAL: Global<u64> = Global::new(0);
-
-/// Whether sockets of all network namespaces are served, not only the node's.
-#[inline(always)]
-pub fn serves_all_sockets() -> bool {
-    SOCKET_MODE.load() == socket_mode::ALL
-}
-
-/// See [`NODE_NAMESPACE`].
-#[inline(always)]
-pub fn node_namespace() -> u64 {
-    NODE_NAMESPACE.load()
-}
-
-/// Whether a socket program can name its error.
-#[inline(always)]
-pub fn has_set_retval() -> bool {
-    HAS_SET_RETVAL.load() != 0
-}
 
 /// Whether the kernel lacks the coarse clock.
 #[inline(always)]
@@ -138,7 +105,7 @@ pub struct FibParameters {
     pub protocol: u8,
     pub sport_be: u16,
     pub dport_be: u16,
-    /// 0: no check against the route's MTU.
+    /// In: length of the packet, to be checked against the route's MTU. Out: that MTU.
     pub total_len: u16,
     /// In: the device of arrival. Out: the device to leave by.
     pub ifindex: u32,
@@ -182,7 +149,18 @@ pub struct Scratch<F: Family> {
     /// A [`SourceRange`] of full length, as the trie wants it.
     pub source: Key<SourceRange>,
     pub fib: FibParameters,
+    /// The answer of `forward`.
+    pub next_hop: NextHop<F>,
 }
+
+/// Longest quote in an ICMP error, in bytes: errors stay below 576 (RFC 1812 section 4.3.2.3), and a checksum helper takes no
+/// more than 512 at once.
+pub const QUOTE_LEN: usize = 508;
+
+/// Where a quote is kept while its packet is reshaped. Twice as long as it need be, so that an offset and a length that are
+/// bounded each by itself fit.
+#[repr(C, align(8))]
+pub struct Quote(pub [u8; 2 * (QUOTE_LEN + 4)]);
 
 /// The per-family maps: statics can't be generic.
 pub trait Tables: Family {
@@ -352,48 +330,18 @@ pub fn service_counters(index: u32) -> Option<&'static mut ServiceCounters> {
     SERVICE_COUNTERS.get_ptr_mut(index).map(|counters| unsafe { &mut *counters })
 }
 
-/// Adds one in a single instruction: for programs of sockets, which a packet's program may interrupt between a load and
-/// a store of the same counter.
-#[inline(always)]
-pub fn add_one(counter: &mut u64) {
-    // SAFETY: the counter is a live, aligned word.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({counter} + 0) += {one}",
-            counter = in(reg) counter,
-            one = in(reg) 1_u64,
-            options(nostack, preserves_flags)
-        );
-    }
-}
-
-/// Counts a [`Reason`] by its index, like [`add_one`].
-#[inline(always)]
-pub fn count_reason_of_socket(reason: u32) {
-    if let Some(count) = REASONS.get_ptr_mut(reason) {
-        // SAFETY: the kernel returned a pointer to a counter of this CPU, which other programs on it only read or add to.
-        add_one(unsafe { &mut *count });
-    }
-}
-
-/// What is remembered of a socket at a backend.
-#[inline(always)]
-pub fn find_socket(key: &SocketKey) -> Option<SocketEntry> {
-    // SAFETY: as in `find_flow`; the entry is copied at once.
-    unsafe { SOCKETS.get(key).copied() }
-}
-
-/// Remembers a socket at a backend. A table that refuses costs the application the Service's address, not its connection.
-#[inline(always)]
-pub fn put_socket(key: &SocketKey, entry: &SocketEntry) {
-    let _ = SOCKETS.insert(key, entry, BPF_ANY);
-}
-
 /// This CPU's budget of ICMP errors.
 #[inline(always)]
 pub fn reject_budget() -> Option<&'static mut RejectBudget> {
     // SAFETY: as in `count_reason`.
     REJECT_BUDGET.get_ptr_mut(0).map(|budget| unsafe { &mut *budget })
+}
+
+/// This CPU's room for a quote.
+#[inline(always)]
+pub fn quote() -> Option<&'static mut Quote> {
+    // SAFETY: as in `count_reason`.
+    QUOTE.get_ptr_mut(0).map(|quote| unsafe { &mut *quote })
 }
 
 /// The record of a trace.

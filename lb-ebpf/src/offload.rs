@@ -10,20 +10,28 @@ use lb_common::{
     verdict::{Reason, Stage, Stop},
 };
 
-use crate::packet::{Packet, SkbPacket};
+use crate::{
+    header::{UDP_LEN, tcp, udp},
+    packet::{Packet, SkbPacket},
+};
 
-/// Cuts the packet down to `len` bytes, of which all from `l4` on are lost unless the checksum is left to the device;
-/// tells whether it is.
+/// Cuts the packet down to `len` bytes, of which all from `l4` on are lost unless the checksum is left to the device; then
+/// tells where in layer 4 its field is.
 #[inline(always)]
-pub fn cut(packet: &mut SkbPacket, l4: usize, len: usize) -> Stage<bool> {
+pub fn cut(packet: &mut SkbPacket, l4: usize, len: usize) -> Stage<Option<usize>> {
     // SAFETY: a valid context; the helper checks the length, and frames are taken anew after it.
     let resize = |len: usize| unsafe { bpf_skb_change_tail(packet.skb(), len as u32, 0) == 0 };
-    let is_offloaded = !resize(l4);
+    let field = if resize(l4) {
+        None
+    } else {
+        // Nor cuts it off the field.
+        Some(if resize(l4 + UDP_LEN) { udp::CHECK } else { tcp::CHECK })
+    };
     if !resize(len) {
         return Err(Stop::drop(Reason::RejectFailed));
     }
     packet.make_linear(len);
-    Ok(is_offloaded)
+    Ok(field)
 }
 
 /// The checksum field that a device which completes it leaves as it is, for a header whose other words sum up to `rest`.

@@ -34,11 +34,21 @@ pub enum Exit {
     Neighbour,
 }
 
+/// Frame types of the kernel's `include/uapi/linux/if_packet.h`.
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
+
 /// What the program that answers is asked for.
 #[derive(Clone, Copy)]
 pub struct Request {
     /// A TCP reset, not an ICMP error.
     pub is_reset: bool,
+    /// Index of the [`Reason`].
+    pub reason: u32,
+    /// Where layer 4 begins; 0 in a packet that nobody answers: an ICMP error, a later fragment.
+    pub l4: u32,
+    /// The MTU that is too small, if that is the reason.
+    pub mtu: u32,
 }
 
 /// A packet at one of the doors.
@@ -58,8 +68,12 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// Makes the first `len` bytes directly accessible, as far as the packet has them.
     fn make_linear(&mut self, len: usize);
-    /// Tells the program that answers what it needs to know: why, and where layer 4 begins. TC only.
+    /// Tells the program that answers what it needs to know: see [`Request`]. TC only.
     fn ask_for_answer(&mut self, stop: Stop, l4: usize);
+    /// Tells it the MTU that is too small. TC only.
+    fn note_mtu(&mut self, mtu: u16);
+    /// Payload of each segment that the packet will be cut into; 0 where it stays as it is.
+    fn segment_len(&self) -> u32;
     /// Whether the agent made this packet to ask a question: nothing may be written but the answer.
     fn is_trace(&self) -> bool;
     /// The first `len` bytes.
@@ -184,6 +198,14 @@ impl Packet for XdpPacket {
     fn ask_for_answer(&mut self, _stop: Stop, _l4: usize) {}
 
     #[inline(always)]
+    fn note_mtu(&mut self, _mtu: u16) {}
+
+    #[inline(always)]
+    fn segment_len(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn is_trace(&self) -> bool {
         self.trace
     }
@@ -260,12 +282,20 @@ impl SkbPacket {
         unsafe { (&raw mut (*self.context).cb[index]).write_volatile(value) };
     }
 
-    /// What [`Packet::ask_for_answer`] has left here.
+    /// What [`Packet::ask_for_answer`] and [`Packet::note_mtu`] have left here.
     #[inline(always)]
     pub fn request(&self) -> Request {
         // SAFETY: as in `set_control`.
-        let what = unsafe { (&raw const (*self.context).cb[0]).read_volatile() };
-        Request { is_reset: what >> 16 == Fate::Reset as u32 }
+        let word = |index: usize| unsafe { (&raw const (*self.context).cb[index]).read_volatile() };
+        let what = word(0);
+        Request { is_reset: what >> 16 == Fate::Reset as u32, reason: what & 0xffff, l4: word(1), mtu: word(2) }
+    }
+
+    /// Whether the frame came to all stations of the link, or to a group of them.
+    #[inline(always)]
+    pub fn is_for_many(&self) -> bool {
+        // SAFETY: as in `data`.
+        matches!(unsafe { (*self.context).pkt_type }, PACKET_BROADCAST | PACKET_MULTICAST)
     }
 
     /// The raw context, for answers, which reshape the buffer.
@@ -311,6 +341,17 @@ impl Packet for SkbPacket {
     fn ask_for_answer(&mut self, stop: Stop, l4: usize) {
         self.set_control(0, (stop.fate as u32) << 16 | stop.reason);
         self.set_control(1, l4 as u32);
+    }
+
+    #[inline(always)]
+    fn note_mtu(&mut self, mtu: u16) {
+        self.set_control(2, u32::from(mtu));
+    }
+
+    #[inline(always)]
+    fn segment_len(&self) -> u32 {
+        // SAFETY: as in `data`.
+        unsafe { (*self.context).gso_size }
     }
 
     #[inline(always)]

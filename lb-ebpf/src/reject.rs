@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Rejecting: the packet is turned into an ICMP port-unreachable to its sender (RFC 792; RFC 4443 section 3.1), from this
-//! node's address, quoting the IP header and the layer-4 header. TC only.
+//! ICMP errors: the packet is turned into one for its sender (RFC 792, RFC 4443 section 3), from this node's address, quoting
+//! as much of it as will fit. Port unreachable where nothing serves; the MTU of the way, or the end of the TTL, where this
+//! program and not the kernel would have forwarded it. TC only.
 
-use aya_ebpf::{bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, helpers::generated::bpf_skb_adjust_room};
+use aya_ebpf::{
+    bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    helpers::generated::{bpf_csum_diff, bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes},
+};
 use lb_common::{
     address::{Family, V4, V6},
     checksum,
@@ -12,12 +16,18 @@ use lb_common::{
 };
 
 use crate::{
+    bounds::opaque,
     clock,
-    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, ethernet, tcp, udp},
-    maps, offload,
-    packet::{Frame, Packet, SkbPacket, swapped},
+    header::{ETHERNET_LEN, Header, UDP_LEN, ethernet},
+    maps::{self, QUOTE_LEN, Quote},
+    offload,
+    packet::{Frame, Packet, Request, SkbPacket, swapped},
+    wire::Wire as _,
 };
 
+const FAILED: Stop = Stop::drop(Reason::RejectFailed);
+/// The longest IP header that is quoted, with extension headers.
+const MAX_HEADER_LEN: usize = 40 + 256;
 /// Length of an ICMP or ICMPv6 error's header.
 const ICMP_LEN: usize = 8;
 /// TTL and hop limit of our own packets: Linux' default.
@@ -27,10 +37,14 @@ const TTL: u8 = 64;
 pub trait Icmp: Header {
     /// Protocol number.
     const ICMP: u8;
-    /// Type and code of "port unreachable", network byte order.
-    const PORT_UNREACHABLE_BE: u16;
     /// Whether ICMP's checksum covers a pseudo-header.
     const ICMP_HAS_PSEUDO_HEADER: bool;
+
+    /// The two words of the error's header, without checksum, as they stand in memory.
+    fn error(request: Request) -> [u32; 2];
+    /// Whether hosts and routers answer such a packet: not ICMP, not a later fragment, and nothing from or to many (RFC 1122
+    /// section 3.2.2, RFC 4443 section 2.4 (e)).
+    fn is_answerable(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr) -> bool;
 
     /// Writes the IP header of a packet with `payload_len` bytes behind it.
     fn write_ip(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr, protocol: u8, payload_len: usize);
@@ -51,8 +65,29 @@ pub trait Icmp: Header {
 
 impl Icmp for V4 {
     const ICMP: u8 = protocol::ICMP;
-    const PORT_UNREACHABLE_BE: u16 = 0x0303_u16.to_be();
     const ICMP_HAS_PSEUDO_HEADER: bool = false;
+
+    #[inline(always)]
+    fn error(request: Request) -> [u32; 2] {
+        if request.reason == Reason::TooBig as u32 {
+            // Destination unreachable, fragmentation needed; the MTU as RFC 1191 section 4 has it.
+            [0x0304_0000_u32.to_be(), request.mtu.to_be()]
+        } else if request.reason == Reason::TtlExpired as u32 {
+            // Time exceeded in transit.
+            [0x0b00_0000_u32.to_be(), 0]
+        } else {
+            // Destination unreachable, port unreachable.
+            [0x0303_0000_u32.to_be(), 0]
+        }
+    }
+
+    #[inline(always)]
+    fn is_answerable(frame: &Frame<'_>, src: &u32, dst: &u32) -> bool {
+        let (from, to) = (u32::from_be(*src) >> 24, u32::from_be(*dst) >> 24);
+        // "This" network, loopback; multicast, reserved and the limited broadcast.
+        let is_one_sender = from != 0 && from != 127 && from < 224;
+        is_one_sender && to < 224 && Self::protocol(frame) != protocol::ICMP && !Self::is_later_fragment(frame)
+    }
 
     #[inline(always)]
     fn write_ip(frame: &Frame<'_>, src: &u32, dst: &u32, protocol: u8, payload_len: usize) {
@@ -73,8 +108,32 @@ impl Icmp for V4 {
 
 impl Icmp for V6 {
     const ICMP: u8 = protocol::ICMPV6;
-    const PORT_UNREACHABLE_BE: u16 = 0x0104_u16.to_be();
     const ICMP_HAS_PSEUDO_HEADER: bool = true;
+
+    #[inline(always)]
+    fn error(request: Request) -> [u32; 2] {
+        if request.reason == Reason::TooBig as u32 {
+            // Packet too big.
+            [0x0200_0000_u32.to_be(), request.mtu.to_be()]
+        } else if request.reason == Reason::TtlExpired as u32 {
+            // Hop limit exceeded in transit.
+            [0x0300_0000_u32.to_be(), 0]
+        } else {
+            // Destination unreachable, port unreachable.
+            [0x0104_0000_u32.to_be(), 0]
+        }
+    }
+
+    /// Behind extension headers neither ICMP nor a later fragment is seen: who walks them says so ([`Request::l4`]).
+    #[inline(always)]
+    fn is_answerable(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4]) -> bool {
+        let is_multicast = |address: &[u32; 4]| address[0].to_ne_bytes()[0] == 0xff;
+        let is_unspecified_or_loopback = src[0] | src[1] | src[2] == 0 && u32::from_be(src[3]) <= 1;
+        !is_multicast(src)
+            && !is_multicast(dst)
+            && !is_unspecified_or_loopback
+            && Self::protocol(frame) != protocol::ICMPV6
+    }
 
     #[inline(always)]
     fn write_ip(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4], protocol: u8, payload_len: usize) {
@@ -87,76 +146,103 @@ impl Icmp for V6 {
 
 /// Turns the packet into the error. It is then to be sent out of the device that it came in by.
 #[inline(always)]
-pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket) -> Stage<()> {
+pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Stage<()> {
+    let frame = packet.frame(ETHERNET_LEN + F::HEADER_LEN).ok_or(FAILED)?;
+    let macs: [u32; 3] = frame.load(0);
+    let (client, service): (F::Addr, F::Addr) = (frame.load(F::SRC), frame.load(F::DST));
+    if request.l4 == 0 || packet.is_for_many() || !F::is_answerable(&frame, &client, &service) {
+        return Err(Stop::drop(Reason::AnswerForbidden));
+    }
     let config = maps::config()?;
     let budget = maps::reject_budget().ok_or(Stop::drop(Reason::MapMissing))?;
     if !budget.take(clock::now(), config.rejects_per_tick) {
         return Err(Stop::drop(Reason::RejectLimit));
     }
-    let is_tcp = is_tcp::<F>(packet)?;
-    // The whole TCP header: where its checksum is left to the device, the kernel refuses to cut it off.
-    if is_tcp {
-        turn_round::<F, { TCP_LEN / 4 }>(packet, tcp::CHECK)
-    } else {
-        turn_round::<F, { UDP_LEN / 4 }>(packet, udp::CHECK)
-    }
-}
-
-#[inline(always)]
-fn is_tcp<F: Icmp>(packet: &SkbPacket) -> Stage<bool> {
-    let frame = packet.frame(ETHERNET_LEN + F::HEADER_LEN).ok_or(Stop::drop(Reason::RejectFailed))?;
-    Ok(F::protocol(&frame) == protocol::TCP)
-}
-
-/// `WORDS` is the length of the layer-4 header that is quoted, and `check` the offset of its checksum.
-#[inline(always)]
-fn turn_round<F: Icmp, const WORDS: usize>(packet: &mut SkbPacket, check: usize) -> Stage<()> {
-    let failed = Stop::drop(Reason::RejectFailed);
-    let l4 = ETHERNET_LEN + F::HEADER_LEN;
-    let quote_len = F::HEADER_LEN + 4 * WORDS;
-    let headers_len = ETHERNET_LEN + F::HEADER_LEN + ICMP_LEN;
-    let shift = F::HEADER_LEN + ICMP_LEN;
-
-    let frame = packet.frame(l4 + 4 * WORDS).ok_or(failed)?;
-    let macs: [u32; 3] = frame.load(0);
-    let header: [u32; WORDS] = frame.load(l4);
-    let is_offloaded = offload::cut(packet, l4, l4 + 4 * WORDS)?;
-    // SAFETY: a valid context; the helper checks its arguments, and the frame is taken anew after it.
-    if unsafe { bpf_skb_adjust_room(packet.skb(), shift as i32, BPF_ADJ_ROOM_MAC, 0) } != 0 {
-        return Err(failed);
-    }
-    packet.make_linear(headers_len + quote_len);
-    let frame = packet.frame(headers_len + quote_len).ok_or(failed)?;
-
-    frame.store(l4 + shift, header);
-    if is_offloaded {
-        // The device may still complete the quoted checksum, and must not spoil ours by that.
-        frame.store::<u16>(l4 + shift + check, 0);
-        frame.store(l4 + shift + check, offload::fixed_point(sum::<WORDS>(&frame, l4 + shift)));
-    }
-    // The quote's own addresses, which now stand behind the new headers.
-    let (client, service): (F::Addr, F::Addr) = (frame.load(F::SRC + shift), frame.load(F::DST + shift));
-    let node = maps::config()?.node_addresses[family_index(F::IS_V4)];
+    let node = config.node_addresses[family_index(F::IS_V4)];
     let source = if node.is_unspecified() { service } else { F::narrow(&node) };
 
+    let quote = maps::quote().ok_or(Stop::drop(Reason::MapMissing))?;
+    let quote_len = quote_packet(packet, quote, request)?;
+    let shift = F::HEADER_LEN + ICMP_LEN;
+    let headers_len = ETHERNET_LEN + shift;
+    // SAFETY: a valid context; the helper checks its arguments, and frames are taken anew after it.
+    if unsafe { bpf_skb_adjust_room(packet.skb(), shift as i32, BPF_ADJ_ROOM_MAC, 0) } != 0 {
+        return Err(FAILED);
+    }
+    store(packet, headers_len, quote, quote_len)?;
+    packet.make_linear(headers_len);
+    let frame = packet.frame(headers_len).ok_or(FAILED)?;
     frame.store(0, swapped(macs));
     frame.store(ethernet::ETHERTYPE, F::ETHERTYPE_BE);
     let icmp_len = ICMP_LEN + quote_len;
     F::write_ip(&frame, &source, &client, F::ICMP, icmp_len);
     let pseudo = if F::ICMP_HAS_PSEUDO_HEADER { F::pseudo_sum(&source, &client, F::ICMP, icmp_len) } else { 0 };
-    frame.store(l4, [u32::from(F::PORT_UNREACHABLE_BE), 0]);
-    let mut total = pseudo + u64::from(F::PORT_UNREACHABLE_BE) + sum::<WORDS>(&frame, l4 + shift);
-    let mut offset = headers_len;
-    while offset < headers_len + F::HEADER_LEN {
-        total += u64::from(frame.load::<u32>(offset));
-        offset += 4;
-    }
-    frame.store(l4 + 2, checksum::finish(total));
+    let error = F::error(request);
+    frame.store(ETHERNET_LEN + F::HEADER_LEN, error);
+    let total = pseudo + u64::from(error[0]) + u64::from(error[1]) + sum(quote, 0, quote_len)?;
+    frame.store(ETHERNET_LEN + F::HEADER_LEN + 2, checksum::finish(total));
     Ok(())
 }
 
-/// The sum of so many words.
+/// Writes a checksum field.
 #[inline(always)]
-fn sum<const WORDS: usize>(frame: &Frame<'_>, offset: usize) -> u64 {
-    frame.load::<[u32; WORDS]>(offset).iter().map(|&word| u64::from(word)).sum()
+fn set_field(quote: &mut Quote, offset: usize, value: u16) -> Stage<()> {
+    let offset = bounded(offset)?;
+    // SAFETY: the offset is bounded to lie in the quote's room.
+    unsafe { value.store((&raw mut quote.0) as usize + offset) };
+    Ok(())
+}
+
+/// Writes the quote into the packet.
+#[inline(always)]
+fn store(packet: &SkbPacket, offset: usize, quote: &Quote, len: usize) -> Stage<()> {
+    let len = bounded(len)?;
+    // SAFETY: a valid context, and as many bytes.
+    let result =
+        unsafe { bpf_skb_store_bytes(packet.skb(), offset as u32, (&raw const quote.0).cast(), len as u32, 0) };
+    if result == 0 { Ok(()) } else { Err(FAILED) }
+}
+
+/// The sum of the 16-bit words in a part of the quote. Offset and length are multiples of 4, each at most [`QUOTE_LEN`].
+#[inline(always)]
+fn sum(quote: &mut Quote, offset: usize, len: usize) -> Stage<u64> {
+    let len = bounded(len)?;
+    // SAFETY: offset and length are bounded so that the part lies in the quote's room.
+    let sum = unsafe {
+        let from = (&raw mut quote.0).cast::<u8>().add(offset).cast();
+        bpf_csum_diff(core::ptr::null_mut(), 0, from, len as u32, 0)
+    };
+    Ok(u64::from(sum as u32))
+}
+
+/// A length or offset that is neither zero nor above [`QUOTE_LEN`], in a way that the verifier sees.
+#[inline(always)]
+fn bounded(len: usize) -> Stage<usize> {
+    let len = opaque(len);
+    if len == 0 || len > QUOTE_LEN { Err(FAILED) } else { Ok(len) }
+}
+
+/// Copies what is to be quoted, and cuts the rest of the packet off. Gives the quote's length, a multiple of 4.
+#[inline(always)]
+fn quote_packet(packet: &mut SkbPacket, quote: &mut Quote, request: Request) -> Stage<usize> {
+    let l4 = request.l4 as usize;
+    let header_len = l4.wrapping_sub(ETHERNET_LEN);
+    let quote_len = (packet.len() as usize).wrapping_sub(ETHERNET_LEN).min(QUOTE_LEN) & !3;
+    if header_len > MAX_HEADER_LEN || quote_len < header_len + UDP_LEN || quote_len > QUOTE_LEN {
+        return Err(FAILED);
+    }
+    let len = bounded(quote_len)?;
+    // SAFETY: a valid context, and room for as many bytes.
+    let read =
+        unsafe { bpf_skb_load_bytes(packet.skb().cast(), ETHERNET_LEN as u32, (&raw mut quote.0).cast(), len as u32) };
+    if read != 0 {
+        return Err(FAILED);
+    }
+    if let Some(check) = offload::cut(packet, l4, ETHERNET_LEN + quote_len)? {
+        // The device may still complete the quoted checksum, and must not spoil ours by that.
+        set_field(quote, header_len + check, 0)?;
+        let rest = sum(quote, bounded(header_len)?, quote_len - header_len)?;
+        set_field(quote, header_len + check, offload::fixed_point(rest))?;
+    }
+    Ok(quote_len)
 }

@@ -12,7 +12,7 @@ use lb_common::{
 use crate::{
     header::{ETHERNET_LEN, TCP_LEN, tcp},
     offload,
-    packet::{Frame, Packet, SkbPacket, swapped},
+    packet::{Frame, Packet, Request, SkbPacket, swapped},
     parse::Parsed,
     reject::Icmp,
 };
@@ -27,13 +27,17 @@ pub fn stop<F: Family>(parsed: &Parsed<F>) -> Stop {
     }
 }
 
-/// Turns the packet into the RST. It is then to be sent out of the device that it came in by.
+/// Turns the packet into the RST. It is then to be sent out of the device that it came in by. A segment behind more than a
+/// plain IP header is dropped: nobody sends these but for a test.
 #[inline(always)]
-pub fn turn_into_reset<F: Icmp>(packet: &mut SkbPacket) -> Stage<()> {
+pub fn turn_into_reset<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Stage<()> {
     let failed = Stop::drop(Reason::RejectFailed);
     let l4 = ETHERNET_LEN + F::HEADER_LEN;
+    if request.l4 != l4 as u32 {
+        return Err(Stop::drop(Reason::AnswerForbidden));
+    }
     let segment = Segment::<F>::read(&packet.frame(l4 + TCP_LEN).ok_or(failed)?);
-    let is_offloaded = offload::cut(packet, l4, l4 + TCP_LEN)?;
+    let is_offloaded = offload::cut(packet, l4, l4 + TCP_LEN)?.is_some();
     let frame = packet.frame(l4 + TCP_LEN).ok_or(failed)?;
     segment.write_answer(&frame, is_offloaded);
     Ok(())

@@ -9,7 +9,7 @@ use lb_common::{
     verdict::Stage,
 };
 
-use crate::{admit, apart::SlowPath, header::Header, install, log, maps, packet::Packet, source, trace};
+use crate::{admit, apart::SlowPath, header::Header, log, maps, packet::Packet, trace};
 
 /// Decides the packet in the scratch space, which belongs to no flow. On success the scratch space holds the original entry.
 #[inline(always)]
@@ -23,21 +23,14 @@ pub fn decide<P: SlowPath<F>, F: Header>(packet: &P, now: u32) -> Stage<()> {
         record.step = trace_step::DECIDED;
         record.backend = backend;
     });
+    packet.translate_source_apart().unpack()?;
     // The low half of the hash: the high one chose the backend.
-    packet.settle_apart(hash as u32, now).unpack()?;
+    F::install_apart(hash as u32, now, packet.is_trace()).unpack()?;
     log::debug!(packet, "service {}: new flow to backend {}", service, backend);
     if !packet.is_trace() {
         count_flow(service, backend);
     }
     Ok(())
-}
-
-/// Finds a source for the flow whose original entry is in the scratch space, and installs it.
-#[inline(always)]
-pub fn settle<P: Packet, F: Header>(packet: &P, start: u32, now: u32) -> Stage<()> {
-    let scratch = maps::scratch::<F>()?;
-    source::translate(packet, scratch)?;
-    install::install(packet, scratch, start, now)
 }
 
 /// Lets `trace` say which frontend it is, and for whom.

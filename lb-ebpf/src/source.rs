@@ -11,15 +11,15 @@ use lb_common::{
 };
 
 use crate::{
-    forward,
+    apart::SlowPath,
     header::Header,
     maps::{self, Scratch},
-    packet::Packet,
 };
 
-/// Translates the source in the original entry where that is due.
+/// Translates the source in the scratch space's original entry where that is due.
 #[inline(always)]
-pub fn translate<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+pub fn translate<P: SlowPath<F>, F: Header>(packet: &P) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
     let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let is_elsewhere = scratch.admitted.comes_from_pod == 0 && backend.flags & backend_flags::LOCAL == 0;
     let is_hairpin = scratch.original.dst == scratch.parsed.key.src;
@@ -41,10 +41,12 @@ pub fn translate<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> 
 
 /// Finds the way to the backend, and takes the address of the device that it leads through.
 #[inline(always)]
-fn take_address<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+fn take_address<P: SlowPath<F>, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+    scratch.original.flags |= flow_flags::SNAT;
+    scratch.next_hop.dst = scratch.original.dst;
+    packet.look_up_apart(scratch.parsed.key.protocol).unpack()?;
     let original = &mut scratch.original;
-    original.flags |= flow_flags::SNAT;
-    forward::look_up(packet, original, scratch.parsed.key.protocol, &mut scratch.fib)?;
+    scratch.next_hop.write_to(original);
     let family = family_index(F::IS_V4);
     let address = match maps::find_interface(original.ifindex) {
         Some(interface) if !interface.addresses[family].is_unspecified() => interface.addresses[family],

@@ -21,7 +21,6 @@ use lb_common::{
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{self, Chunk, FilterPlane, ServiceName},
-    socket::{SocketEntry, SocketKey},
     trace::TraceRecord,
 };
 
@@ -102,8 +101,6 @@ pub struct Maps {
     pub service_counters: PerCpu<ServiceCounters>,
     /// [`maps::TRACE`]
     pub trace: Array<TraceRecord>,
-    /// [`maps::SOCKETS`]
-    pub sockets: Hash<SocketKey, SocketEntry>,
 }
 
 impl Maps {
@@ -129,7 +126,6 @@ impl Maps {
             backend_counters: PerCpu::open(pins, maps::BACKEND_COUNTERS)?,
             service_counters: PerCpu::open(pins, maps::SERVICE_COUNTERS)?,
             trace: Array::open(pins, maps::TRACE)?,
-            sockets: Hash::open(pins, maps::SOCKETS)?,
         })
     }
 }

@@ -31,7 +31,6 @@ fn small() -> Capacities {
         affinity: 1,
         interfaces: 16,
         node_addresses: 16,
-        sockets: 16,
     }
 }
 

@@ -130,10 +130,16 @@ impl Segment {
 
 /// The ICMP port-unreachable with which `source` answers a frame, sent back the way that it came.
 #[must_use]
-pub fn port_unreachable(frame: &[u8], source: IpAddr, client: IpAddr, quote_len: usize) -> Vec<u8> {
-    let kind = if source.is_ipv4() { (3, 3) } else { (1, 4) };
-    Error { source, destination: client, kind, word: [0; 4], ttl: 64, ethernet: turned(frame) }
-        .build(&frame[14..14 + quote_len])
+pub fn port_unreachable(frame: &[u8], source: IpAddr, client: IpAddr) -> Vec<u8> {
+    icmp_error(frame, source, client, if source.is_ipv4() { (3, 3) } else { (1, 4) }, 0)
+}
+
+/// The ICMP error of a type and code, with the second word of its header, with which `source` answers a frame, sent back the way
+/// that it came. It quotes up to 508 bytes, whole words.
+#[must_use]
+pub fn icmp_error(frame: &[u8], source: IpAddr, destination: IpAddr, kind: (u8, u8), word: u32) -> Vec<u8> {
+    let quote = &frame[14..14 + (frame.len() - 14).min(508) / 4 * 4];
+    Error { source, destination, kind, word: word.to_be_bytes(), ttl: 64, ethernet: turned(frame) }.build(quote)
 }
 
 /// An ICMP error to be.

@@ -21,7 +21,7 @@ mod rig;
 mod shape;
 mod wrapper;
 
-pub use build::{ETHERNET, Error, Segment, chunk, port_unreachable, reset};
+pub use build::{ETHERNET, Error, Segment, chunk, icmp_error, port_unreachable, reset};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size};

@@ -25,6 +25,8 @@ use crate::reference::{Route, Version};
 pub const UPLINK: u32 = 10;
 /// Another uplink, that does not.
 pub const SECOND: u32 = 20;
+/// MTU of all devices, in bytes.
+pub const MTU: u16 = 1500;
 /// Leads to the pods of this node.
 pub const POD: u32 = 30;
 /// An uplink without addresses.
@@ -141,7 +143,9 @@ fn commands() -> String {
     let mut line = |text: std::fmt::Arguments<'_>| writeln!(lines, "{text}").expect("a string grows");
     for (index, name, addresses) in DEVICES {
         let (own, peer) = (text(ethernet(index as u8)), index + 1);
-        line(format_args!("link add {name} index {index} address {own} type veth peer name {name}-peer index {peer}"));
+        line(format_args!(
+            "link add {name} index {index} mtu {MTU} address {own} type veth peer name {name}-peer index {peer}"
+        ));
         for end in [name.to_owned(), format!("{name}-peer")] {
             line(format_args!("link set {end} addrgenmode none"));
             line(format_args!("link set {end} up"));

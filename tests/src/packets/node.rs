@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::flow::{FlowState, protocol};
 
-use super::network::{Network, POD, UPLINK};
+use super::network::{MTU, Network, POD, UPLINK};
 use crate::reference::{Backend, Frontend, Interface, Kind, Place, Policy, Setup, Version};
 
 /// Idle ticks by flow state; short, so that tests can wait.
@@ -181,6 +181,7 @@ pub fn empty(network: &Network) -> Setup {
         timeouts: TIMEOUTS,
         rejects_per_tick: REJECTS_PER_TICK,
         next_hop_generation: 1,
+        mtu: MTU,
         frontends: BTreeMap::new(),
         guarded: [].into(),
         source_ranges: BTreeMap::new(),

@@ -19,19 +19,34 @@ use super::{
 pub(super) enum Message {
     /// Nobody is there (RFC 792; RFC 4443 section 3.1).
     PortUnreachable,
+    /// The TTL or hop limit ran out here (RFC 792; RFC 4443 section 3.3).
+    TimeExceeded,
+    /// The way's MTU is less than the packet (RFC 1191 section 4; RFC 4443 section 3.2).
+    TooBig {
+        /// In bytes.
+        mtu: u16,
+    },
 }
 
+/// Longest quote in bytes.
+const QUOTE: usize = 508;
+
 /// The ICMP error about a packet, from `source`, or from the packet's destination where the node has no address, that quotes
-/// both headers.
+/// as many whole words of it as fit.
 pub(super) fn error(frame: &[u8], packet: &Packet, message: Message, source: Option<IpAddr>) -> Vec<u8> {
     let headers = &packet.headers;
-    let l4_header = if headers.protocol == protocol::TCP { 20 } else { 8 };
-    let quote = &frame[headers.ip..headers.l4 + l4_header];
+    let quote_len = (frame.len() - headers.ip).min(QUOTE) / 4 * 4;
+    let quote = &frame[headers.ip..headers.ip + quote_len];
     let (icmp, kind) = match (headers.version, message) {
         (Version::V4, Message::PortUnreachable) => (protocol::ICMP, [3, 3]),
         (Version::V6, Message::PortUnreachable) => (protocol::ICMPV6, [1, 4]),
+        (Version::V4, Message::TimeExceeded) => (protocol::ICMP, [11, 0]),
+        (Version::V6, Message::TimeExceeded) => (protocol::ICMPV6, [3, 0]),
+        (Version::V4, Message::TooBig { .. }) => (protocol::ICMP, [3, 4]),
+        (Version::V6, Message::TooBig { .. }) => (protocol::ICMPV6, [2, 0]),
     };
-    let body = [&kind[..], &[0; 6], quote].concat();
+    let mtu = if let Message::TooBig { mtu } = message { mtu.to_be_bytes() } else { [0; 2] };
+    let body = [&kind[..], &[0; 4], &mtu, quote].concat();
     answer(frame, packet, (source.unwrap_or(packet.dst), icmp), &body)
 }
 

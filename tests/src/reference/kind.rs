@@ -24,7 +24,7 @@ pub enum Kind {
 }
 
 /// Those that the programs do.
-pub const ENABLED: &[Kind] = &[];
+pub const ENABLED: &[Kind] = &[Kind::Forbidden];
 
 impl Kind {
     /// Whether the programs do it. The model's own tests look at all of it.

@@ -244,7 +244,7 @@ impl Model {
             return Err(End::LeaveToTc);
         }
         if packet.ttl <= 1 {
-            return Err(End::Drop(Reason::TtlExpired));
+            return Err(End::Reject(Reason::TtlExpired));
         }
         let is_xdp = run.arrival.door == Door::Xdp;
         if entry.next_hop.generation != self.setup.next_hop_generation {
@@ -252,6 +252,9 @@ impl Model {
         }
         if entry.next_hop.generation == 0 {
             return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour) };
+        }
+        if run.frame.len() - packet.headers.ip > usize::from(self.setup.mtu) {
+            return Err(End::Reject(Reason::TooBig));
         }
         let out = entry.next_hop.ifindex;
         let takes_xdp = self.setup.interfaces.get(&out).is_some_and(|interface| interface.takes_xdp);
@@ -298,7 +301,11 @@ impl Model {
                 run.frame = answer::reset(&run.frame, packet.expect("a segment"));
                 Verdict::Redirect
             }
-            End::Reject(_) => self.send_error(run, packet.expect("a segment"), Message::PortUnreachable),
+            End::Reject(Reason::TtlExpired) => self.send_error(run, packet.expect("a packet"), Message::TimeExceeded),
+            End::Reject(Reason::TooBig) => {
+                self.send_error(run, packet.expect("a packet"), Message::TooBig { mtu: self.setup.mtu })
+            }
+            End::Reject(_) => self.send_error(run, packet.expect("a packet"), Message::PortUnreachable),
         }
     }
 

@@ -136,6 +136,8 @@ pub struct Setup {
     pub rejects_per_tick: u32,
     /// Counts changes of routes and neighbours.
     pub next_hop_generation: u32,
+    /// MTU of all ways, in bytes.
+    pub mtu: u16,
     /// By place, port and protocol.
     pub frontends: BTreeMap<(Place, u16, u8), Frontend>,
     /// ClusterIPs whose undefined ports are refused.

@@ -12,10 +12,7 @@ use shunt_tests::{
     reference::{Door, Prefix, Verdict, Version},
 };
 
-use crate::{
-    refuse::quote_len,
-    step::{PROTOCOLS, Step, begun, end, first, send, source_port, take},
-};
+use crate::step::{PROTOCOLS, Step, begun, end, first, send, source_port, take};
 
 /// A neighbour of [`OUTSIDE`], in the same half of its network.
 const NEIGHBOUR: Both = ["203.0.113.5", "2001:db8:c::5"];
@@ -134,12 +131,7 @@ fn rule_44_an_undefined_port_of_a_cluster_ip_is_rejected() -> Result<()> {
                             at: (Door::Ingress, device),
                             frame: frame.clone(),
                             verdict: Verdict::Redirect,
-                            output: port_unreachable(
-                                &frame,
-                                pick(NODE, version),
-                                client.ip(),
-                                quote_len(version, protocol),
-                            ),
+                            output: port_unreachable(&frame, pick(NODE, version), client.ip()),
                             moved: "undefined-port=1".to_owned(),
                         };
                         take(rig, [error, Step::untouched("XDP", (Door::Xdp, device), frame, "left-to-tc=1")])?;

@@ -1,23 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Refusals: ICMP errors, drops, and their counters.
 
-use anyhow::Result;
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
 use lb_common::flow::protocol;
 use shunt_tests::{
     packets::{
-        Kernel, POD, UPLINK,
+        Kernel, POD, UPLINK, icmp_error,
         node::{self, CALLER, EMPTY, HERE, LOCAL_ONLY, NODE, OUTSIDE, THERE, UNROUTED, pick},
         port_unreachable, with_rig,
     },
     reference::{Door, Verdict, Version},
 };
 
-use crate::step::{PROTOCOLS, Step, end, first, take};
-
-/// The IP header and a layer-4 header.
-pub fn quote_len(version: Version, protocol: u8) -> usize {
-    (if version == Version::V4 { 20 } else { 40 }) + if protocol == protocol::TCP { 20 } else { 8 }
-}
+use crate::step::{PROTOCOLS, Step, end, first, send, take};
 
 #[test]
 fn without_endpoints_the_sender_gets_an_icmp_error() -> Result<()> {
@@ -27,19 +24,14 @@ fn without_endpoints_the_sender_gets_an_icmp_error() -> Result<()> {
                 let from_pod = (POD, end(CALLER, version, 40_000), EMPTY.at_cluster_ip(version));
                 let from_outside = (UPLINK, end(OUTSIDE, version, 40_000), EMPTY.at_node(version));
                 for (device, client, frontend) in [from_pod, from_outside] {
-                    let frame = first(protocol, client, frontend).payload(b"not to be quoted").build();
+                    let frame = first(protocol, client, frontend).payload(b"quoted but for the last byte").build();
                     let index = EMPTY.index(version);
                     let error = Step {
                         what: "reject",
                         at: (Door::Ingress, device),
                         frame: frame.clone(),
                         verdict: Verdict::Redirect,
-                        output: port_unreachable(
-                            &frame,
-                            pick(NODE, version),
-                            client.ip(),
-                            quote_len(version, protocol),
-                        ),
+                        output: port_unreachable(&frame, pick(NODE, version), client.ip()),
                         moved: format!("no-endpoints=1 service{index}.rejected=1"),
                     };
                     take(rig, [error, Step::untouched("XDP", (Door::Xdp, device), frame, "left-to-tc=1")])?;
@@ -57,7 +49,7 @@ fn a_node_without_an_address_answers_as_the_service() -> Result<()> {
         for version in Version::BOTH {
             let (client, frontend) = (end(CALLER, version, 40_000), EMPTY.at_cluster_ip(version));
             let frame = first(protocol::UDP, client, frontend).build();
-            let output = port_unreachable(&frame, frontend.ip(), client.ip(), quote_len(version, protocol::UDP));
+            let output = port_unreachable(&frame, frontend.ip(), client.ip());
             let moved = format!("no-endpoints=1 service{}.rejected=1", EMPTY.index(version));
             let (what, at, verdict) = ("reject", (Door::Ingress, POD), Verdict::Redirect);
             take(rig, [Step { what, at, frame, verdict, output, moved }])?;
@@ -74,7 +66,7 @@ fn errors_beyond_the_budget_are_drops() -> Result<()> {
         let version = Version::V4;
         let (client, index) = (end(CALLER, version, 40_000), EMPTY.index(version));
         let frame = first(protocol::TCP, client, EMPTY.at_cluster_ip(version)).build();
-        let error = port_unreachable(&frame, pick(NODE, version), client.ip(), 40);
+        let error = port_unreachable(&frame, pick(NODE, version), client.ip());
         let at = (Door::Ingress, POD);
         let moved = format!("no-endpoints=1 service{index}.rejected=1");
         let sent = || Step {
@@ -210,21 +202,24 @@ fn a_table_that_names_no_backend_is_counted_as_corrupt() -> Result<()> {
 }
 
 #[test]
-fn a_packet_at_the_end_of_its_ttl_is_not_forwarded() -> Result<()> {
+fn a_packet_at_the_end_of_its_ttl_is_answered() -> Result<()> {
     with_rig(node::setup, |rig| {
         for version in Version::BOTH {
             for ttl in [0, 1] {
                 let client = end(OUTSIDE, version, 40_000 + u16::from(ttl));
                 let packet = first(protocol::TCP, client, THERE.at_node(version)).ttl(ttl);
-                let index = THERE.index(version);
-                let begun = format!("ttl-expired=1 service{index}.flows=1 backend{index}.flows=1");
-                take(
-                    rig,
-                    [
-                        Step::dropped("first", (Door::Xdp, UPLINK), packet.build(), &begun),
-                        Step::dropped("second", (Door::Ingress, UPLINK), packet.build(), "ttl-expired=1"),
-                    ],
-                )?;
+                let (index, frame) = (THERE.index(version), packet.build());
+                let begun = format!("left-to-tc=1 service{index}.flows=1 backend{index}.flows=1");
+                let time_exceeded = if version == Version::V4 { (11, 0) } else { (3, 0) };
+                let answer = Step {
+                    what: "TC",
+                    at: (Door::Ingress, UPLINK),
+                    frame: frame.clone(),
+                    verdict: Verdict::Redirect,
+                    output: icmp_error(&frame, pick(NODE, version), client.ip(), time_exceeded, 0),
+                    moved: "ttl-expired=1".to_owned(),
+                };
+                take(rig, [Step::untouched("XDP", (Door::Xdp, UPLINK), frame, &begun), answer])?;
                 // What the stack routes, the stack judges.
                 let packet = first(protocol::TCP, client, HERE.at_node(version)).ttl(ttl);
                 let output = packet.clone().between(client, HERE.backend(version)).build();
@@ -232,6 +227,77 @@ fn a_packet_at_the_end_of_its_ttl_is_not_forwarded() -> Result<()> {
                 let (at, frame) = ((Door::Xdp, UPLINK), packet.build());
                 take(rig, [Step { what: "here", at, frame, verdict: Verdict::Pass, output, moved }])?;
             }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_packet_longer_than_the_ways_mtu_is_answered_cilium_32601() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                let client = end(OUTSIDE, version, 40_000);
+                let long = |len: usize| {
+                    let bare = first(protocol, client, THERE.at_node(version));
+                    let headers_len = bare.clone().payload(b"").build().len() - 14;
+                    bare.payload(&vec![0xa5; len - headers_len]).build()
+                };
+                let (index, frame) = (THERE.index(version), long(1501));
+                let begun = format!("left-to-tc=1 service{index}.flows=1 backend{index}.flows=1");
+                let too_big = if version == Version::V4 { (3, 4) } else { (2, 0) };
+                let answer = Step {
+                    what: "TC",
+                    at: (Door::Ingress, UPLINK),
+                    frame: frame.clone(),
+                    verdict: Verdict::Redirect,
+                    output: icmp_error(&frame, pick(NODE, version), client.ip(), too_big, 1500),
+                    moved: "too-big=1".to_owned(),
+                };
+                take(rig, [Step::untouched("XDP", (Door::Xdp, UPLINK), frame, &begun), answer])?;
+                let fits = send(rig, (Door::Xdp, UPLINK), long(1500))?;
+                ensure!(fits.verdict == Verdict::Transmit, "{fits:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_error_quotes_no_more_than_508_bytes() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for len in [0, 1, 3, 440, 1000, 1400] {
+                let (client, frontend) = (end(CALLER, version, 40_000), EMPTY.at_cluster_ip(version));
+                let frame = first(protocol::UDP, client, frontend).payload(&vec![0xa5; len]).build();
+                let output = port_unreachable(&frame, pick(NODE, version), client.ip());
+                let moved = format!("no-endpoints=1 service{}.rejected=1", EMPTY.index(version));
+                let (what, at, verdict) = ("reject", (Door::Ingress, POD), Verdict::Redirect);
+                take(rig, [Step { what, at, frame, verdict, output, moved }])?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_answers_what_came_from_or_to_many() -> Result<()> {
+    const SOURCES: [&str; 8] =
+        ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1", "ff0e::7"];
+    with_rig(node::setup, |rig| {
+        for source in SOURCES {
+            let client = SocketAddr::new(source.parse()?, 40_000);
+            let version = Version::of(client.ip());
+            let frame = first(protocol::UDP, client, EMPTY.at_cluster_ip(version)).build();
+            let moved = format!("answer-forbidden=1 no-endpoints=1 service{}.rejected=1", EMPTY.index(version));
+            take(rig, [Step::dropped(source, (Door::Ingress, POD), frame, &moved)])?;
+        }
+        for (what, group) in [("broadcast", [0xff; 6]), ("multicast", [0x01, 0, 0x5e, 0, 0, 1])] {
+            let version = Version::V4;
+            let mut frame = first(protocol::UDP, end(CALLER, version, 1), EMPTY.at_cluster_ip(version)).build();
+            frame[..6].copy_from_slice(&group);
+            let moved = format!("answer-forbidden=1 no-endpoints=1 service{}.rejected=1", EMPTY.index(version));
+            take(rig, [Step::dropped(what, (Door::Ingress, POD), frame, &moved)])?;
         }
         Ok(())
     })
