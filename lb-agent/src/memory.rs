@@ -13,6 +13,7 @@ use lb_common::{
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{self, FilterPlane, ServiceName},
+    socket::{SocketEntry, SocketKey},
 };
 
 use crate::diff::Capacities;
@@ -59,6 +60,7 @@ impl Bill {
             affinity,
             interfaces,
             node_addresses,
+            sockets,
         } = *capacities;
         let lines = vec![
             (maps::FLOWS_V4, hash(flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
@@ -73,6 +75,7 @@ impl Bill {
             (maps::BACKENDS, u64::from(backends) * size_of::<Backend>() as u64),
             (maps::INTERFACES, hash(interfaces, size_of::<u32>(), size_of::<Interface>())),
             (maps::NODE_ADDRESSES, hash(node_addresses, size_of::<Address>(), size_of::<u32>())),
+            (maps::SOCKETS, hash(sockets, size_of::<SocketKey>(), size_of::<SocketEntry>())),
             (maps::FILTER, 2 * size_of::<FilterPlane>() as u64),
         ];
         Self { lines }

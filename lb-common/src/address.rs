@@ -54,6 +54,26 @@ impl Address {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_MAPPED
     }
 
+    /// Whether an application that names this address means its own machine: `127.0.0.1`, `::1`, or an unspecified address,
+    /// which `connect(2)` takes for those.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_this_machine(&self) -> bool {
+        let last = self.words[3];
+        if self.is_v4() {
+            last == 0x7f00_0001_u32.to_be() || last == 0
+        } else {
+            self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && (last == 1_u32.to_be() || last == 0)
+        }
+    }
+
+    /// The loopback address of the same family: `127.0.0.1` or `::1`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn loopback(is_v4: bool) -> Self {
+        if is_v4 { Self::from_v4_be(0x7f00_0001_u32.to_be()) } else { Self { words: [0, 0, 0, 1_u32.to_be()] } }
+    }
+
     /// Whether there is no address here: `::`, the value of an empty map field.
     #[inline(always)]
     #[must_use]
@@ -237,6 +257,18 @@ mod tests {
             assert_eq!(IpAddr::from(Address::from(ip)), ip);
             assert_eq!(Address::from(ip).is_v4(), ip.is_ipv4());
         }
+    }
+
+    #[test]
+    fn this_machine_has_many_names() {
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        for text in ["127.0.0.1", "0.0.0.0", "::1", "::"] {
+            assert!(address(text).is_this_machine(), "{text}");
+        }
+        for text in ["127.0.0.2", "10.0.0.1", "::2", "fd00::1", "1::"] {
+            assert!(!address(text).is_this_machine(), "{text}");
+        }
+        assert_eq!([true, false].map(Address::loopback), ["127.0.0.1", "::1"].map(address));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod hash;
 #[cfg(not(target_arch = "bpf"))]
 pub mod maglev;
 pub mod maps;
+pub mod socket;
 pub mod trace;
 pub mod verdict;
 pub mod walk;

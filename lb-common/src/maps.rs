@@ -43,9 +43,11 @@ pub const TRACE: &str = "TRACE";
 pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
 /// Program array: where the TC programs go on, by [`tail`].
 pub const TC_PROGRAMS: &str = "TC_PROGRAMS";
+/// LRU hash: [`crate::socket::SocketKey`] -> [`crate::socket::SocketEntry`].
+pub const SOCKETS: &str = "SOCKETS";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 19] = [
+pub const PINNED: [&str; 20] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
@@ -65,6 +67,7 @@ pub const PINNED: [&str; 19] = [
     TRACE,
     XDP_PROGRAMS,
     TC_PROGRAMS,
+    SOCKETS,
 ];
 
 /// Names of the programs.
@@ -83,6 +86,22 @@ pub mod programs {
     pub const TC_EGRESS_RARE: &str = "shunt_tc_egress_rare";
     /// TC: turns a refused packet into the answer to it.
     pub const TC_ANSWER: &str = "shunt_tc_answer";
+    /// Socket door: a socket connects.
+    pub const CONNECT4: &str = "shunt_connect4";
+    /// The same, IPv6.
+    pub const CONNECT6: &str = "shunt_connect6";
+    /// Socket door: a UDP socket sends to an address.
+    pub const SENDMSG4: &str = "shunt_sendmsg4";
+    /// The same, IPv6.
+    pub const SENDMSG6: &str = "shunt_sendmsg6";
+    /// Socket door: a UDP socket is told who sent a datagram.
+    pub const RECVMSG4: &str = "shunt_recvmsg4";
+    /// The same, IPv6.
+    pub const RECVMSG6: &str = "shunt_recvmsg6";
+    /// Socket door: an application asks for its peer.
+    pub const GETPEERNAME4: &str = "shunt_getpeername4";
+    /// The same, IPv6.
+    pub const GETPEERNAME6: &str = "shunt_getpeername6";
 
     /// Where programs go on: map, index and program.
     pub const TAILS: [(&str, u32, &str); 4] = [
@@ -161,4 +180,6 @@ pub mod capacity {
     pub const SOURCE_RANGES: u32 = 16_384;
     /// Network devices.
     pub const INTERFACES: u32 = 4_096;
+    /// Sockets that the socket door has sent to backends.
+    pub const SOCKETS: u32 = 65_536;
 }

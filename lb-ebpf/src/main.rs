@@ -35,6 +35,8 @@ mod reject;
 mod reset;
 mod select;
 mod service;
+mod socket;
+mod socket_context;
 mod source;
 mod tail;
 mod trace;

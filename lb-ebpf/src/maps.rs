@@ -5,6 +5,8 @@
 //! plain loads and stores the BPF instruction set does not tear; a reader may see one field before another, and every
 //! user of such a pair says why that is harmless.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     Global,
     macros::map,
@@ -20,6 +22,7 @@ use lb_common::{
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
+    socket::{SocketEntry, SocketKey, socket_mode},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
@@ -70,6 +73,8 @@ pub static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COU
 #[map]
 pub static TC_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
+static SOCKETS: LruHashMap<SocketKey, SocketEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+#[map]
 static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SCRATCH_V4: PerCpuArray<Scratch<V4>> = PerCpuArray::with_max_entries(1, 0);
@@ -84,6 +89,36 @@ static NO_COARSE_CLOCK: Global<u64> = Global::new(0);
 /// has it (6.16), so that packets with a checksum complete in hardware keep it right.
 #[unsafe(no_mangle)]
 static L4_CSUM_V6_FLAGS: Global<u64> = Global::new(0);
+
+/// [`socket_mode`]: which sockets the socket door serves.
+#[unsafe(no_mangle)]
+static SOCKET_MODE: Global<u64> = Global::new(socket_mode::HOST);
+
+/// Cookie of the node's own network namespace; 0 where the kernel does not tell it (before 5.14): then it is the initial one.
+#[unsafe(no_mangle)]
+static NODE_NAMESPACE: Global<u64> = Global::new(0);
+
+/// 1 where `bpf_set_retval` lets a socket program name its error (6.1). Without it there is EPERM alone.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: Global<u64> = Global::new(0);
+
+/// Whether sockets of all network namespaces are served, not only the node's.
+#[inline(always)]
+pub fn serves_all_sockets() -> bool {
+    SOCKET_MODE.load() == socket_mode::ALL
+}
+
+/// See [`NODE_NAMESPACE`].
+#[inline(always)]
+pub fn node_namespace() -> u64 {
+    NODE_NAMESPACE.load()
+}
+
+/// Whether a socket program can name its error.
+#[inline(always)]
+pub fn has_set_retval() -> bool {
+    HAS_SET_RETVAL.load() != 0
+}
 
 /// Whether the kernel lacks the coarse clock.
 #[inline(always)]
@@ -328,6 +363,43 @@ pub fn backend_counters(index: u32) -> Option<&'static mut BackendCounters> {
 pub fn service_counters(index: u32) -> Option<&'static mut ServiceCounters> {
     // SAFETY: as in `count_reason`.
     SERVICE_COUNTERS.get_ptr_mut(index).map(|counters| unsafe { &mut *counters })
+}
+
+/// Adds one in a single instruction: for programs of sockets, which a packet's program may interrupt between a load and
+/// a store of the same counter.
+#[inline(always)]
+pub fn add_one(counter: &mut u64) {
+    // SAFETY: the counter is a live, aligned word.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({counter} + 0) += {one}",
+            counter = in(reg) counter,
+            one = in(reg) 1_u64,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Counts a [`Reason`] by its index, like [`add_one`].
+#[inline(always)]
+pub fn count_reason_of_socket(reason: u32) {
+    if let Some(count) = REASONS.get_ptr_mut(reason) {
+        // SAFETY: the kernel returned a pointer to a counter of this CPU, which other programs on it only read or add to.
+        add_one(unsafe { &mut *count });
+    }
+}
+
+/// What is remembered of a socket at a backend.
+#[inline(always)]
+pub fn find_socket(key: &SocketKey) -> Option<SocketEntry> {
+    // SAFETY: as in `find_flow`; the entry is copied at once.
+    unsafe { SOCKETS.get(key).copied() }
+}
+
+/// Remembers a socket at a backend. A table that refuses costs the application the Service's address, not its connection.
+#[inline(always)]
+pub fn put_socket(key: &SocketKey, entry: &SocketEntry) {
+    let _ = SOCKETS.insert(key, entry, BPF_ANY);
 }
 
 /// This CPU's budget of ICMP errors.

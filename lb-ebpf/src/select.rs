@@ -3,6 +3,7 @@
 //! original direction's entry, but for its source.
 
 use lb_common::{
+    address::Address,
     flow::{Flow, FlowState, flow_flags, protocol},
     frontend::{Affinity, AffinityKey, Backend, Target, backend_state, frontend_flags},
     hash,
@@ -16,40 +17,77 @@ use crate::{
 };
 
 /// A backend and its index.
-struct Chosen {
-    index: u32,
-    backend: &'static Backend,
+pub struct Chosen {
+    pub index: u32,
+    pub backend: &'static Backend,
 }
 
-/// Chooses by the keyed hash of the 5-tuple, of which `hash` is the high half; with session affinity by what the client had
-/// before, or by the hash of its address alone, so that a lost entry still meets the same backend, on every node. `dry` for
-/// a trace, which leaves no affinity.
+impl Chosen {
+    /// The generation by which the decision is known.
+    ///
+    /// A table may have been read a moment before the backend was freed, whose address still stands there: the client gets
+    /// there like one that came a moment earlier, by a decision that is stale at once.
+    #[inline(always)]
+    pub fn generation(&self) -> u32 {
+        let is_free = self.backend.state == backend_state::FREE;
+        self.backend.generation.wrapping_sub(u32::from(is_free))
+    }
+}
+
+/// Who asks, where session affinity wants to know. Its key and value stand where the caller has room.
+pub struct Client<'a, H> {
+    pub address: Address,
+    /// The keyed hash of the client alone.
+    pub hash: H,
+    pub key: &'a mut AffinityKey,
+    pub affinity: &'a mut Affinity,
+    /// Whether this is a trace, which leaves no affinity.
+    pub dry: bool,
+}
+
+/// Chooses for the packet in the scratch space, by the keyed hash of the 5-tuple, of which `hash` is the high half. `dry` for
+/// a trace.
 #[inline(always)]
 pub fn select<F: Header>(hash: u32, now: u32, dry: bool) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
-    let Admitted { frontend, target, list, .. } = &scratch.admitted;
-    let chosen = if frontend.affinity_timeout == 0 {
-        by_table(hash, *target)?
-    } else {
-        let client = &scratch.parsed.key.src;
-        scratch.affinity_key = AffinityKey { client: F::widen(client), service: frontend.service };
-        let chosen = match by_affinity(&scratch.affinity_key, frontend.affinity_timeout, *list, now) {
-            Some(chosen) => chosen,
-            None => {
-                let hash = F::hash_client(&maps::config()?.seed, client);
-                by_table((hash >> 32) as u32, *target)?
-            }
-        };
-        if !dry {
-            // Refreshed by every new flow (rule 55).
-            scratch.affinity =
-                Affinity { backend: chosen.index, generation: chosen.backend.generation, last_used: now };
-            maps::put_affinity(&scratch.affinity_key, &scratch.affinity);
-        }
-        chosen
+    let source = &scratch.parsed.key.src;
+    let client = Client {
+        address: F::widen(source),
+        hash: |seed: &[u64; 2]| F::hash_client(seed, source),
+        key: &mut scratch.affinity_key,
+        affinity: &mut scratch.affinity,
+        dry,
     };
+    let chosen = choose(&scratch.admitted, hash, client, now)?;
     write_original(scratch, &chosen, now);
     Ok(())
+}
+
+/// Chooses by `hash`; with session affinity by what the client had before, or by the hash of the client alone, so that a
+/// lost entry still meets the same backend, on every node.
+#[inline(always)]
+pub fn choose<H>(admitted: &Admitted, hash: u32, client: Client<'_, H>, now: u32) -> Stage<Chosen>
+where
+    H: FnOnce(&[u64; 2]) -> u64,
+{
+    let Admitted { frontend, target, list, .. } = admitted;
+    if frontend.affinity_timeout == 0 {
+        return by_table(hash, *target);
+    }
+    *client.key = AffinityKey { client: client.address, service: frontend.service };
+    let chosen = match by_affinity(client.key, frontend.affinity_timeout, *list, now) {
+        Some(chosen) => chosen,
+        None => {
+            let hash = (client.hash)(&maps::config()?.seed);
+            by_table((hash >> 32) as u32, *target)?
+        }
+    };
+    if !client.dry {
+        // Refreshed by every new flow (rule 55).
+        *client.affinity = Affinity { backend: chosen.index, generation: chosen.backend.generation, last_used: now };
+        maps::put_affinity(client.key, client.affinity);
+    }
+    Ok(chosen)
 }
 
 /// The original direction's entry, with the client's own source.
@@ -57,9 +95,6 @@ pub fn select<F: Header>(hash: u32, now: u32, dry: bool) -> Stage<()> {
 fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: u32) {
     let (parsed, original, backend) = (&scratch.parsed, &mut scratch.original, chosen.backend);
     let wants_reset = scratch.admitted.frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0;
-    // This packet may have read its table a moment before the backend was freed, whose address still stands there: it
-    // gets there like one that came a moment earlier, in a flow that is stale at once.
-    let is_free = backend.state == backend_state::FREE;
     *original = Flow {
         src: parsed.key.src,
         dst: F::narrow(&backend.address),
@@ -68,7 +103,7 @@ fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: u32
         address_delta: 0,
         port_delta: 0,
         backend: chosen.index,
-        generation: backend.generation.wrapping_sub(u32::from(is_free)),
+        generation: chosen.generation(),
         ifindex: 0,
         next_hop_generation: 0,
         macs: [0; 3],

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 pub use self::args::RunArgs;
 use self::{args::FlowArgs, values::SourceSpec};
 use crate::{
-    dataplane::{self, Dataplane, Options, Pins},
+    dataplane::{self, Dataplane, Options, Pins, SocketOptions},
     diff::State,
     events::{self, Recorder},
     health::{self, Health},
@@ -74,7 +74,13 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::new(error).context(path))?;
     let bill = Bill::new(&capacities, cpus).check(args.capacities.max_map_memory)?;
     info!("node {node_name}; the maps take up to {} MiB: {bill}", mebibytes(bill.total()));
-    let options = Options { bpffs: args.bpffs.clone(), capacities, xdp: args.devices.xdp, log: args.program_log };
+    let options = Options {
+        bpffs: args.bpffs.clone(),
+        capacities,
+        xdp: args.devices.xdp,
+        sockets: SocketOptions { mode: args.socket_lb, cgroup: args.cgroup.clone() },
+        log: args.program_log,
+    };
     let mut dataplane = Dataplane::open(&options)?;
     dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
     let counters = dataplane::Maps::open(&Pins::new(&args.bpffs))?;

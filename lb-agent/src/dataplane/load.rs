@@ -39,9 +39,9 @@ pub const fn is_empty() -> bool {
     OBJECT.is_empty()
 }
 
-/// Loads the object. Maps that are pinned already are adopted, with what they hold and with their capacities; adopted
-/// program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
-pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
+/// Loads the object, but for the programs of sockets. Maps that are pinned already are adopted, with what they hold and with
+/// their capacities; adopted program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
+pub fn load(pins: &Pins, capacities: &Capacities, more_globals: &[(&'static str, u64)]) -> Result<Loaded, OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NoObject);
     }
@@ -71,7 +71,7 @@ pub fn load(pins: &Pins, capacities: &Capacities) -> Result<Loaded, OpenError> {
     }
     let kernel = KernelVersion::current().ok();
     let globals = globals(|major, minor| kernel.is_some_and(|kernel| kernel >= KernelVersion::new(major, minor, 0)));
-    for (name, value) in &globals {
+    for (name, value) in globals.iter().chain(more_globals) {
         loader.override_global(name, value, false);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|cause| OpenError::Load { cause })?;
@@ -142,6 +142,7 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         affinity,
         interfaces,
         node_addresses,
+        sockets,
     } = *capacities;
     BTreeMap::from([
         (maps::FRONTENDS, frontends),
@@ -156,6 +157,7 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         (maps::AFFINITY, affinity),
         (maps::INTERFACES, interfaces),
         (maps::NODE_ADDRESSES, node_addresses),
+        (maps::SOCKETS, sockets),
     ])
 }
 

@@ -21,6 +21,7 @@ use lb_common::{
     flow::{Flow, FlowKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{self, Chunk, FilterPlane, ServiceName},
+    socket::{SocketEntry, SocketKey},
     trace::TraceRecord,
 };
 
@@ -101,6 +102,8 @@ pub struct Maps {
     pub service_counters: PerCpu<ServiceCounters>,
     /// [`maps::TRACE`]
     pub trace: Array<TraceRecord>,
+    /// [`maps::SOCKETS`]
+    pub sockets: Hash<SocketKey, SocketEntry>,
 }
 
 impl Maps {
@@ -126,6 +129,7 @@ impl Maps {
             backend_counters: PerCpu::open(pins, maps::BACKEND_COUNTERS)?,
             service_counters: PerCpu::open(pins, maps::SERVICE_COUNTERS)?,
             trace: Array::open(pins, maps::TRACE)?,
+            sockets: Hash::open(pins, maps::SOCKETS)?,
         })
     }
 }

@@ -18,16 +18,19 @@ mod filters;
 mod load;
 mod logs;
 mod maps;
+mod orphans;
 mod pins;
 mod question;
 mod remove;
+mod sock_diag;
+mod sockets;
 mod sys;
 #[cfg(test)]
 pub(crate) mod tests;
 mod usage;
 mod write;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering};
+use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering, time::Instant};
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
@@ -35,8 +38,14 @@ use lb_common::{
     config::Config,
     maps::{FILTER_INGRESS, SLOTS_PER_CHUNK},
 };
+use tracing::{info, warn};
 
-use self::{attach::Links, pins::Lock};
+use self::{
+    attach::Links,
+    orphans::Orphans,
+    pins::Lock,
+    sockets::{SocketDoor, SocketFeatures},
+};
 pub use self::{
     attach::{AttachError, Attachment},
     counters::Counters,
@@ -46,6 +55,7 @@ pub use self::{
     pins::{DEFAULT_BPFFS, PinError, Pins},
     question::{Answer, QuestionError, ask},
     remove::{Item, remove_all},
+    sockets::{SocketError, SocketMode, SocketOptions},
     usage::MapUsage,
 };
 pub use crate::diff::Capacities;
@@ -60,6 +70,8 @@ pub struct Options {
     pub capacities: Capacities,
     /// How to use XDP.
     pub xdp: XdpMode,
+    /// For whom the socket door is opened.
+    pub sockets: SocketOptions,
     /// Whether to pass on the programs' debug log, if they were built with it.
     pub log: bool,
 }
@@ -108,6 +120,9 @@ pub enum OpenError {
 pub struct Dataplane {
     maps: Maps,
     links: Links,
+    sockets: SocketDoor,
+    /// `None` where sockets are not translated, or can't be closed.
+    orphans: Option<Orphans>,
     ebpf: Ebpf,
     /// Held, not used: see [`Pins::lock`].
     _lock: Lock,
@@ -127,13 +142,17 @@ impl Dataplane {
         let pins = Pins::new(&options.bpffs);
         pins.create()?;
         let lock = pins.lock()?;
-        let load::Loaded { mut ebpf, programs } = load::load(&pins, &options.capacities)?;
+        let features = SocketFeatures::detect();
+        let globals = features.globals(options.sockets.mode);
+        let load::Loaded { mut ebpf, programs } = load::load(&pins, &options.capacities, &globals)?;
+        let sockets = SocketDoor::load(&mut ebpf, pins.clone(), &options.sockets, &features);
         if options.log {
             logs::start(&mut ebpf);
         }
         let maps = Maps::open(&pins)?;
+        let orphans = if sockets.is_open() { find_orphans(&maps)? } else { None };
         let links = Links::adopt(pins, programs, options.xdp);
-        Ok(Self { maps, links, ebpf, _lock: lock })
+        Ok(Self { maps, links, sockets, orphans, ebpf, _lock: lock })
     }
 
     /// The maps.
@@ -155,6 +174,7 @@ impl Dataplane {
             affinity: self.maps.affinity.capacity(),
             interfaces: self.maps.interfaces.capacity(),
             node_addresses: self.maps.node_addresses.capacity(),
+            sockets: self.maps.sockets.capacity(),
         }
     }
 
@@ -198,6 +218,18 @@ impl Dataplane {
         filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect()
     }
 
+    /// Opens the socket door, or lets the links of an earlier agent run this agent's programs; closes it where it is not
+    /// wanted. To be called like, and before, [`Dataplane::take_over`].
+    pub fn take_over_sockets(&mut self) -> Vec<SocketError> {
+        info!("socket door: {}", self.sockets);
+        self.sockets.take_over()
+    }
+
+    /// Closes sockets of the node's own processes whose backends have gone. Returns when to come back.
+    pub fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
+        self.orphans.as_mut()?.close(&self.maps, now)
+    }
+
     /// Takes the programs off a device, or forgets it if it has gone.
     pub fn detach(&mut self, ifindex: u32) {
         self.links.detach(ifindex);
@@ -218,6 +250,22 @@ impl Dataplane {
 
 impl Writer for Dataplane {
     fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
-        self.maps.write(operation)
+        self.maps.write(operation)?;
+        if let Some(orphans) = &mut self.orphans {
+            orphans.note(operation);
+        }
+        Ok(())
     }
+}
+
+/// Watches for sockets whose backends go, where the kernel lets us close them.
+fn find_orphans(maps: &Maps) -> Result<Option<Orphans>, MapError> {
+    if !orphans::can_close() {
+        warn!(
+            "socket door: the kernel does not let sockets be closed (CONFIG_INET_DIAG_DESTROY, CONFIG_INET_UDP_DIAG): a \
+             connected UDP socket of the node's own processes stays with a backend that has gone"
+        );
+        return Ok(None);
+    }
+    Ok(Some(Orphans::new(maps.frontends.entries()?.values())))
 }

@@ -54,6 +54,21 @@ pub struct LinkInfo {
     pub ifindex: u32,
 }
 
+/// What the kernel says of a link on a cgroup: the start of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct CgroupLinkInfo {
+    /// `enum bpf_link_type`.
+    pub link_type: u32,
+    /// Unique as long as the link lives.
+    pub id: u32,
+    /// The program that it runs.
+    pub program_id: u32,
+    pad: u32,
+    /// The cgroup, by the inode of its directory; 0 where that is gone.
+    pub cgroup_id: u64,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct ElementAttr {
@@ -192,6 +207,17 @@ pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
 /// Asks about an XDP or TCX link.
 pub fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(fd)
+}
+
+/// Asks about a link on a cgroup.
+pub fn cgroup_link_info(fd: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    info(fd)
+}
+
+/// Attaches a program to a cgroup, beside whatever else is attached there.
+pub fn create_cgroup_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    // The descriptor of the cgroup stands where a device's index would.
+    create_link(program, raw(cgroup), attach_type, 0)
 }
 
 /// Attaches a program to a device. Unlike aya's XDP attach this never falls back to netlink.
@@ -414,6 +440,34 @@ pub fn hardware_type(name: &str) -> io::Result<u16> {
     }
     // SAFETY: this ioctl fills in the hardware address.
     Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
+}
+
+/// The kernel's name for a socket, as programs see it.
+pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    socket_option(socket, libc::SO_COOKIE)
+}
+
+/// The kernel's name for the network namespace of a socket (Linux 5.14).
+pub fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE` of the kernel's `include/uapi/asm-generic/socket.h`.
+    const SO_NETNS_COOKIE: i32 = 71;
+    socket_option(socket, SO_NETNS_COOKIE)
+}
+
+fn socket_option(socket: BorrowedFd<'_>, option: i32) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the value and its length are live, and the kernel writes no more than `len` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            ptr::from_mut(&mut value).cast(),
+            ptr::from_mut(&mut len),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 /// Lets this process lock any amount of memory: kernels before 5.11 charge maps to that limit.

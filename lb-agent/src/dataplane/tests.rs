@@ -19,7 +19,7 @@ use lb_common::{
 };
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Capacities, Dataplane, Door, OpenError, Options, PinError, Pins, XdpMode};
+use super::{Capacities, Dataplane, Door, OpenError, Options, PinError, Pins, SocketOptions, XdpMode};
 use crate::{
     compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
     diff::State,
@@ -49,8 +49,11 @@ impl Place {
             affinity: 128,
             interfaces: 16,
             node_addresses: 16,
+            sockets: 16,
         };
-        Some(Self { options: Options { bpffs, capacities, xdp: XdpMode::Auto, log: false } })
+        Some(Self {
+            options: Options { bpffs, capacities, xdp: XdpMode::Auto, sockets: SocketOptions::OFF, log: false },
+        })
     }
 
     pub fn open(&self) -> Dataplane {

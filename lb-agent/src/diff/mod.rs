@@ -70,6 +70,8 @@ pub struct Capacities {
     pub interfaces: u32,
     /// `--max-node-addresses`: local addresses that answer NodePorts.
     pub node_addresses: u32,
+    /// `--max-sockets`: sockets that the socket door has sent to backends. The oldest make way for new ones.
+    pub sockets: u32,
 }
 
 impl Default for Capacities {
@@ -84,6 +86,7 @@ impl Default for Capacities {
             affinity: capacity::AFFINITY,
             interfaces: capacity::INTERFACES,
             node_addresses: capacity::NODE_ADDRESSES,
+            sockets: capacity::SOCKETS,
         }
     }
 }

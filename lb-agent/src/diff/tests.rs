@@ -31,6 +31,7 @@ fn small() -> Capacities {
         affinity: 1,
         interfaces: 16,
         node_addresses: 16,
+        sockets: 16,
     }
 }
 

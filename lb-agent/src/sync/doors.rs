@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the one loop asks of the data plane beyond writing maps, so that it can be tested without a kernel.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use lb_common::{address::Address, config::Config};
 
 use crate::{
-    dataplane::{AttachError, Dataplane, MapError},
+    dataplane::{AttachError, Dataplane, MapError, SocketError},
     diff::{Filter, Writer},
     node::state::Link,
     problem::Problem,
@@ -23,6 +23,11 @@ pub trait Doors: Writer {
     /// Lets programs of an earlier agent give way to this one's, now that the maps hold what they should. Returns what
     /// could not be replaced, and runs on.
     fn take_over(&mut self) -> Vec<Problem>;
+
+    /// Closes sockets whose backends have gone. Returns when to come back. Without a socket door there are none.
+    fn close_orphans(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
 
     /// Takes the programs off a device, or forgets them if it has gone.
     fn detach(&mut self, ifindex: u32);
@@ -88,7 +93,18 @@ impl Doors for Dataplane {
             let cause = format!("{error}; the program of an earlier agent runs on");
             Problem::new("programs on devices", cause, error.remedy())
         };
-        Self::take_over(self).into_iter().map(problem).collect()
+        let socket_problem = |error: SocketError| {
+            let remedy = "the packet doors go on; see that the kernel has CONFIG_CGROUP_BPF, or use --socket-lb off";
+            Problem::new("socket door", error.to_string(), remedy)
+        };
+        // First: the directory of another layout goes with the rest, and with it links that nobody has taken.
+        let mut problems: Vec<_> = self.take_over_sockets().into_iter().map(socket_problem).collect();
+        problems.extend(Self::take_over(self).into_iter().map(problem));
+        problems
+    }
+
+    fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
+        Self::close_orphans(self, now)
     }
 
     fn detach(&mut self, ifindex: u32) {

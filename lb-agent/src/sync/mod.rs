@@ -201,7 +201,10 @@ impl<D: Doors> Loop<D> {
         if self.sweep.is_due(now) {
             self.sweep(now);
         }
-        let timers = [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at(), self.sweep.wake_at()];
+        // What was there before the first sync may come back with it.
+        let orphans = if self.was_done { self.maps.doors.close_orphans(now) } else { None };
+        let timers =
+            [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at(), self.sweep.wake_at(), orphans];
         timers.into_iter().flatten().min()
     }
 

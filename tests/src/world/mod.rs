@@ -16,6 +16,7 @@
 
 mod agent;
 mod capture;
+mod cgroup;
 mod echo;
 mod interrupt;
 mod link;
@@ -71,11 +72,36 @@ impl Xdp {
     }
 }
 
+/// How the agents use their socket door, as the agent's `--socket-lb` says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sockets {
+    /// Not at all.
+    Off,
+    /// For the nodes' own processes.
+    Host,
+    /// For pods too.
+    All,
+}
+
+impl Sockets {
+    /// The value of the agent's option.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Host => "host",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What a world is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// How the agents use XDP.
     pub xdp: Xdp,
+    /// Whose sockets the agents translate.
+    pub sockets: Sockets,
     /// Whether senders leave checksums and segmentation to the "hardware", as veth does by default. Without it the
     /// checksums in captures are the final ones.
     pub offloads: bool,
@@ -83,11 +109,15 @@ pub struct Options {
 
 impl Options {
     /// TC alone, offloads on: what a machine with veth uplinks gets by default.
-    pub const TC: Self = Self { xdp: Xdp::Off, offloads: true };
+    pub const TC: Self = Self { xdp: Xdp::Off, sockets: Sockets::Off, offloads: true };
     /// TC alone, and every checksum complete.
-    pub const TC_WITHOUT_OFFLOADS: Self = Self { xdp: Xdp::Off, offloads: false };
+    pub const TC_WITHOUT_OFFLOADS: Self = Self { offloads: false, ..Self::TC };
     /// XDP in the driver, which needs complete checksums: it can't know of missing ones.
-    pub const XDP: Self = Self { xdp: Xdp::Driver, offloads: false };
+    pub const XDP: Self = Self { xdp: Xdp::Driver, offloads: false, ..Self::TC };
+    /// TC, and the socket door for the nodes' own processes.
+    pub const HOST_SOCKETS: Self = Self { sockets: Sockets::Host, ..Self::TC };
+    /// TC, and the socket door for pods too.
+    pub const ALL_SOCKETS: Self = Self { sockets: Sockets::All, ..Self::TC };
 }
 
 /// The family of an address.
@@ -137,6 +167,8 @@ pub struct World {
     outside: Namespace,
     switch: Namespace,
     options: Options,
+    /// Of every node's sockets, where the agents have a socket door.
+    _cgroups: Option<cgroup::Cgroups>,
     site: Site,
 }
 
@@ -153,17 +185,22 @@ impl World {
         if options.xdp == Xdp::Driver {
             xdp_pass::pin(&site.xdp_pass())?;
         }
+        let cgroups = match options.sockets {
+            Sockets::Off => None,
+            Sockets::Host | Sockets::All => Some(cgroup::Cgroups::create(&site)?),
+        };
         let switch = Namespace::create(&site, "switch")?;
         switch.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up")?;
         let outside = Namespace::create(&site, "outside")?;
-        let mut world = Self { nodes: Vec::new(), outside, switch, options, site };
+        let mut world = Self { nodes: Vec::new(), outside, switch, options, _cgroups: None, site };
         world.plug_in(&world.outside, "outside", OUTSIDE_HOST)?;
         for number in [1, 2] {
-            let node = Node::create(&world.site, number)?;
+            let node = Node::create(&world.site, number, options.sockets, cgroups.as_ref())?;
             world.plug_in(node.namespace(), node.name(), node.host())?;
             node.configure()?;
             world.nodes.push(node);
         }
+        world._cgroups = cgroups;
         for (name, node, host, link) in WEB_PODS {
             world.add_web_pod(name, node, host, link)?;
         }
@@ -223,8 +260,8 @@ impl World {
     /// # Errors
     /// When `ip` refuses.
     pub fn add_pod(&mut self, name: &str, node: &str, host: u16, link: LinkKind) -> Result<()> {
-        let namespace = Namespace::create(&self.site, name)?;
         let node = self.node_position(node)?;
+        let namespace = self.nodes[node].within(Namespace::create(&self.site, name)?)?;
         let pod = Pod::new(name, namespace, self.nodes[node].number(), host);
         link::connect(&self.nodes[node], &pod)?;
         self.finish_link(self.nodes[node].namespace(), &pod.interface(), pod.namespace())?;

@@ -31,6 +31,8 @@ const SYSCTLS: [(&str, &str); 5] = [
 pub struct Namespace {
     name: String,
     file: File,
+    /// The list of threads of a cgroup, to which everything that enters is added.
+    threads: Option<File>,
 }
 
 impl Namespace {
@@ -45,9 +47,20 @@ impl Namespace {
         check(&format!("ip netns add {name}"), &output)?;
         let path = Path::new("/run/netns").join(&name);
         let file = File::open(&path).with_context(|| format!("can't open {}", path.display()))?;
-        let namespace = Self { name, file };
+        let namespace = Self { name, file, threads: None };
         namespace.sysctl(&SYSCTLS)?;
         Ok(namespace)
+    }
+
+    /// The same, with the sockets of whatever enters it counted among those of a cgroup.
+    ///
+    /// # Errors
+    /// When there is no such cgroup.
+    pub(super) fn within(self, cgroup: Option<&Path>) -> Result<Self> {
+        let Some(cgroup) = cgroup else { return Ok(self) };
+        let path = cgroup.join("cgroup.threads");
+        let threads = File::options().write(true).open(&path);
+        Ok(Self { threads: Some(threads.with_context(|| format!("can't open {}", path.display()))?), ..self })
     }
 
     /// Its name, as `ip netns` knows it.
@@ -89,13 +102,15 @@ impl Namespace {
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let file = self.file.try_clone().expect("a file descriptor");
+        let threads = self.threads.as_ref().map(|threads| threads.try_clone().expect("a file descriptor"));
         let mut command = Command::new(program);
         let enter = move || {
             setns(&file, CloneFlags::CLONE_NEWNET)?;
+            threads.iter().try_for_each(join)?;
             nix::unistd::setsid()?;
             Ok(())
         };
-        // SAFETY: between fork and exec the closure makes two system calls and nothing else: no allocation, no lock.
+        // SAFETY: between fork and exec the closure makes three system calls and nothing else: no allocation, no lock.
         unsafe { command.pre_exec(enter) };
         command
     }
@@ -129,8 +144,14 @@ impl Namespace {
     /// # Errors
     /// When the namespace can't be entered.
     pub fn enter_thread(&self) -> Result<()> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("can't enter {}", self.name))
+        setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("can't enter {}", self.name))?;
+        self.threads.iter().try_for_each(join).with_context(|| format!("can't join the cgroup of {}", self.name))
     }
+}
+
+/// Moves the calling thread into the cgroup of this list.
+fn join(mut threads: &File) -> std::io::Result<()> {
+    threads.write_all(b"0")
 }
 
 /// An error with everything that a failed command printed.

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{Agent, Family, Namespace, Site, Xdp, agent_binary};
+use super::{Agent, Family, Namespace, Site, Sockets, Xdp, agent_binary, cgroup::Cgroups};
 
 /// A node of the world.
 pub struct Node {
@@ -28,20 +28,30 @@ pub struct Node {
     /// Of its agent, beside the usual ones.
     flags: Vec<String>,
     bpffs: PathBuf,
+    /// Whose sockets its agent translates.
+    sockets: Sockets,
+    /// Of its sockets, where its agent has a socket door.
+    cgroup: Option<PathBuf>,
     log: PathBuf,
 }
 
 impl Node {
     /// Node 1 is `node-a`, node 2 is `node-b`.
-    pub(super) fn create(site: &Site, number: u16) -> Result<Self> {
+    pub(super) fn create(site: &Site, number: u16, sockets: Sockets, cgroups: Option<&Cgroups>) -> Result<Self> {
         let name = if number == 1 { "node-a" } else { "node-b" }.to_owned();
+        let cgroup = cgroups.map(|cgroups| cgroups.add(&name)).transpose()?;
         let manifests = site.directory().join(format!("manifests-{name}"));
         fs::create_dir(&manifests).with_context(|| format!("can't create {}", manifests.display()))?;
-        let namespace = Arc::new(Namespace::create(site, &name)?);
+        let namespace = Arc::new(Namespace::create(site, &name)?.within(cgroup.as_deref())?);
         let bpffs = site.bpffs().join(&name);
         let log = site.directory().join(format!("agent-{name}.log"));
-        let (pods, flags) = (Vec::new(), Vec::new());
-        Ok(Self { name, number, agent: None, pods, namespace, manifests, kubeconfig: None, flags, bpffs, log })
+        let (agent, kubeconfig, pods, flags) = (None, None, Vec::new(), Vec::new());
+        Ok(Self { name, number, agent, pods, namespace, manifests, kubeconfig, flags, bpffs, sockets, cgroup, log })
+    }
+
+    /// Makes the sockets of a namespace this node's.
+    pub(super) fn within(&self, namespace: Namespace) -> Result<Namespace> {
+        namespace.within(self.cgroup.as_deref())
     }
 
     /// Forwarding, the bridge, and the way to the other node's pods.
@@ -170,9 +180,12 @@ impl Node {
             "127.0.0.1:10249",
             "--bpffs",
             &self.bpffs.display().to_string(),
+            "--socket-lb",
+            self.sockets.as_str(),
         ];
+        let cgroup = self.cgroup.iter().flat_map(|path| ["--cgroup".to_owned(), path.display().to_string()]);
         let first = ["run", "--source"].map(str::to_owned).into_iter().chain(source);
-        first.chain(words.map(str::to_owned)).chain(self.flags.iter().cloned()).collect()
+        first.chain(words.map(str::to_owned)).chain(cgroup).chain(self.flags.iter().cloned()).collect()
     }
 
     /// Starts its agent, in place of one that has ended.

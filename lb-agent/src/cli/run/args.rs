@@ -10,7 +10,7 @@ use lb_common::maps::capacity;
 
 use super::values::{ClusterCidrs, HashSeed, Seconds, SourceSpec};
 use crate::{
-    dataplane::XdpMode,
+    dataplane::{SocketMode, XdpMode},
     diff::Capacities,
     node::{addresses::NodePortAddresses, checks::PortRange, pattern::Pattern, roles::Selection},
 };
@@ -37,8 +37,10 @@ pub struct RunArgs {
     /// Directory of the pinned maps and programs, on a bpffs that is mounted there if none is; one per agent
     #[arg(long, value_name = "DIR", default_value = crate::dataplane::DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
-    /// The cgroup v2 directory whose sockets are this node's. Only checked for now: sockets of the node itself are
-    /// not balanced yet
+    /// Whose connections are translated when they are made, so that their packets need no translation
+    #[arg(long, value_enum, default_value_t = SocketMode::Host)]
+    pub socket_lb: SocketMode,
+    /// The cgroup v2 directory whose sockets these are; default: the root of the first cgroup v2 file system
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// Local addresses that answer NodePorts: `primary`, `all`, or ranges
@@ -153,6 +155,10 @@ pub struct CapacityArgs {
     /// Local addresses that answer NodePorts
     #[arg(long, value_name = "N", default_value_t = capacity::NODE_ADDRESSES)]
     pub max_node_addresses: u32,
+    /// Sockets that are sent to backends when they connect; of more than that, the oldest are shown the backend's address,
+    /// and stay open when it goes
+    #[arg(long, value_name = "N", default_value_t = capacity::SOCKETS)]
+    pub max_sockets: u32,
     /// Memory that all maps together may take, in MiB: more is refused at the start
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     pub max_map_memory: u32,
@@ -172,6 +178,7 @@ impl CapacityArgs {
             affinity: self.max_affinity,
             interfaces: self.max_interfaces,
             node_addresses: self.max_node_addresses,
+            sockets: self.max_sockets,
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lb_agent::{
-    dataplane::{Dataplane, Options, XdpMode},
+    dataplane::{Dataplane, Options, SocketOptions, XdpMode},
     diff::{Capacities, Filter, GRACE, Operation, State, WriteError, Writer},
     health::Health,
     metrics::{Directory, Metrics},
@@ -98,7 +98,8 @@ fn session<T: Send>(bpffs: &Path, shape: Shape, body: impl FnOnce(&mut Hand) -> 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let start = Instant::now();
     let capacities = shape.capacities();
-    let options = Options { bpffs: bpffs.to_owned(), capacities, xdp: XdpMode::Off, log: false };
+    let options =
+        Options { bpffs: bpffs.to_owned(), capacities, xdp: XdpMode::Off, sockets: SocketOptions::OFF, log: false };
     let dataplane = Dataplane::open(&options)?;
     let opened = milliseconds(start.elapsed());
     let state = State::adopt(dataplane.maps().dump()?, &dataplane.capacities());

@@ -50,7 +50,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     catch_interrupts()?;
     let progress = Progress::new();
     progress.step("world of namespaces", None);
-    let mut world = World::new(Options { xdp: Xdp::Auto, offloads: true })?;
+    let mut world = World::new(Options { xdp: Xdp::Auto, ..Options::TC })?;
     let report = show(&mut world, &progress);
     progress.finish();
     if let Ok(report) = &report {

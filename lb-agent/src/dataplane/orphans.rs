@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Sockets of the node's own processes whose backend has gone: they are closed, so that their applications connect anew.
+//!
+//! No packet door sees these sockets' packets. A pod's sockets that need this are left to the packet doors (`lb-ebpf`'s
+//! `socket`), which is why this network namespace alone is looked at.
+
+use std::{collections::BTreeSet, io, net::UdpSocket, os::fd::AsFd as _, time::Instant};
+
+use lb_common::{
+    flow::protocol,
+    frontend::{Backend, Frontend, backend_state, frontend_flags},
+    socket::{SocketEntry, SocketKey},
+};
+use nix::libc;
+use tracing::{debug, warn};
+
+use super::{
+    maps::{MapError, Maps},
+    sock_diag::SockDiag,
+    sys,
+};
+use crate::diff::{GRACE, Operation};
+
+/// What is to be closed, and when.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    /// Service ports whose TCP connections are reset when their backend goes.
+    resetting: BTreeSet<u32>,
+    /// Whether a backend has gone since the last look.
+    is_due: bool,
+    /// Whether one of them had TCP connections to be reset.
+    has_tcp: bool,
+    /// The second look: a process may have read its table just before the change, and be in the map only after the first.
+    again_at: Option<Instant>,
+}
+
+/// A look at the sockets failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OrphanError {
+    /// The sockets can't be listed or closed.
+    #[error("sockets by netlink: {0}")]
+    Netlink(#[from] io::Error),
+    /// The map of sockets can't be read.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl Orphans {
+    /// With the frontends as they are; the first look is due, for what happened while no agent ran.
+    pub fn new<'a>(frontends: impl IntoIterator<Item = &'a Frontend>) -> Self {
+        let mut orphans = Self { is_due: true, has_tcp: true, ..Self::default() };
+        frontends.into_iter().for_each(|frontend| orphans.note_frontend(frontend));
+        orphans
+    }
+
+    /// Takes note of a write that may make orphans.
+    pub fn note(&mut self, operation: &Operation) {
+        match operation {
+            Operation::UpsertFrontend { frontend, .. } => self.note_frontend(frontend),
+            Operation::SetBackend { backend, .. } => self.note_backend(backend),
+            _ => {}
+        }
+    }
+
+    fn note_frontend(&mut self, frontend: &Frontend) {
+        if frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0 {
+            self.resetting.insert(frontend.service);
+        } else {
+            self.resetting.remove(&frontend.service);
+        }
+    }
+
+    fn note_backend(&mut self, backend: &Backend) {
+        if backend.state == backend_state::FREE {
+            self.is_due = true;
+            self.has_tcp |= self.resetting.contains(&backend.service);
+        }
+    }
+
+    /// Closes what is due. Returns when to come back.
+    pub fn close(&mut self, maps: &Maps, now: Instant) -> Option<Instant> {
+        let is_second = self.again_at.is_some_and(|at| at <= now);
+        if !self.is_due && !is_second {
+            return self.again_at;
+        }
+        if let Err(error) = close(maps, self.has_tcp) {
+            warn!("sockets of backends that have gone stay open: {error}");
+        }
+        if std::mem::take(&mut self.is_due) {
+            self.again_at = Some(now + GRACE);
+        } else {
+            (self.again_at, self.has_tcp) = (None, false);
+        }
+        self.again_at
+    }
+}
+
+fn close(maps: &Maps, with_tcp: bool) -> Result<(), OrphanError> {
+    let diag = SockDiag::open()?;
+    let mut sockets = diag.connected(protocol::UDP)?;
+    if with_tcp {
+        sockets.extend(diag.connected(protocol::TCP)?);
+    }
+    for socket in sockets {
+        let (address, port_be) = socket.peer();
+        let key = SocketKey::new(socket.cookie(), address, port_be);
+        let Some(entry) = maps.sockets.get(&key)? else { continue };
+        if !entry.is_closed_with_backend() || !has_gone(maps, &entry) {
+            continue;
+        }
+        debug!(cookie = key.cookie, "a socket to {address} is closed: its backend has gone");
+        match diag.destroy(&socket) {
+            // Closed by its application meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether the backend of a socket has gone.
+pub fn has_gone(maps: &Maps, entry: &SocketEntry) -> bool {
+    let backend = maps.backends.get(entry.backend).unwrap_or_default();
+    backend.state == backend_state::FREE || backend.generation != entry.generation
+}
+
+/// Whether the kernel lets us close sockets, tried on one of our own.
+pub fn can_close() -> bool {
+    let tried = || -> io::Result<bool> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect("127.0.0.1:9")?;
+        let cookie = sys::socket_cookie(socket.as_fd())?;
+        let diag = SockDiag::open()?;
+        let own = diag.connected(protocol::UDP)?.into_iter().find(|other| other.cookie() == cookie);
+        Ok(own.is_some_and(|own| diag.destroy(&own).is_ok()))
+    };
+    tried().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frontend(service: u32, flags: u32) -> Frontend {
+        Frontend { service, flags, ..Frontend::default() }
+    }
+
+    fn freed(service: u32) -> Operation {
+        let backend = Backend { service, state: backend_state::FREE, ..Backend::default() };
+        Operation::SetBackend { index: 1, backend }
+    }
+
+    #[test]
+    fn only_backends_of_services_that_reset_concern_tcp() {
+        let mut orphans = Orphans { is_due: false, has_tcp: false, ..Orphans::new(&[frontend(1, 0), frontend(2, 32)]) };
+        orphans.note(&freed(1));
+        assert!(orphans.is_due && !orphans.has_tcp);
+        orphans.note(&freed(2));
+        assert!(orphans.has_tcp);
+    }
+}

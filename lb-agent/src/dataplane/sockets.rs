@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The socket door: which programs it has, what they need of the kernel, and their links on the cgroup, which are pinned and
+//! replaced in place like those on devices.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use aya_obj::generated::bpf_attach_type::{self, *};
+use lb_common::{maps::programs, socket::socket_mode};
+use tracing::warn;
+
+use super::{
+    load,
+    pins::{self, Pins},
+    sys,
+};
+
+/// Whose sockets are translated when they connect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SocketMode {
+    /// Those of the node's own processes and of pods in the node's network namespace; other pods are served packet by packet
+    #[default]
+    Host,
+    /// Those of all pods too: no cost per packet, but side-cars and sandboxes that redirect a pod's connections see
+    /// backends instead of Services
+    All,
+    /// None: the node's own processes reach no Service
+    Off,
+}
+
+/// How the door is to be opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// For whom.
+    pub mode: SocketMode,
+    /// The cgroup whose sockets are meant; else the root of the first cgroup v2 file system.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl SocketOptions {
+    /// No door.
+    pub const OFF: Self = Self { mode: SocketMode::Off, cgroup: None };
+}
+
+/// A program's place: its name, its hook, and the name of its link's pin.
+const HOOKS: [(&str, bpf_attach_type, &str); 8] = [
+    (programs::CONNECT4, BPF_CGROUP_INET4_CONNECT, "socket-connect4"),
+    (programs::CONNECT6, BPF_CGROUP_INET6_CONNECT, "socket-connect6"),
+    (programs::SENDMSG4, BPF_CGROUP_UDP4_SENDMSG, "socket-sendmsg4"),
+    (programs::SENDMSG6, BPF_CGROUP_UDP6_SENDMSG, "socket-sendmsg6"),
+    (programs::RECVMSG4, BPF_CGROUP_UDP4_RECVMSG, "socket-recvmsg4"),
+    (programs::RECVMSG6, BPF_CGROUP_UDP6_RECVMSG, "socket-recvmsg6"),
+    (programs::GETPEERNAME4, BPF_CGROUP_INET4_GETPEERNAME, "socket-getpeername4"),
+    (programs::GETPEERNAME6, BPF_CGROUP_INET6_GETPEERNAME, "socket-getpeername6"),
+];
+
+/// The door can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// There is no cgroup v2.
+    #[error("no cgroup v2 file system is mounted")]
+    NoCgroup,
+    /// The cgroup's directory can't be opened.
+    #[error("cgroup {path}: {cause}")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// The kernel refused a program.
+    #[error("program {name}: {cause}")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        cause: String,
+    },
+    /// The kernel refused a link.
+    #[error("{name} on cgroup {path}: {cause}")]
+    Link {
+        /// The program's name.
+        name: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+/// What this kernel has of what the door can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketFeatures {
+    /// Cookie of this network namespace (Linux 5.14).
+    namespace: Option<u64>,
+    /// Programs can name their error (6.1).
+    has_set_retval: bool,
+}
+
+impl SocketFeatures {
+    /// Asks the kernel.
+    pub fn detect() -> Self {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0");
+        let namespace = socket.ok().and_then(|socket| sys::namespace_cookie(socket.as_fd()).ok());
+        let helper = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+        Self { namespace, has_set_retval: helper.unwrap_or(false) }
+    }
+
+    /// What the programs are told; what each means stands beside the programs' maps.
+    pub fn globals(&self, mode: SocketMode) -> [(&'static str, u64); 3] {
+        let mode = if mode == SocketMode::All { socket_mode::ALL } else { socket_mode::HOST };
+        [
+            ("SOCKET_MODE", mode),
+            ("NODE_NAMESPACE", self.namespace.unwrap_or(0)),
+            ("HAS_SET_RETVAL", u64::from(self.has_set_retval)),
+        ]
+    }
+
+    /// What is lacking, and what that costs.
+    fn lacks(&self) -> Vec<&'static str> {
+        let mut lacks = Vec::new();
+        if self.namespace.is_none() {
+            lacks.push(
+                "the kernel (before 5.14) does not name network namespaces: the node's is taken to be the initial one",
+            );
+        }
+        if !self.has_set_retval {
+            lacks.push(
+                "the kernel (before 6.1) lets socket programs name no error: UDP to a Service without endpoints fails with \
+                 EPERM instead of ECONNREFUSED",
+            );
+        }
+        lacks
+    }
+}
+
+/// The door's programs and links.
+pub struct SocketDoor {
+    pins: Pins,
+    /// `None` where it stays closed.
+    open: Option<Open>,
+}
+
+struct Open {
+    cgroup: Cgroup,
+    /// In the order of [`HOOKS`].
+    programs: Vec<OwnedFd>,
+}
+
+struct Cgroup {
+    path: PathBuf,
+    directory: File,
+    /// Inode of the directory.
+    id: u64,
+}
+
+impl Cgroup {
+    fn open(given: Option<&Path>) -> Result<Self, SocketError> {
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None => {
+                let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+                mount_in(&mounts).ok_or(SocketError::NoCgroup)?
+            }
+        };
+        let error = |cause| SocketError::Cgroup { path: path.clone(), cause };
+        let directory = File::open(&path).map_err(error)?;
+        let id = directory.metadata().map_err(error)?.ino();
+        Ok(Self { path, directory, id })
+    }
+}
+
+/// The first cgroup v2 file system among lines such as `30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw` (proc(5)).
+fn mount_in(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let target = place.split_whitespace().nth(4)?;
+        (kind.split_whitespace().next() == Some("cgroup2")).then(|| target.into())
+    })
+}
+
+impl SocketDoor {
+    /// Loads the programs. What keeps the door closed is said, and is no error: the packet doors work without it.
+    pub fn load(ebpf: &mut Ebpf, pins: Pins, options: &SocketOptions, features: &SocketFeatures) -> Self {
+        if options.mode == SocketMode::Off {
+            return Self { pins, open: None };
+        }
+        let open = Cgroup::open(options.cgroup.as_deref()).and_then(|cgroup| {
+            let programs = load_programs(ebpf, &pins)?;
+            Ok(Open { cgroup, programs })
+        });
+        match &open {
+            Ok(_) => features.lacks().into_iter().for_each(|lack| warn!("socket door: {lack}")),
+            Err(why) => warn!(
+                "no socket door: {why}; the node's own processes reach no Service, and NodePorts are not served on localhost"
+            ),
+        }
+        Self { pins, open: open.ok() }
+    }
+
+    /// Whether sockets are translated.
+    pub const fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Opens the door, or lets the links of an earlier agent run this agent's programs, in place; closes it where it is not
+    /// wanted any more. The maps must hold what they should. What is refused runs on as it is.
+    pub fn take_over(&self) -> Vec<SocketError> {
+        let mut refused = Vec::new();
+        for (index, (name, attach_type, pin)) in HOOKS.into_iter().enumerate() {
+            let own = self.pins.links().join(pin);
+            let places = self.pins.others().into_iter().map(|place| place.links().join(pin));
+            let former = [own.clone()].into_iter().chain(places).find(|path| path.exists());
+            let Some(Open { cgroup, programs }) = &self.open else {
+                if let Some(former) = former {
+                    remove(&former);
+                }
+                continue;
+            };
+            let program = programs[index].as_fd();
+            let replaced = former.as_deref().is_some_and(|former| replace(former, &own, cgroup, program));
+            if replaced {
+                continue;
+            }
+            let created = sys::create_cgroup_link(program, cgroup.directory.as_fd(), attach_type as u32);
+            // The former one is opened before its pin goes, and detached after: there is always one of the two.
+            let before = former.as_deref().and_then(|path| sys::open_pin(path).ok());
+            match created.and_then(|link| pins::replace(link, &own).map_err(io::Error::other)) {
+                Ok(()) => {
+                    if let Some(before) = before {
+                        // Refused where its cgroup has gone, which has taken the link along.
+                        let _ = sys::detach_link(before.as_fd());
+                    }
+                    former.filter(|former| *former != own).iter().for_each(|path| remove(path));
+                }
+                Err(cause) => refused.push(SocketError::Link { name, path: cgroup.path.clone(), cause }),
+            }
+        }
+        refused
+    }
+}
+
+impl fmt::Display for SocketDoor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.open {
+            Some(open) => write!(f, "sockets below {}", open.cgroup.path.display()),
+            None => f.write_str("no sockets"),
+        }
+    }
+}
+
+/// Lets a link that is on the right cgroup run another program, without a system call in between that meets none.
+fn replace(former: &Path, own: &Path, cgroup: &Cgroup, program: std::os::fd::BorrowedFd<'_>) -> bool {
+    let replaced = sys::open_pin(former).and_then(|link| {
+        let info = sys::cgroup_link_info(link.as_fd())?;
+        if info.cgroup_id != cgroup.id {
+            return Ok(false);
+        }
+        sys::update_link(link.as_fd(), program)?;
+        if former != own {
+            fs::rename(former, own)?;
+        }
+        Ok(true)
+    });
+    replaced.unwrap_or(false)
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = pins::remove_link(path) {
+        warn!("pin {}: {error}", path.display());
+    }
+}
+
+fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<Vec<OwnedFd>, SocketError> {
+    let load = |name: &'static str| {
+        let refused = |cause: String| SocketError::Program { name, cause };
+        let Some(Program::CgroupSockAddr(program)) = ebpf.program_mut(name) else {
+            return Err(refused("it is not in the object".to_owned()));
+        };
+        program.load().map_err(|error| refused(load::verifier_text(&error)))?;
+        let path = pins.program(name);
+        let fd = program.fd().map_err(|error| refused(error.to_string()))?;
+        pins::replace(fd, &path).map_err(|error| refused(error.to_string()))?;
+        sys::open_pin(&path).map_err(|error| refused(error.to_string()))
+    };
+    HOOKS.into_iter().map(|(name, ..)| name).map(load).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_found_in_the_mount_table() {
+        let mounts = "24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      30 24 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
+                      31 24 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_in(mounts), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_in("24 1 0:22 / / rw - ext4 /dev/vda rw\n"), None);
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_named_with_what_it_costs() {
+        let old = SocketFeatures { namespace: None, has_set_retval: false };
+        assert_eq!(old.lacks().len(), 2);
+        assert_eq!(old.globals(SocketMode::Host).map(|(_, value)| value), [0, 0, 0]);
+        let new = SocketFeatures { namespace: Some(7), has_set_retval: true };
+        assert!(new.lacks().is_empty());
+        assert_eq!(new.globals(SocketMode::All).map(|(_, value)| value), [1, 7, 1]);
+    }
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! The socket door: a Service's address becomes a backend's when a socket connects, or sends by UDP; what the application
+//! is shown afterwards is the Service again. No packet is touched, and no flow entry made.
+//!
+//! ```text
+//!  connect, sendmsg:     whose socket? -> frontend -> admit -> select -> remember -> address of the backend
+//!  recvmsg, getpeername: remembered? -> address of the Service
+//! ```
+//!
+//! These programs run in the context of a process, and a packet's program may interrupt them at any point: nothing here
+//! uses the packets' scratch space, and counters are added to in one instruction.
+//!
+//! **Left to the packet doors** are sockets of pods that need attention after they are connected: UDP, which follows its
+//! Service packet by packet there, and TCP that is to be reset when its backend goes. The same for pods where the source
+//! address decides and is not known yet. No packet door sees the packets of the node's own processes: their sockets are
+//! translated here, and closed by the agent.
+
+use aya_ebpf::{macros::cgroup_sock_addr, maps::lpm_trie::Key, programs::SockAddrContext};
+use lb_common::{
+    address::{Address, Family as _, V4, V6},
+    config::family_index,
+    flow::protocol,
+    frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
+    hash,
+    maps::{FILTER_EGRESS, FILTER_INGRESS},
+    socket::{SocketEntry, SocketKey, TRACE_SOCKET, namespace_client, socket_flags},
+    trace::{TraceRecord, trace_step, trace_verdict},
+    verdict::{Fate, Reason, Stage, Stop},
+};
+
+use crate::{
+    admit::{self, Admitted},
+    clock, maps,
+    select::{self, Chosen, Client},
+    socket_context::{Socket, SocketFamily, fail_with_refusal, random},
+};
+
+/// Lets the system call go on.
+const ALLOW: i32 = 1;
+/// Makes it fail, with EPERM unless the program says otherwise.
+const REFUSE: i32 = 0;
+
+/// What the application does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    /// `connect`, TCP or UDP.
+    Connect,
+    /// `sendto` or `sendmsg` with an address, UDP.
+    Send,
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn shunt_connect4(context: SockAddrContext) -> i32 {
+    translate::<V4>(&Socket::new(context.sock_addr), Call::Connect)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn shunt_connect6(context: SockAddrContext) -> i32 {
+    translate::<V6>(&Socket::new(context.sock_addr), Call::Connect)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn shunt_sendmsg4(context: SockAddrContext) -> i32 {
+    translate::<V4>(&Socket::new(context.sock_addr), Call::Send)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn shunt_sendmsg6(context: SockAddrContext) -> i32 {
+    translate::<V6>(&Socket::new(context.sock_addr), Call::Send)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn shunt_recvmsg4(context: SockAddrContext) -> i32 {
+    show_sender::<V4>(&Socket::new(context.sock_addr))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn shunt_recvmsg6(context: SockAddrContext) -> i32 {
+    show_sender::<V6>(&Socket::new(context.sock_addr))
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn shunt_getpeername4(context: SockAddrContext) -> i32 {
+    show_service::<V4>(&Socket::new(context.sock_addr))
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn shunt_getpeername6(context: SockAddrContext) -> i32 {
+    show_service::<V6>(&Socket::new(context.sock_addr))
+}
+
+/// The sender of a datagram, where it may be a backend at all.
+#[inline(always)]
+fn show_sender<F: SocketFamily>(socket: &Socket<F>) -> i32 {
+    if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+        return show_service(socket);
+    }
+    ALLOW
+}
+
+/// Puts the Service in the place of the backend that the socket was sent to.
+#[inline(always)]
+fn show_service<F: SocketFamily>(socket: &Socket<F>) -> i32 {
+    let key = SocketKey::new(socket.cookie(), socket.peer(), socket.peer_port_be());
+    if let Some(entry) = maps::find_socket(&key) {
+        socket.set_peer(&entry.address, entry.port_be);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn translate<F: SocketFamily>(socket: &Socket<F>, call: Call) -> i32 {
+    let mut record = find_question(socket);
+    let result = decide(socket, call, &mut record);
+    match (record, result) {
+        // A question is answered, and nothing is sent.
+        (Some(record), result) => {
+            note_end(record, result);
+            REFUSE
+        }
+        (None, Ok(())) => ALLOW,
+        (None, Err(stop)) => conclude(socket, stop),
+    }
+}
+
+/// Whether it is `trace` that asks, with a socket whose cookie stands in the record.
+#[inline(always)]
+fn find_question<F: SocketFamily>(socket: &Socket<F>) -> Option<&'static mut TraceRecord> {
+    let record = maps::trace_record()?;
+    if record.cookie[2] != TRACE_SOCKET {
+        return None;
+    }
+    let cookie = socket.cookie();
+    (record.cookie[0] == cookie as u32 && record.cookie[1] == (cookie >> 32) as u32).then_some(record)
+}
+
+/// The one place that turns a refusal into the system call's outcome.
+#[inline(always)]
+fn conclude<F: SocketFamily>(socket: &Socket<F>, stop: Stop) -> i32 {
+    // The stages that a socket passes know no other refusals than these two.
+    match stop.fate {
+        Fate::Drop | Fate::Reject => maps::count_reason_of_socket(stop.reason),
+        _ => return ALLOW,
+    }
+    if stop.fate == Fate::Drop {
+        return REFUSE;
+    }
+    if maps::has_set_retval() {
+        fail_with_refusal();
+    } else if socket.protocol() == Some(protocol::TCP) {
+        // Port 0 of the machine itself, where nobody can listen, refuses at once.
+        socket.set_peer(&Address::loopback(socket.peer().is_v4()), 0);
+        return ALLOW;
+    }
+    REFUSE
+}
+
+/// Sends the socket to a backend, if it is for a Service.
+#[inline(always)]
+fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&'static mut TraceRecord>) -> Stage<()> {
+    let Some(protocol) = socket.protocol() else { return Err(Stop::NOT_OURS) };
+    let is_of_node = socket.is_of_node();
+    if !is_of_node && !maps::serves_all_sockets() {
+        return Err(Stop::NOT_OURS);
+    }
+    let (address, port_be) = (socket.peer(), socket.peer_port_be());
+    let frontend = find_frontend(FrontendKey::new(address, port_be, protocol), is_of_node)?;
+    if let Some(record) = record {
+        record.step = trace_step::FRONTEND;
+        record.service = frontend.service;
+        record.internal = 1;
+    }
+    let needs_attention = match protocol {
+        protocol::UDP => call == Call::Connect,
+        _ => frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0,
+    };
+    if !is_of_node && needs_attention {
+        return Err(Stop::NOT_OURS);
+    }
+    let admitted = match admit(socket, frontend, address.is_v4(), is_of_node) {
+        Ok(admitted) => admitted,
+        Err(stop) => {
+            count_refusal(frontend.service, stop, record.is_some());
+            return Err(stop);
+        }
+    };
+    let chosen = choose(socket, call, &admitted, record.is_some())?;
+    let entry = SocketEntry {
+        address,
+        port_be,
+        protocol,
+        flags: flags(call, &admitted.frontend),
+        backend: chosen.index,
+        generation: chosen.generation(),
+    };
+    if let Some(record) = record {
+        record.step = trace_step::DECIDED;
+        record.backend = chosen.index;
+        return Ok(());
+    }
+    let (backend, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
+    remember(&SocketKey::new(socket.cookie(), backend, backend_port_be), &entry, call, frontend.service);
+    socket.set_peer(&backend, backend_port_be);
+    Ok(())
+}
+
+/// A Service's address, a NodePort on an address of this node, or a NodePort on localhost (rule 30): that is the node's own
+/// alone, a pod has another.
+#[inline(always)]
+fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
+    let is_v4 = key.address.is_v4();
+    if key.address.is_this_machine() {
+        if !is_of_node {
+            return Err(Stop::NOT_OURS);
+        }
+        key.address = FrontendKey::any_address(is_v4);
+        return maps::find_frontend(&key).ok_or(Stop::NOT_OURS);
+    }
+    if !maps::filter_contains(FILTER_INGRESS, hash::filter_bit(&key.address)) {
+        return Err(Stop::NOT_OURS);
+    }
+    admit::find_frontend(&mut key, is_v4)
+}
+
+/// Whether the client may come in, and which table serves it. Whoever has a socket here is inside.
+#[inline(always)]
+fn admit<F: SocketFamily>(socket: &Socket<F>, frontend: Frontend, is_v4: bool, is_of_node: bool) -> Stage<Admitted> {
+    // Before the question whether anything serves (rule 36).
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
+        let mut source = socket.source();
+        if !is_bound(&source) {
+            if !is_of_node {
+                return Err(Stop::NOT_OURS);
+            }
+            source = maps::config()?.node_addresses[family_index(is_v4)];
+        }
+        let key = Key::new(SourceRange::FULL_LEN, SourceRange { service: frontend.service, address: source });
+        if !maps::is_in_source_ranges(&key) {
+            return Err(Stop::drop(Reason::SourceRange));
+        }
+    }
+    let target = admit::find_target(&frontend, Scope::Internal)?;
+    let list = u32::from(frontend.list(Scope::Internal));
+    Ok(Admitted { frontend, target, list, comes_from_pod: 1 })
+}
+
+/// A connection gets a backend by chance: a client's next one shall find another (rule 26), also one that tries again with
+/// the same socket. The datagrams of a socket without a connection keep together.
+#[inline(always)]
+fn choose<F: SocketFamily>(socket: &Socket<F>, call: Call, admitted: &Admitted, dry: bool) -> Stage<Chosen> {
+    let source = socket.source();
+    let address = if is_bound(&source) { source } else { namespace_client(socket.namespace()) };
+    let hash = match call {
+        Call::Connect => random(),
+        Call::Send => {
+            let words = [socket.cookie(), u64::from(admitted.frontend.service)];
+            (hash::siphash13(&maps::config()?.seed, &words) >> 32) as u32
+        }
+    };
+    let client = Client {
+        address,
+        hash: |seed: &[u64; 2]| {
+            if address.is_v4() {
+                V4::hash_client(seed, &V4::narrow(&address))
+            } else {
+                V6::hash_client(seed, address.words_be())
+            }
+        },
+        key: &mut AffinityKey { client: Address::UNSPECIFIED, service: 0 },
+        affinity: &mut Affinity { backend: 0, generation: 0, last_used: 0 },
+        dry,
+    };
+    select::choose(admitted, hash, client, clock::now())
+}
+
+/// Whether a socket has an address of its own already.
+#[inline(always)]
+fn is_bound(source: &Address) -> bool {
+    !source.is_unspecified() && *source != FrontendKey::any_address(true)
+}
+
+#[inline(always)]
+fn flags(call: Call, frontend: &Frontend) -> u8 {
+    let connected = if call == Call::Connect { socket_flags::CONNECTED } else { 0 };
+    let reset = if frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0 { socket_flags::RESET } else { 0 };
+    connected | reset
+}
+
+/// Notes where the application believes its peer to be, and counts a new flow: a connection, or a socket's first datagram
+/// to a backend.
+#[inline(always)]
+fn remember(key: &SocketKey, entry: &SocketEntry, call: Call, service: u32) {
+    let known = maps::find_socket(key);
+    if call == Call::Send && known.is_some_and(|known| known == *entry) {
+        return;
+    }
+    maps::put_socket(key, entry);
+    if let Some(counters) = maps::service_counters(service) {
+        maps::add_one(&mut counters.flows);
+    }
+    if let Some(counters) = maps::backend_counters(entry.backend) {
+        maps::add_one(&mut counters.flows);
+    }
+}
+
+#[inline(always)]
+fn count_refusal(service: u32, stop: Stop, dry: bool) {
+    if dry {
+        return;
+    }
+    let Some(counters) = maps::service_counters(service) else { return };
+    match stop.fate {
+        Fate::Drop => maps::add_one(&mut counters.dropped),
+        Fate::Reject => maps::add_one(&mut counters.rejected),
+        _ => {}
+    }
+}
+
+/// Tells `trace` how it ended.
+#[inline(always)]
+fn note_end(record: &mut TraceRecord, result: Stage<()>) {
+    let stop = match result {
+        Ok(()) => {
+            record.verdict = trace_verdict::TRANSLATED;
+            return;
+        }
+        Err(stop) => stop,
+    };
+    record.reason = stop.reason;
+    record.verdict = match stop.fate {
+        Fate::Reject => trace_verdict::REJECTED,
+        Fate::Drop => trace_verdict::DROPPED,
+        _ => trace_verdict::NOT_OURS,
+    };
+}
