@@ -8,9 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use shunt_tests::world::{Family, Namespace, Options, World, sample};
+use serde_json::json;
+use shunt_tests::{
+    load::talk::{self, Outcome},
+    world::{
+        Echo, Family, Namespace, Options, World, echo_port, for_each_kind, objects, sample, wait_for, wait_to_meet,
+    },
+};
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// Part of an address that no Service has.
+const NOBODYS: u8 = 200;
 /// Well below the second after which TCP tries again.
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// The kernel's IPv6 TCP overlooks an ICMP error that comes while `connect` still holds the socket, as it does in a world
@@ -95,12 +103,57 @@ spec:
   ports: [{ name: discard, protocol: UDP, port: 99 }]
 ";
 
-/// Section N on rule 44: an undefined port of an active ClusterIP is refused.
+/// Section N on rule 44: an undefined port of an active ClusterIP is refused, of either protocol.
 #[test]
 fn rule_44_undefined_port_is_refused() -> Result<()> {
-    let world = World::with_agents(Options::TC)?;
+    let world = World::with_echoes(Options::TC, &[])?;
+    for_each_kind(|protocol, family| {
+        for pod in ["client", "caller"] {
+            let to = SocketAddr::new(sample::web(family).ip(), 81);
+            let outcome = talk::attempt(world.pod(pod).namespace(), protocol, to)?;
+            ensure!(outcome == Outcome::Refused, "{pod}: {outcome:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Rules 6 and 44: what is sent to an address of a ServiceCIDR that no Service has is dropped, instead of leaving the node by
+/// its default route; the range comes and goes, and a Service takes the address.
+#[test]
+fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Result<()> {
+    let world = World::with_echoes(Options::TC, &[])?;
+    // Whoever is at the end of the default route has that address, and answers.
+    let stray = |family| SocketAddr::new(objects::cluster_ip(NOBODYS, family).ip(), echo_port());
+    let _echo = Echo::start(world.outside(), "outside")?;
     for family in Family::BOTH {
-        refuses_tcp(world.pod("client").namespace(), SocketAddr::new(sample::web(family).ip(), 81))?;
+        let (node, pods) = (world.node("node-a"), family.pick("10.244.1.0", "fd00:244:1::"));
+        let length = if family == Family::V4 { 24 } else { 64 };
+        node.namespace().ip(&format!("route add default via {}", world.outside_address(family)))?;
+        world.outside().ip(&format!(
+            "addr add {stray}/{} dev lo\nroute add {pods}/{length} via {} src {stray}",
+            family.bits(),
+            node.address(family),
+            stray = stray(family).ip()
+        ))?;
     }
-    Ok(())
+    let client = world.pod("client").namespace();
+    let all_see =
+        |wanted: &Outcome| for_each_kind(|protocol, family| wait_for(client, protocol, stray(family), wanted));
+    all_see(&Outcome::Answered("outside".to_owned()))?;
+    let range = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": { "name": "kubernetes" },
+        "spec": { "cidrs": ["10.96.0.0/16", "fd00:96::/112"] },
+    });
+    world.put([range.clone()])?;
+    all_see(&Outcome::Silence)?;
+    // The range's Services are there as before, and others at once.
+    world.serves()?;
+    world.put([objects::service("new", NOBODYS, &json!({}))].into_iter().chain(world.slices("new", &["web-2"])))?;
+    for_each_kind(|protocol, family| wait_to_meet(client, protocol, objects::cluster_ip(NOBODYS, family), &["web-2"]))?;
+    world.take_away([objects::service("new", NOBODYS, &json!({}))])?;
+    all_see(&Outcome::Silence)?;
+    world.take_away([range])?;
+    all_see(&Outcome::Answered("outside".to_owned()))
 }

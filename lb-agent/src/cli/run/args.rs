@@ -91,8 +91,8 @@ pub struct FlowArgs {
     /// Ports for source translation; nobody else may use them on the node's addresses
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
     pub source_ports: PortRange,
-    /// Translate the source of every connection to a backend that is not on this node, as kube-proxy can: backends then
-    /// see the node instead of the client
+    /// Translate the source of every connection that this node forwards to a backend, as kube-proxy can: backends then see
+    /// the node instead of the client
     #[arg(long)]
     pub masquerade_all: bool,
     /// Where all pods of the cluster are, one range of each family: those of other nodes then count as clients inside
