@@ -10,6 +10,7 @@ mod bench_control;
 mod bench_packet;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod image;
 mod inspect;
 mod packages;
@@ -35,6 +36,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Run all tests: units, packets through the real programs, real clients and servers in namespaces.
     Test(test::Arguments),
+    /// Put the pure parts and the reference model under a coverage-guided fuzzer.
+    Fuzz(fuzz::Arguments),
     /// Build a static agent, and an OCI image of it in target/image.
     Image(image::Arguments),
     /// Measure, and show the figures beside what they shall reach.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Image(arguments) => image::run(&arguments),
     };

@@ -119,7 +119,8 @@ pub(super) enum Found {
 }
 
 /// The state that a flow starts in.
-pub(super) fn first_state(protocol: u8, flags: u8) -> FlowState {
+#[must_use]
+pub fn first_state(protocol: u8, flags: u8) -> FlowState {
     let has = |flag| flags & flag != 0;
     match protocol {
         protocol::UDP => FlowState::UNREPLIED,
@@ -130,7 +131,8 @@ pub(super) fn first_state(protocol: u8, flags: u8) -> FlowState {
 }
 
 /// The state after a packet of one of the directions.
-fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> FlowState {
+#[must_use]
+pub fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> FlowState {
     let has = |flag| flags & flag != 0;
     let (own_fin, other_fin) = if is_reply {
         (FlowState::FIN_REPLY, FlowState::FIN_ORIGINAL)

@@ -3,12 +3,13 @@
 //!
 //! Slow and obvious on purpose: bytes are read through slices, checksums are summed over the whole packet, flows stand in
 //! a `BTreeMap`, routes are searched from end to end. Of `lb_common` it takes the names that both sides must share
-//! (reasons, flow states, flags) and the address filter's hash, and none of the arithmetic. It knows nothing of BPF.
+//! (reasons, flow states, flags) and the address filter's hash, and none of the arithmetic. It knows nothing of BPF, nor of
+//! the other modules here: `tests/fuzz` compiles it alone.
 
 mod affinity;
 mod answer;
 mod bytes;
-mod checksum;
+pub mod checksum;
 mod counters;
 mod crc32c;
 mod decide;
@@ -23,7 +24,7 @@ mod route;
 mod setup;
 mod sound;
 mod verdict;
-mod walk;
+pub mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ mod tests;
 pub use affinity::Affinity;
 pub use counters::Counters;
 pub use crc32c::crc32c;
-pub use flow::{Entry, NextHop, Tuple};
+pub use flow::{Entry, NextHop, Tuple, first_state, next_state};
 pub use fragment::{Datagram, Ports};
 pub use kind::Kind;
 pub use model::{Arrival, Model, Outcome};

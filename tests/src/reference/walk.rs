@@ -21,7 +21,7 @@ const MOST_BYTES: usize = 256;
 
 /// Which part of a datagram a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub enum Part {
     /// All of it.
     Whole,
     /// The beginning.
@@ -32,7 +32,8 @@ pub(super) enum Part {
 
 /// Where things are in an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Headers {
+pub struct Headers {
+    /// The IP version.
     pub version: Version,
     /// The IP header.
     pub ip: usize,
@@ -40,12 +41,13 @@ pub(super) struct Headers {
     pub l4: usize,
     /// What that is.
     pub protocol: u8,
+    /// Which part of a datagram it is.
     pub part: Part,
 }
 
 /// Why a walk ends early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub enum Fault {
     /// The headers contradict themselves, or are cut off.
     Malformed,
     /// There are more of them than anyone needs.
@@ -86,7 +88,8 @@ impl Headers {
 }
 
 /// Where the packet ends, as its header says. An IPv6 payload length of zero is a jumbogram's: not in these frames.
-pub(super) fn claimed_end(bytes: &[u8], version: Version, ip: usize) -> usize {
+#[must_use]
+pub fn claimed_end(bytes: &[u8], version: Version, ip: usize) -> usize {
     match (version, version == Version::V6 && word(bytes, ip + 4) == 0) {
         (Version::V4, _) => ip + usize::from(word(bytes, ip + 2)),
         (Version::V6, false) => ip + 40 + usize::from(word(bytes, ip + 4)),
@@ -95,7 +98,10 @@ pub(super) fn claimed_end(bytes: &[u8], version: Version, ip: usize) -> usize {
 }
 
 /// Walks over the headers of a packet whose fixed header is there, and which ends at `end`.
-pub(super) fn walk(bytes: &[u8], version: Version, ip: usize, end: usize) -> Result<Headers, Fault> {
+///
+/// # Errors
+/// Where they can't be walked over.
+pub fn walk(bytes: &[u8], version: Version, ip: usize, end: usize) -> Result<Headers, Fault> {
     match version {
         Version::V4 => walk_v4(bytes, ip),
         Version::V6 => walk_v6(bytes, ip, end),
