@@ -128,6 +128,7 @@ fn setup() -> Setup {
         timeouts: [60; FlowState::COUNT],
         rejects_per_tick: 3,
         next_hop_generation: 1,
+        mtu: 300,
         frontends,
         guarded: SERVICE.map(parse).into(),
         source_ranges: BTreeMap::new(),
