@@ -83,10 +83,12 @@ impl Icmp for V4 {
 
     #[inline(always)]
     fn is_answerable(frame: &Frame<'_>, src: &u32, dst: &u32) -> bool {
-        let (from, to) = (u32::from_be(*src) >> 24, u32::from_be(*dst) >> 24);
-        // "This" network, loopback; multicast, reserved and the limited broadcast.
-        let is_one_sender = from != 0 && from != 127 && from < 224;
-        is_one_sender && to < 224 && Self::protocol(frame) != protocol::ICMP && !Self::is_later_fragment(frame)
+        // Multicast and the limited broadcast. Not all of the reserved range: there are clusters that have their addresses there.
+        let is_many = |address: u32| address >> 28 == 0xe || address == u32::MAX;
+        let (from, to) = (u32::from_be(*src), u32::from_be(*dst));
+        // "This" network, and loopback.
+        let is_one_sender = from >> 24 != 0 && from >> 24 != 127 && !is_many(from);
+        is_one_sender && !is_many(to) && Self::protocol(frame) != protocol::ICMP && !Self::is_later_fragment(frame)
     }
 
     #[inline(always)]

@@ -59,7 +59,7 @@ impl Random {
         if Kind::Headers.is_enabled() && self.chance(15) {
             frame = self.lengthen(&frame);
         }
-        if Kind::Forbidden.is_enabled() && self.chance(3) {
+        if self.chance(3) {
             frame[0] |= 1;
         }
         self.damage(&mut frame);
@@ -106,7 +106,12 @@ impl Random {
             protocol::UDP => Segment::udp(tuple.src, tuple.dst),
             _ => Segment::sctp(tuple.src, tuple.dst, self.pick(&CHUNKS)),
         };
-        let len = if self.chance(90) { self.below(12) } else { self.below(1400) };
+        // The last ones are longer than the MTU, or may be.
+        let lens = [12, 12, 12, 12, 12, 12, 12, 12, 1400, 1600];
+        let len = {
+            let end = self.pick(&lens);
+            self.below(end)
+        };
         segment.acknowledging(self.number() as u32).payload(&self.bytes(len)).ttl(self.pick(&TTLS))
     }
 

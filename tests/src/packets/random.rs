@@ -10,7 +10,7 @@ use super::{
 use crate::reference::{Backend, List, Policy, Prefix, Setup, Version};
 
 /// Clients, both inside and outside, and some that are neither.
-pub(super) const CLIENTS: [Both; 8] = [
+pub(super) const CLIENTS: [Both; 12] = [
     OUTSIDE,
     ["203.0.113.8", "2001:db8:c::8"],
     ["198.18.0.5", "2001:db8:d::5"],
@@ -19,6 +19,10 @@ pub(super) const CLIENTS: [Both; 8] = [
     ["10.2.0.21", "fd00:2::21"],
     ["192.0.2.1", "2001:db8:1::1"],
     ["224.0.0.9", "fe80::9"],
+    ["255.255.255.255", "ff02::9"],
+    ["127.0.0.1", "::1"],
+    ["0.0.0.7", "::"],
+    ["240.0.0.9", "::2"],
 ];
 /// Numbers from a seed: SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 pub struct Random(u64);

@@ -65,7 +65,9 @@ pub(super) fn reset(frame: &[u8], packet: &Packet) -> Vec<u8> {
 /// error, a later fragment, and one to all or to many, or whose source is no one host.
 pub(super) fn is_unanswerable(frame: &[u8], packet: &Packet) -> bool {
     let is_to_many = frame[0] & 1 != 0 || is_many(packet.dst);
-    let is_from_nobody = is_many(packet.src) || packet.src.is_unspecified() || packet.src.is_loopback();
+    // RFC 1122 section 3.2.1.3: all of 0.0.0.0/8 is "this host".
+    let is_this_host = matches!(packet.src, IpAddr::V4(v4) if v4.octets()[0] == 0) || packet.src.is_unspecified();
+    let is_from_nobody = is_many(packet.src) || is_this_host || packet.src.is_loopback();
     !matches!(packet.body, Body::Segment(_)) || is_to_many || is_from_nobody
 }
 

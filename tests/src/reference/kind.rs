@@ -15,16 +15,12 @@ pub enum Kind {
     Sctp,
     /// VLAN tags at XDP.
     Tags,
-    /// ICMP errors of our own: too big, time exceeded.
-    Answers,
-    /// Packets that are never answered.
-    Forbidden,
     /// New flows stand in a table of their own.
     Young,
 }
 
 /// Those that the programs do.
-pub const ENABLED: &[Kind] = &[Kind::Forbidden];
+pub const ENABLED: &[Kind] = &[];
 
 impl Kind {
     /// Whether the programs do it. The model's own tests look at all of it.

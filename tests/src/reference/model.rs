@@ -16,7 +16,6 @@ use super::{
     decide::{self, Decision, Question},
     flow::{Entry, Flows, Found, Tuple},
     fragment::{Datagram, Fragments},
-    kind::Kind,
     packet::{Body, Packet, Segment, parse},
     quote::Quote,
     rewrite::{Rewrite, rewrite},
@@ -254,7 +253,8 @@ impl Model {
             return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour) };
         }
         if run.frame.len() - packet.headers.ip > usize::from(self.setup.mtu) {
-            return Err(End::Reject(Reason::TooBig));
+            // Whether TC will find segments in it, to be cut later, XDP can't see.
+            return Err(if is_xdp { End::LeaveToTc } else { End::Reject(Reason::TooBig) });
         }
         let out = entry.next_hop.ifindex;
         let takes_xdp = self.setup.interfaces.get(&out).is_some_and(|interface| interface.takes_xdp);
@@ -311,7 +311,7 @@ impl Model {
 
     /// Turns a packet into an ICMP error about it, unless such a packet is never answered, or too many were.
     fn send_error(&mut self, run: &mut Run<'_>, packet: &Packet, message: Message) -> Verdict {
-        if Kind::Forbidden.is_enabled() && answer::is_unanswerable(&run.frame, packet) {
+        if answer::is_unanswerable(&run.frame, packet) {
             return self.conclude(run, None, End::Drop(Reason::AnswerForbidden));
         }
         if self.rejects.0 != run.now {

@@ -23,7 +23,7 @@ const SEGMENT: u64 = 500;
 const COMPARISON: u64 = 50;
 
 /// Reasons that no packet can bring about.
-const IMPOSSIBLE: [Reason; 8] = [
+const IMPOSSIBLE: [Reason; 6] = [
     Reason::RejectFailed,
     Reason::FlowInsertFailed,
     Reason::RewriteFailed,
@@ -31,8 +31,6 @@ const IMPOSSIBLE: [Reason; 8] = [
     // Not made yet.
     Reason::OrphanFragment,
     Reason::TooManyHeaders,
-    Reason::TooBig,
-    Reason::AnswerForbidden,
 ];
 
 #[test]

@@ -302,3 +302,18 @@ fn nobody_answers_what_came_from_or_to_many() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_client_in_the_reserved_range_is_answered() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for source in ["240.0.0.9", "255.255.255.254", "1.0.0.1", "128.0.0.1"] {
+            let client = SocketAddr::new(source.parse()?, 40_000);
+            let frame = first(protocol::UDP, client, EMPTY.at_cluster_ip(Version::V4)).build();
+            let output = port_unreachable(&frame, pick(NODE, Version::V4), client.ip());
+            let moved = format!("no-endpoints=1 service{}.rejected=1", EMPTY.index(Version::V4));
+            let (what, at, verdict) = (source, (Door::Ingress, POD), Verdict::Redirect);
+            take(rig, [Step { what, at, frame, verdict, output, moved }])?;
+        }
+        Ok(())
+    })
+}

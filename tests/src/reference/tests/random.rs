@@ -35,5 +35,5 @@ fn random_packets_keep_their_checksums_and_meet_every_reason() {
     let missed = Reason::ALL
         .iter()
         .filter(|reason| !seen.contains(reason.as_str()) && !IMPOSSIBLE.contains(reason) && !PAST.contains(reason));
-    assert_eq!(missed.collect::<Vec<_>>(), [&Reason::TooBig]);
+    assert_eq!(missed.collect::<Vec<_>>(), Vec::<&Reason>::new());
 }
