@@ -28,6 +28,9 @@ const PACKAGES: [&str; 10] = [
 pub struct Arguments {
     /// Run only tests whose name contains this.
     filter: Option<String>,
+    /// Random packets that are compared with the reference model; 100,000 if not said.
+    #[arg(long, value_name = "N")]
+    packets: Option<u64>,
 }
 
 /// Sets up, builds and runs everything. Fails when a test has failed.
@@ -40,6 +43,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut cargo = shell::cargo();
     // Colours would hide libtest's words from us.
     cargo.args(["test", "--no-fail-fast", "--color", "never"]).args(&arguments.filter);
+    if let Some(packets) = arguments.packets {
+        cargo.env("SHUNT_PACKETS", packets.to_string());
+    }
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("can't start cargo test")?;
     let mut summary = Summary::default();
     for line in BufReader::new(child.stdout.take().expect("piped")).lines() {

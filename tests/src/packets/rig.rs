@@ -5,12 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     net::IpAddr,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
 use lb_common::trace::TraceRecord;
 use nix::{
-    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 
@@ -57,7 +58,7 @@ pub fn with_rig_for<T: Send>(
     test: impl FnOnce(&mut Rig) -> Result<T> + Send,
 ) -> Result<T> {
     with_network(|network| {
-        stay_on_this_cpu()?;
+        stay_on_one_cpu()?;
         let setup = prepare(&network);
         let kernel = Kernel::start(flows)?;
         let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default() };
@@ -231,9 +232,12 @@ fn compare<K: Ord + Debug, V: PartialEq + Debug>(
     Ok(())
 }
 
-/// Budgets are per CPU: all packets of a thread shall find the same.
-fn stay_on_this_cpu() -> Result<()> {
+/// Budgets are per CPU: all packets of a thread shall find the same. Threads take turns with the CPUs that there are.
+fn stay_on_one_cpu() -> Result<()> {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("can't tell the CPUs")?;
+    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect();
     let mut set = CpuSet::new();
-    set.set(sched_getcpu()?)?;
+    set.set(cpus[TURN.fetch_add(1, Ordering::Relaxed) % cpus.len()])?;
     sched_setaffinity(Pid::from_raw(0), &set).context("can't stay on a CPU")
 }

@@ -1,22 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Random packets, 100,000 of them: kernel and model must agree about each.
+//! Random packets, 100,000 of them or as many as `SHUNT_PACKETS` says: kernel and model must agree about each.
 
 use std::{
     collections::BTreeMap,
     env,
     io::{Write, stderr},
+    num::NonZero,
     str::FromStr,
+    thread,
 };
 
 use anyhow::{Context, Result, ensure};
 use lb_common::verdict::Reason;
 use shunt_tests::{
-    packets::{Random, Rig, node, with_rig},
+    packets::{Random, Rig, node, with_rig_for},
     reference::{Arrival, Door, Outcome, Verdict, is_sound},
 };
 
+/// What came of packets, and how often.
+type Seen = BTreeMap<String, u64>;
+
 const PACKETS: u64 = 100_000;
 const SEED: u64 = 20_261_123;
+/// Room for the flow entries of a segment.
+const FLOWS: u32 = 8_192;
 /// Packets on one node, before the next.
 const SEGMENT: u64 = 500;
 /// Packets from one comparison of the flow tables to the next.
@@ -37,31 +44,43 @@ const IMPOSSIBLE: [Reason; 6] = [
 fn random_packets_fare_as_the_model_says() -> Result<()> {
     let packets = setting("SHUNT_PACKETS", PACKETS)?;
     let seed = setting("SHUNT_SEED", SEED)?;
-    with_rig(node::setup, |rig| {
-        let mut seen = BTreeMap::new();
-        for segment in 0..packets.div_ceil(SEGMENT) {
-            // Each segment can be run alone.
-            let seed = seed + segment;
-            let count = SEGMENT.min(packets - segment * SEGMENT);
-            run(rig, seed, count, &mut seen)
-                .with_context(|| format!("SHUNT_SEED={seed} SHUNT_PACKETS={count} brings this about again"))?;
-        }
-        let seen: Vec<String> = seen.iter().map(|(what, count)| format!("{what} {count}")).collect();
-        writeln!(stderr(), "{packets} random packets from seed {seed}: {}", seen.join(", "))?;
-        if packets >= PACKETS {
-            let all = Reason::ALL.iter().filter(|reason| !IMPOSSIBLE.contains(reason));
-            let missed: Vec<&str> = all
-                .map(|reason| reason.as_str())
-                .filter(|&label| !seen.iter().any(|word| word.starts_with(label)))
-                .collect();
-            ensure!(missed.is_empty(), "the generator has missed {missed:?}");
+    let segments = packets.div_ceil(SEGMENT);
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(segments.try_into()?);
+    // Each segment can be run alone, so it does not matter who runs it.
+    let work = |worker: usize| {
+        with_rig_for(FLOWS, node::setup, |rig| {
+            let mut seen = Seen::new();
+            for segment in (0..segments).skip(worker).step_by(workers) {
+                let seed = seed + segment;
+                let count = SEGMENT.min(packets - segment * SEGMENT);
+                run(rig, seed, count, &mut seen)
+                    .with_context(|| format!("SHUNT_SEED={seed} SHUNT_PACKETS={count} brings this about again"))?;
+            }
+            Ok(seen)
+        })
+    };
+    let mut seen = Seen::new();
+    thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
+        for worker in workers {
+            for (what, count) in worker.join().expect("a worker that does not panic")? {
+                *seen.entry(what).or_default() += count;
+            }
         }
         Ok(())
-    })
+    })?;
+    let words: Vec<String> = seen.iter().map(|(what, count)| format!("{what} {count}")).collect();
+    writeln!(stderr(), "{packets} random packets from seed {seed}: {}", words.join(", "))?;
+    if packets >= PACKETS {
+        let all = Reason::ALL.iter().filter(|reason| !IMPOSSIBLE.contains(reason)).map(|reason| reason.as_str());
+        let missed: Vec<&str> = all.filter(|&label| !seen.contains_key(label)).collect();
+        ensure!(missed.is_empty(), "the generator has missed {missed:?}");
+    }
+    Ok(())
 }
 
 /// One node, with packets and events.
-fn run(rig: &mut Rig, seed: u64, packets: u64, seen: &mut BTreeMap<String, u64>) -> Result<()> {
+fn run(rig: &mut Rig, seed: u64, packets: u64, seen: &mut Seen) -> Result<()> {
     let mut random = Random::new(seed);
     let setup = random.setup(&rig.network);
     rig.restart(setup)?;
@@ -96,7 +115,7 @@ fn event(rig: &mut Rig, random: &mut Random) -> Result<()> {
     }
 }
 
-fn note(seen: &mut BTreeMap<String, u64>, arrival: &Arrival, outcome: &Outcome) {
+fn note(seen: &mut Seen, arrival: &Arrival, outcome: &Outcome) {
     if arrival.is_trace {
         return count(seen, "trace");
     }
@@ -111,7 +130,7 @@ fn note(seen: &mut BTreeMap<String, u64>, arrival: &Arrival, outcome: &Outcome) 
     }
 }
 
-fn count(seen: &mut BTreeMap<String, u64>, what: &str) {
+fn count(seen: &mut Seen, what: &str) {
     *seen.entry(what.to_owned()).or_default() += 1;
 }
 
