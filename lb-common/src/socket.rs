@@ -76,8 +76,11 @@ pub mod socket_mode {
 }
 
 /// The third word of [`crate::trace::TraceRecord::cookie`] where the question is asked by a socket, whose cookie is in the
-/// first two, and not by a packet. The fourth is zero.
+/// first two, and not by a packet. The fourth is zero until the program has answered, then [`TRACE_ANSWERED`].
 pub const TRACE_SOCKET: u32 = 0x534f_434b;
+
+/// See [`TRACE_SOCKET`].
+pub const TRACE_ANSWERED: u32 = 1;
 
 /// What affinity knows a client by that has no address yet: the cookie of its network namespace, as an address in the
 /// discard-only prefix `100::/64` (RFC 6666), in which there is no client.

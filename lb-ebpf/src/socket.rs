@@ -23,7 +23,7 @@ use lb_common::{
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
     hash,
     maps::{FILTER_EGRESS, FILTER_INGRESS},
-    socket::{SocketEntry, SocketKey, TRACE_SOCKET, namespace_client, socket_flags},
+    socket::{SocketEntry, SocketKey, TRACE_ANSWERED, TRACE_SOCKET, namespace_client, socket_flags},
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::{Fate, Reason, Stage, Stop},
 };
@@ -319,6 +319,7 @@ fn count_refusal(service: u32, stop: Stop, dry: bool) {
 /// Tells `trace` how it ended.
 #[inline(always)]
 fn note_end(record: &mut TraceRecord, result: Stage<()>) {
+    record.cookie[3] = TRACE_ANSWERED;
     let stop = match result {
         Ok(()) => {
             record.verdict = trace_verdict::TRANSLATED;

@@ -37,6 +37,8 @@ pub enum What {
     Backends,
     /// Flows: how their packets arrive, and how they go on
     Flows,
+    /// Sockets that were sent to a backend when they connected or sent; ended ones are remembered until others need the room
+    Sockets,
     /// Lookup tables, and the share of each backend
     Maglev,
     /// The maps themselves, and their memory
@@ -69,6 +71,7 @@ fn answer(args: &GetArgs) -> anyhow::Result<String> {
         What::Services => print(&rows::services(&maps.dump()?, &maps.counters()?), args.output),
         What::Backends => print(&rows::backends(&maps.dump()?, &maps.counters()?), args.output),
         What::Flows => print(&flows(&maps)?, args.output),
+        What::Sockets => print(&rows::sockets(&maps.socket_uses()?, &maps.dump()?), args.output),
         What::Maglev => print(&rows::maglev(&maps.dump()?), args.output),
         What::Maps => print(&rows::maps(&pins, &maps)?, args.output),
     }

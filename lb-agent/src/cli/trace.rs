@@ -4,10 +4,12 @@
 mod answer;
 mod device;
 mod packet;
+mod socket;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
@@ -15,6 +17,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lb_common::flow::protocol;
+use serde::Serialize;
 
 use self::answer::TraceAnswer;
 use crate::dataplane::{DEFAULT_BPFFS, Maps, Pins, ask};
@@ -23,8 +26,12 @@ use crate::dataplane::{DEFAULT_BPFFS, Maps, Pins, ask};
 #[derive(Clone, Debug, clap::Args)]
 pub struct TraceArgs {
     /// The client; its port matters, because it is part of what chooses the backend
-    #[arg(long, value_name = "IP[:PORT]")]
-    pub from: Client,
+    #[arg(long, value_name = "IP[:PORT]", required_unless_present = "socket")]
+    pub from: Option<Client>,
+    /// Ask the socket door: what becomes of a connection of a process here. With `--from`, its socket is bound to that
+    /// address. For a pod, run this in the pod's network namespace (`nsenter --net=...`) with `--socket-lb all`
+    #[arg(long, conflicts_with = "in_interface")]
+    pub socket: bool,
     /// Where it wants to go: a Service's address and port, or a node's address and a node port
     #[arg(long, value_name = "IP:PORT")]
     pub to: SocketAddr,
@@ -100,12 +107,15 @@ impl FromStr for Client {
 /// # Errors
 /// When the programs can't be asked.
 pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
-    let answer = trace(args)?;
-    let text = match args.output {
-        Output::Text => answer.to_string(),
-        Output::Json => serde_json::to_string_pretty(&answer).context("writing JSON")?,
-    };
-    Ok(super::answer::print(text.trim_end())?)
+    let text = if args.socket { form(&socket::trace(args)?, args.output) } else { form(&trace(args)?, args.output) };
+    Ok(super::answer::print(text?.trim_end())?)
+}
+
+fn form<A: fmt::Display + Serialize>(answer: &A, output: Output) -> anyhow::Result<String> {
+    match output {
+        Output::Text => Ok(answer.to_string()),
+        Output::Json => serde_json::to_string_pretty(answer).context("writing JSON"),
+    }
 }
 
 /// Asks.
@@ -113,7 +123,7 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
 /// # Errors
 /// When the programs can't be asked.
 pub fn trace(args: &TraceArgs) -> anyhow::Result<TraceAnswer> {
-    let (from, to) = (args.from.0, args.to);
+    let (from, to) = (args.from.context("--from is missing")?.0, args.to);
     ensure!(from.is_ipv4() == to.is_ipv4(), "--from {} and --to {to} are of different IP versions", from.ip());
     let pins = Pins::new(&args.bpffs);
     let maps = Maps::open(&pins)?;

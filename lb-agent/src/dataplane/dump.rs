@@ -8,9 +8,13 @@ use lb_common::{
     flow::{Flow, FlowKey, FlowState},
     frontend::{Backend, Target},
     maps::{FILTER_EGRESS, FILTER_INGRESS},
+    socket::SocketEntry,
 };
 
-use super::maps::{Hash, MapError, Maps};
+use super::{
+    maps::{Hash, MapError, Maps},
+    orphans::has_gone,
+};
 use crate::diff::{Dump, Filter};
 
 /// An entry of the flow table, of either family.
@@ -50,7 +54,41 @@ impl FlowEntry {
     }
 }
 
+/// A socket that the socket door has sent to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketUse {
+    /// The kernel's name for it.
+    pub cookie: u64,
+    /// The address that its application knows.
+    pub frontend: SocketAddr,
+    /// Where its packets go.
+    pub backend: SocketAddr,
+    /// What is remembered of it.
+    pub entry: SocketEntry,
+    /// Whether its backend has gone.
+    pub is_stale: bool,
+}
+
 impl Maps {
+    /// All sockets that the socket door remembers.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn socket_uses(&self) -> Result<Vec<SocketUse>, MapError> {
+        let socket = |address: Address, port_be| SocketAddr::new(address.into(), u16::from_be(port_be));
+        let mut uses = Vec::new();
+        self.sockets.for_each(|key, entry| {
+            uses.push(SocketUse {
+                cookie: key.cookie,
+                frontend: socket(entry.address, entry.port_be),
+                backend: socket(key.address, key.port_be),
+                entry: *entry,
+                is_stale: has_gone(self, entry),
+            });
+        })?;
+        Ok(uses)
+    }
+
     /// Everything that adoption needs.
     ///
     /// # Errors

@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs the pinned TC program on a synthetic packet, and reads what it decided. See [`lb_common::trace`].
+//! Questions to the live programs, and what they decided: a synthetic packet for the pinned TC program (see
+//! [`lb_common::trace`]), or a connection that a socket program answers and lets nobody have.
 
 use std::{
     fs::File,
     io::{self, Read as _},
+    net::SocketAddr,
     os::fd::AsFd as _,
 };
 
 use bytemuck::{Pod, Zeroable};
 use lb_common::{
+    flow::protocol,
     maps::programs,
+    socket::{TRACE_ANSWERED, TRACE_SOCKET},
     trace::{TRACE_MAGIC, TraceRecord},
 };
 use nix::libc;
+use socket2::{Domain, Socket, Type};
 
 use super::{
     maps::{MapError, Maps},
@@ -45,6 +50,21 @@ pub enum QuestionError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// A socket to ask with can't be made.
+    #[error("a socket from {} to {to}: {cause}", from.map_or_else(|| "any address".to_owned(), |from| from.to_string()))]
+    Socket {
+        /// Where it is bound.
+        from: Option<SocketAddr>,
+        /// Where it connects.
+        to: SocketAddr,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// No socket program ran.
+    #[error(
+        "the socket door did not answer: it is closed (--socket-lb off), or this process is outside of the agent's --cgroup"
+    )]
+    NoAnswer,
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -97,6 +117,38 @@ pub fn ask(pins: &Pins, maps: &Maps, ifindex: u32, packet: &[u8]) -> Result<Answ
     maps.trace.set(0, &TraceRecord::default())?;
     let packet = run.map_err(|cause| QuestionError::Run { program, ifindex, cause })?;
     Ok(Answer { record: record?, packet })
+}
+
+/// Asks the live socket programs what becomes of a connection, or of a datagram's socket, that is made here.
+///
+/// The programs refuse the connection once they have answered. Should none run, the socket is bound to the loopback device,
+/// so that nothing leaves this machine.
+///
+/// # Errors
+/// When there is no answer.
+pub fn ask_socket(
+    pins: &Pins,
+    maps: &Maps,
+    (from, to): (Option<SocketAddr>, SocketAddr),
+    protocol: u8,
+) -> Result<TraceRecord, QuestionError> {
+    let error = |cause| QuestionError::Socket { from, to, cause };
+    let kind = if protocol == protocol::TCP { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(Domain::for_address(to), kind.nonblocking(), None).map_err(error)?;
+    socket.bind_device(Some(b"lo")).map_err(error)?;
+    if let Some(from) = from {
+        socket.bind(&from.into()).map_err(error)?;
+    }
+    let cookie = sys::socket_cookie(socket.as_fd()).map_err(error)?;
+    let _turn = pins.wait_for_turn()?;
+    let cookie = [cookie as u32, (cookie >> 32) as u32, TRACE_SOCKET, 0];
+    maps.trace.set(0, &TraceRecord { cookie, ..TraceRecord::default() })?;
+    // It fails in any case: what counts is the record.
+    let _ = socket.connect(&to.into());
+    let record = maps.trace.get(0);
+    maps.trace.set(0, &TraceRecord::default())?;
+    let record = record?;
+    if record.cookie[3] == TRACE_ANSWERED { Ok(record) } else { Err(QuestionError::NoAnswer) }
 }
 
 fn cookie() -> io::Result<[u32; 4]> {

@@ -15,6 +15,7 @@ use tracing::debug;
 use super::{
     filters,
     pins::{self, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
+    sockets,
 };
 
 /// What an agent has made.
@@ -27,6 +28,8 @@ pub enum Item {
         /// The device, where it still exists.
         device: Option<String>,
     },
+    /// A pinned link, and with it a program of the socket door.
+    SocketLink(PathBuf),
     /// TC filters on a device (Linux before 6.6).
     Filters {
         /// The device.
@@ -47,6 +50,7 @@ impl fmt::Display for Item {
         match self {
             Self::Link { path, device: Some(device) } => write!(f, "link {} (on {device})", path.display()),
             Self::Link { path, device: None } => write!(f, "link {} (its device has gone)", path.display()),
+            Self::SocketLink(path) => write!(f, "link {} (on a cgroup)", path.display()),
             Self::Filters { device } => write!(f, "TC filters on {device}"),
             Self::Program(path) => write!(f, "program {}", path.display()),
             Self::Map(path) => write!(f, "map {}", path.display()),
@@ -111,7 +115,11 @@ impl Removal<'_> {
         for path in children(directory)?.into_iter().filter(|path| !path.is_dir()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let ifindex = name.rsplit_once('-').and_then(|(_, ifindex)| ifindex.parse().ok());
-            let item = Item::Link { path: path.clone(), device: ifindex.and_then(device_name) };
+            let item = if name.starts_with(sockets::PIN_PREFIX) {
+                Item::SocketLink(path.clone())
+            } else {
+                Item::Link { path: path.clone(), device: ifindex.and_then(device_name) }
+            };
             self.item(&path, &item, pins::remove_link)?;
         }
         Ok(())

@@ -55,6 +55,9 @@ impl SocketOptions {
     pub const OFF: Self = Self { mode: SocketMode::Off, cgroup: None };
 }
 
+/// What the names of all pins of this door's links begin with; those on devices begin otherwise.
+pub const PIN_PREFIX: &str = "socket-";
+
 /// A program's place: its name, its hook, and the name of its link's pin.
 const HOOKS: [(&str, bpf_attach_type, &str); 8] = [
     (programs::CONNECT4, BPF_CGROUP_INET4_CONNECT, "socket-connect4"),

@@ -152,6 +152,8 @@ pub enum Outcome {
     Answered(String),
     /// The client is told that nobody listens.
     Refused,
+    /// The client is told that it may not.
+    Denied,
     /// The client is told that there is no way.
     Unreachable,
     /// Nothing comes back.
@@ -177,11 +179,14 @@ pub fn patience(protocol: Protocol, to: SocketAddr) -> Duration {
 /// # Errors
 /// When it means something else.
 pub fn outcome(answer: io::Result<Answer>) -> Result<Outcome> {
-    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut, WouldBlock};
+    use io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied, TimedOut, WouldBlock,
+    };
     match answer {
         Ok(answer) => Ok(Outcome::Answered(answer.server)),
         Err(error) => match error.kind() {
             ConnectionRefused => Ok(Outcome::Refused),
+            PermissionDenied => Ok(Outcome::Denied),
             HostUnreachable | NetworkUnreachable => Ok(Outcome::Unreachable),
             TimedOut | WouldBlock => Ok(Outcome::Silence),
             _ => Err(error.into()),

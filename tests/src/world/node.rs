@@ -188,6 +188,11 @@ impl Node {
         first.chain(words.map(str::to_owned)).chain(cgroup).chain(self.flags.iter().cloned()).collect()
     }
 
+    /// Lets its agents open another socket door, from the next one on.
+    pub fn set_sockets(&mut self, sockets: Sockets) {
+        self.sockets = sockets;
+    }
+
     /// Starts its agent, in place of one that has ended.
     ///
     /// # Errors

@@ -11,12 +11,13 @@ use lb_common::{
     counters::{BackendCounters, ServiceCounters},
     flow::flow_flags,
     frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state},
+    socket::socket_flags,
 };
 use serde::Serialize;
 
 use crate::{
     compile::UnitId,
-    dataplane::{Counters, FlowEntry, MapError, Maps, Pins},
+    dataplane::{Counters, FlowEntry, MapError, Maps, Pins, SocketUse},
     diff::{Dump, ProtocolText, unit_of_name},
 };
 
@@ -114,6 +115,25 @@ pub struct FlowRow {
     pub backend_index: u32,
     /// Whether the backend has gone since.
     pub stale: bool,
+}
+
+/// A socket at a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SocketRow {
+    pub protocol: String,
+    /// The address that the application knows.
+    pub frontend: SocketAddr,
+    /// Where the packets go.
+    pub backend: SocketAddr,
+    /// Whether it is connected there; else it sends datagrams to this backend, and maybe to others.
+    pub connected: bool,
+    /// The Service port, unless its backend has gone.
+    pub service: Option<ServiceRef>,
+    pub backend_index: u32,
+    /// Whether the backend has gone since.
+    pub stale: bool,
+    /// The kernel's name for the socket, as `ss -e` shows it in hexadecimal.
+    pub cookie: u64,
 }
 
 /// A lookup table.
@@ -290,6 +310,29 @@ pub fn flows(flows: &[FlowEntry], dump: &Dump, now: u32) -> Vec<FlowRow> {
     let mut rows: Vec<_> = flows.iter().map(row).collect();
     rows.sort_by(|a, b| {
         (a.direction, &a.protocol, a.source, a.destination).cmp(&(b.direction, &b.protocol, b.source, b.destination))
+    });
+    rows
+}
+
+/// The rows of `get sockets`.
+pub fn sockets(uses: &[SocketUse], dump: &Dump) -> Vec<SocketRow> {
+    let services = service_refs(dump);
+    let row = |one: &SocketUse| {
+        let backend = find_live(dump, one.entry.backend).filter(|_| !one.is_stale);
+        SocketRow {
+            protocol: ProtocolText(one.entry.protocol).to_string(),
+            frontend: one.frontend,
+            backend: one.backend,
+            connected: one.entry.flags & socket_flags::CONNECTED != 0,
+            service: backend.and_then(|backend| services.get(&backend.service).cloned()),
+            backend_index: one.entry.backend,
+            stale: one.is_stale,
+            cookie: one.cookie,
+        }
+    };
+    let mut rows: Vec<_> = uses.iter().map(row).collect();
+    rows.sort_by(|a, b| {
+        (&a.protocol, a.frontend, a.backend, a.cookie).cmp(&(&b.protocol, b.frontend, b.backend, b.cookie))
     });
     rows
 }

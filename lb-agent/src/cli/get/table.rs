@@ -3,7 +3,7 @@
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::rows::{BackendRow, FlowRow, FrontendRow, MaglevRow, MapRow, ServiceRef, ServiceRow};
+use super::rows::{BackendRow, FlowRow, FrontendRow, MaglevRow, MapRow, ServiceRef, ServiceRow, SocketRow};
 
 /// Frontends and shares shown in a narrow table.
 const FEW: usize = 3;
@@ -42,6 +42,16 @@ fn service_cells(service: &ServiceRef) -> [String; 4] {
     let port = if service.port.is_empty() { "-" } else { &service.port };
     let protocol = format!("{}/IPv{}", service.protocol, service.ip_version);
     [service.namespace.clone(), service.name.clone(), port.to_owned(), protocol]
+}
+
+/// `namespace/name:port` in one cell.
+fn service_cell(service: Option<&ServiceRef>) -> String {
+    let Some(ServiceRef { namespace, name, port, .. }) = service else { return "-".to_owned() };
+    format!("{namespace}/{name}:{port}").trim_end_matches(':').to_owned()
+}
+
+fn yes_no(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
 }
 
 fn list(items: impl ExactSizeIterator<Item = String>, is_wide: bool) -> String {
@@ -111,11 +121,6 @@ impl Columns for FlowRow {
     );
 
     fn cells(&self, _is_wide: bool) -> Vec<String> {
-        let yes_no = |is: bool| if is { "yes" } else { "no" }.to_owned();
-        let service = self.service.as_ref().map_or_else(
-            || "-".to_owned(),
-            |service| format!("{}/{}:{}", service.namespace, service.name, service.port),
-        );
         vec![
             self.protocol.clone(),
             self.direction.to_owned(),
@@ -126,9 +131,27 @@ impl Columns for FlowRow {
             self.state.to_owned(),
             format!("{}s", self.idle_secs),
             yes_no(self.source_translated),
-            service.trim_end_matches(':').to_owned(),
+            service_cell(self.service.as_ref()),
             self.backend_index.to_string(),
             yes_no(self.stale),
+        ]
+    }
+}
+
+impl Columns for SocketRow {
+    const HEADINGS: (&'static [&'static str], &'static [&'static str]) =
+        (&["PROTOCOL", "CONNECTED", "FRONTEND", "BACKEND", "SERVICE", "STALE"], &["INDEX", "COOKIE"]);
+
+    fn cells(&self, _is_wide: bool) -> Vec<String> {
+        vec![
+            self.protocol.clone(),
+            yes_no(self.connected),
+            self.frontend.to_string(),
+            self.backend.to_string(),
+            service_cell(self.service.as_ref()),
+            yes_no(self.stale),
+            self.backend_index.to_string(),
+            format!("{:x}", self.cookie),
         ]
     }
 }

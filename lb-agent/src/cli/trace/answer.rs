@@ -163,7 +163,7 @@ impl fmt::Display for TraceAnswer {
 }
 
 /// The frontend that the address and port belong to, and its Service port: as the programs look it up.
-fn find_frontend(to: SocketAddr, protocol: u8, dump: &Dump) -> Option<(FrontendKey, u32)> {
+pub(super) fn find_frontend(to: SocketAddr, protocol: u8, dump: &Dump) -> Option<(FrontendKey, u32)> {
     let own = FrontendKey::new(to.ip().into(), to.port().to_be(), protocol);
     let node_port = FrontendKey::node_port(to.is_ipv4(), to.port().to_be(), protocol);
     let answers_node_ports = dump.node_addresses.contains(&to.ip().into());
@@ -172,7 +172,7 @@ fn find_frontend(to: SocketAddr, protocol: u8, dump: &Dump) -> Option<(FrontendK
     candidates.into_iter().flatten().find_map(|key| Some((key, dump.frontends.get(&key)?.service)))
 }
 
-fn backend(index: u32, dump: &Dump) -> Option<TraceBackend> {
+pub(super) fn backend(index: u32, dump: &Dump) -> Option<TraceBackend> {
     let backend = dump.backends.get(index as usize)?;
     let address = SocketAddr::new(IpAddr::from(backend.address), u16::from_be(backend.port_be));
     let state = match backend.state {
@@ -183,7 +183,7 @@ fn backend(index: u32, dump: &Dump) -> Option<TraceBackend> {
     Some(TraceBackend { address, index, state, local: backend.flags & backend_flags::LOCAL != 0 })
 }
 
-const fn decision(step: u32) -> &'static str {
+pub(super) const fn decision(step: u32) -> &'static str {
     match step {
         trace_step::FLOW => "flow",
         trace_step::FRONTEND => "frontend",
@@ -192,7 +192,7 @@ const fn decision(step: u32) -> &'static str {
     }
 }
 
-const fn verdict(verdict: u32) -> &'static str {
+pub(super) const fn verdict(verdict: u32) -> &'static str {
     match verdict {
         trace_verdict::TRANSLATED => "translated",
         trace_verdict::FORWARDED => "forwarded",

@@ -22,7 +22,8 @@ use crate::{
 
 fn arguments(place: &Place, from: &str, to: &str) -> TraceArgs {
     TraceArgs {
-        from: from.parse().unwrap(),
+        from: Some(from.parse().unwrap()),
+        socket: false,
         to: to.parse().unwrap(),
         proto: Protocol::Tcp,
         in_interface: Some("pod".into()),

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The socket door, with real sockets: of the nodes' own processes, and of pods.
+
+mod addresses;
+mod follow;
+mod life;
+mod pods;
+mod rules;
+mod service;
