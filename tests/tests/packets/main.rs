@@ -2,6 +2,7 @@
 //! T1: single packets through the real programs. Every one goes through the reference model as well, which must agree.
 
 mod admit;
+mod adversarial;
 mod affinity;
 mod life;
 mod malformed;
@@ -13,3 +14,4 @@ mod sizes;
 mod step;
 mod trace;
 mod translate;
+mod workers;

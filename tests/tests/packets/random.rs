@@ -5,25 +5,23 @@ use std::{
     collections::BTreeMap,
     env,
     io::{Write, stderr},
-    num::NonZero,
     str::FromStr,
-    thread,
 };
 
 use anyhow::{Context, Result, ensure};
 use lb_common::verdict::Reason;
 use shunt_tests::{
-    packets::{Random, Rig, node, with_rig_for},
+    packets::{Random, Rig},
     reference::{Arrival, Door, Outcome, Verdict, is_sound},
 };
+
+use crate::workers::share;
 
 /// What came of packets, and how often.
 type Seen = BTreeMap<String, u64>;
 
 const PACKETS: u64 = 100_000;
 const SEED: u64 = 20_261_123;
-/// Room for the flow entries of a segment.
-const FLOWS: u32 = 8_192;
 /// Packets on one node, before the next.
 const SEGMENT: u64 = 500;
 /// Packets from one comparison of the flow tables to the next.
@@ -44,31 +42,18 @@ const IMPOSSIBLE: [Reason; 6] = [
 fn random_packets_fare_as_the_model_says() -> Result<()> {
     let packets = setting("SHUNT_PACKETS", PACKETS)?;
     let seed = setting("SHUNT_SEED", SEED)?;
-    let segments = packets.div_ceil(SEGMENT);
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(segments.try_into()?);
+    let segments = usize::try_from(packets.div_ceil(SEGMENT))?;
     // Each segment can be run alone, so it does not matter who runs it.
-    let work = |worker: usize| {
-        with_rig_for(FLOWS, node::setup, |rig| {
-            let mut seen = Seen::new();
-            for segment in (0..segments).skip(worker).step_by(workers) {
-                let seed = seed + segment;
-                let count = SEGMENT.min(packets - segment * SEGMENT);
-                run(rig, seed, count, &mut seen)
-                    .with_context(|| format!("SHUNT_SEED={seed} SHUNT_PACKETS={count} brings this about again"))?;
-            }
-            Ok(seen)
-        })
-    };
-    let mut seen = Seen::new();
-    thread::scope(|scope| -> Result<()> {
-        let workers: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
-        for worker in workers {
-            for (what, count) in worker.join().expect("a worker that does not panic")? {
-                *seen.entry(what).or_default() += count;
-            }
-        }
-        Ok(())
+    let shares: Vec<Seen> = share(segments, |rig, segment, seen| {
+        let segment = segment as u64;
+        let (seed, count) = (seed + segment, SEGMENT.min(packets - segment * SEGMENT));
+        run(rig, seed, count, seen)
+            .with_context(|| format!("SHUNT_SEED={seed} SHUNT_PACKETS={count} brings this about again"))
     })?;
+    let mut seen = Seen::new();
+    for (what, count) in shares.into_iter().flatten() {
+        *seen.entry(what).or_default() += count;
+    }
     let words: Vec<String> = seen.iter().map(|(what, count)| format!("{what} {count}")).collect();
     writeln!(stderr(), "{packets} random packets from seed {seed}: {}", words.join(", "))?;
     if packets >= PACKETS {
