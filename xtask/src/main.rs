@@ -16,8 +16,10 @@ mod inspect;
 mod packages;
 mod run;
 mod shell;
+mod summary;
 mod test;
 mod toolchain;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Shunt's tasks. Each sets up what it needs.", version)]
@@ -38,6 +40,8 @@ enum Task {
     Test(test::Arguments),
     /// Put the pure parts and the reference model under a coverage-guided fuzzer.
     Fuzz(fuzz::Arguments),
+    /// Run tests on Debian's kernels, each in a machine that QEMU emulates.
+    Vm(vm::Arguments),
     /// Build a static agent, and an OCI image of it in target/image.
     Image(image::Arguments),
     /// Measure, and show the figures beside what they shall reach.
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Vm(arguments) => vm::run(&arguments),
         Task::Image(arguments) => image::run(&arguments),
     };
     match result {

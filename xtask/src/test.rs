@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build_ebpf, packages, shell};
+use crate::{build_ebpf, packages, shell, summary::Summary};
 
 /// What the namespace tests run: programs' packages on Debian and Ubuntu.
 const PACKAGES: [&str; 10] = [
@@ -54,60 +54,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         summary.read(&line);
     }
     let status = child.wait().context("can't wait for cargo test")?;
-    summary.skipped.iter().for_each(|test| println!("skipped: {test}"));
-    let Summary { passed, failed, skipped } = &summary;
-    if *failed == 0 && !status.success() {
+    if summary.failed == 0 && !status.success() {
         bail!("cargo test failed ({status}), although no test did: see above");
     }
-    println!("{passed} passed, {failed} failed, {} skipped", skipped.len());
-    if *failed > 0 { std::process::exit(1) } else { Ok(()) }
-}
-
-/// Sums over all test programs.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Summary {
-    passed: u64,
-    failed: u64,
-    /// Names, with reasons where there are.
-    skipped: Vec<String>,
-}
-
-impl Summary {
-    /// Reads one line of libtest's: `test result: ok. 3 passed; 0 failed; 1 ignored; ...` or `test NAME ... ignored, REASON`.
-    fn read(&mut self, line: &str) {
-        if let Some(result) = line.strip_prefix("test result: ") {
-            self.passed += count(result, "passed");
-            self.failed += count(result, "failed");
-        } else if let Some((name, outcome)) =
-            line.strip_prefix("test ").and_then(|test| test.split_once(" ... ignored"))
-        {
-            self.skipped.push(format!("{name}{}", outcome.replacen(',', ":", 1)));
-        }
-    }
-}
-
-/// The number before a word.
-fn count(result: &str, word: &str) -> u64 {
-    let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
-    let number = words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok());
-    number.unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Summary;
-
-    #[test]
-    fn sums_over_programs_and_names_what_was_skipped() {
-        let mut summary = Summary::default();
-        let lines = "running 4 tests\n\
-            test maglev::tests::is_even ... ok\n\
-            test vm::old_kernel ... ignored, needs an image\n\
-            test slow ... ignored\n\
-            test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
-            test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.23s";
-        lines.lines().for_each(|line| summary.read(line));
-        assert_eq!((summary.passed, summary.failed), (13, 1));
-        assert_eq!(summary.skipped, ["vm::old_kernel: needs an image", "slow"]);
-    }
+    summary.conclude();
+    Ok(())
 }
