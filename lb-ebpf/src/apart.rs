@@ -49,6 +49,20 @@ pub trait SlowPath<F: Header>: Packet {
     fn check_mtu_apart(&self, protocol: u8, mtu: u16) -> Packed;
 }
 
+/// [`XdpPacket::has_trace_cookie`]: the words that it compares would take stack from every function that asks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn has_trace_cookie_xdp(context: *mut xdp_md) -> u32 {
+    u32::from(XdpPacket::has_trace_cookie(context))
+}
+
+/// [`SkbPacket::has_trace_cookie`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn has_trace_cookie_tc(context: *mut __sk_buff) -> u32 {
+    u32::from(SkbPacket::has_trace_cookie(context))
+}
+
 macro_rules! family_apart {
     ($family:ty, $select:ident, $install:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident) => {
         #[unsafe(no_mangle)]

@@ -12,6 +12,7 @@ use lb_common::{
 };
 
 use crate::{
+    bounds::opaque,
     header::Header,
     maps::{self, InsertError},
     parse::Parsed,
@@ -58,7 +59,9 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
 /// Whether an entry has been idle for longer than its state allows.
 #[inline(always)]
 pub fn is_expired<F: Header>(flow: &Flow<F>, config: &Config, now: u32) -> bool {
-    now.wrapping_sub(flow.last_seen) > config.timeouts[flow.state.index()]
+    // verifier: 6.1 and older lose the bound of a 32-bit copy ("invalid access to map value").
+    let timeout = config.timeouts.get(opaque(flow.state.to_bits().into())).copied().unwrap_or_default();
+    now.wrapping_sub(flow.last_seen) > timeout
 }
 
 /// Whether it matters to this packet that its backend is still there: to UDP, to a fresh SYN, and to TCP that is reset

@@ -4,6 +4,8 @@
 //! Only the kernel knows whether a layer-4 checksum field holds a checksum or, until the device completes it, the sum of the
 //! pseudo-header; and it does not tell. But it refuses to cut off a header whose checksum is yet to be filled in.
 
+use core::num::NonZeroUsize;
+
 use aya_ebpf::helpers::generated::bpf_skb_change_tail;
 use lb_common::{
     checksum,
@@ -17,15 +19,19 @@ use crate::{
 
 /// Cuts the packet down to `len` bytes, of which all from `l4` on are lost unless the checksum is left to the device; then
 /// tells where in layer 4 its field is.
+// verifier: a number that is never zero, so that "none" is a zero and not an unwritten word, which 5.10 won't copy
+// ("invalid read from stack").
 #[inline(always)]
-pub fn cut(packet: &mut SkbPacket, l4: usize, len: usize) -> Stage<Option<usize>> {
+pub fn cut(packet: &mut SkbPacket, l4: usize, len: usize) -> Stage<Option<NonZeroUsize>> {
+    const FIELD_OF_UDP: NonZeroUsize = NonZeroUsize::new(udp::CHECK).unwrap();
+    const FIELD_OF_TCP: NonZeroUsize = NonZeroUsize::new(tcp::CHECK).unwrap();
     // SAFETY: a valid context; the helper checks the length, and frames are taken anew after it.
     let resize = |len: usize| unsafe { bpf_skb_change_tail(packet.skb(), len as u32, 0) == 0 };
     let field = if resize(l4) {
         None
     } else {
         // Nor cuts it off the field.
-        Some(if resize(l4 + UDP_LEN) { udp::CHECK } else { tcp::CHECK })
+        Some(if resize(l4 + UDP_LEN) { FIELD_OF_UDP } else { FIELD_OF_TCP })
     };
     if !resize(len) {
         return Err(Stop::drop(Reason::RejectFailed));

@@ -18,6 +18,7 @@ use lb_common::{
 };
 
 use crate::{
+    apart,
     header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
     maps,
     wire::Wire,
@@ -135,13 +136,14 @@ impl XdpPacket {
     #[inline(always)]
     pub fn new(context: *mut xdp_md) -> Self {
         let mut packet = Self { context, trace: false };
-        packet.trace = packet.has_trace_cookie();
+        let is_marked = packet.metadata().is_some_and(|metadata| metadata.load::<u32>(0) == TRACE_MAGIC);
+        packet.trace = is_marked && apart::has_trace_cookie_xdp(context) != 0;
         packet
     }
 
-    /// Packets of a network reach XDP without metadata: the first comparison fails for them.
+    /// What a trace writes ahead of the frame. Packets of a network reach XDP without metadata.
     #[inline(always)]
-    fn has_trace_cookie(&self) -> bool {
+    fn metadata(&self) -> Option<Frame<'_>> {
         const LEN: usize = 20;
         // SAFETY: the kernel's context; volatile, as in `data`.
         let (meta, data) = unsafe {
@@ -150,9 +152,16 @@ impl XdpPacket {
                 (&raw const (*self.context).data).read_volatile() as usize,
             )
         };
-        let Some(meta) = Frame::new(meta, data, LEN) else { return false };
-        meta.load::<u32>(0) == TRACE_MAGIC
-            && is_trace_cookie([meta.load(4), meta.load(8), meta.load(12), meta.load(16)])
+        Frame::new(meta, data, LEN)
+    }
+
+    /// Whether the metadata hold the secret of the trace that runs now.
+    #[inline(always)]
+    pub fn has_trace_cookie(context: *mut xdp_md) -> bool {
+        let packet = Self { context, trace: false };
+        packet
+            .metadata()
+            .is_some_and(|words| is_trace_cookie([words.load(4), words.load(8), words.load(12), words.load(16)]))
     }
 
     /// Start and end of the frame. Read afresh each time and as single words: the verifier knows the context's fields
@@ -257,10 +266,16 @@ pub struct SkbPacket {
 impl SkbPacket {
     #[inline(always)]
     pub fn new(context: *mut __sk_buff) -> Self {
-        // SAFETY: the kernel passes a valid context to the program.
-        let cb = unsafe { (*context).cb };
-        let trace = cb[0] == TRACE_MAGIC && is_trace_cookie([cb[1], cb[2], cb[3], cb[4]]);
-        Self { context, trace }
+        let mut packet = Self { context, trace: false };
+        packet.trace = packet.control(0) == TRACE_MAGIC && apart::has_trace_cookie_tc(context) != 0;
+        packet
+    }
+
+    /// Whether the control block holds the secret of the trace that runs now.
+    #[inline(always)]
+    pub fn has_trace_cookie(context: *mut __sk_buff) -> bool {
+        let packet = Self { context, trace: false };
+        is_trace_cookie([1, 2, 3, 4].map(|index| packet.control(index)))
     }
 
     /// See [`XdpPacket::data`].
@@ -275,7 +290,14 @@ impl SkbPacket {
         }
     }
 
-    /// A word of the control block, where one program leaves the next a message. Volatile: see [`XdpPacket::data`].
+    /// A word of the control block. Volatile: see [`XdpPacket::data`].
+    #[inline(always)]
+    fn control(&self, index: usize) -> u32 {
+        // SAFETY: the kernel passes a valid context to the program.
+        unsafe { (&raw const (*self.context).cb[index]).read_volatile() }
+    }
+
+    /// Sets a word of the control block, where one program leaves the next a message.
     #[inline(always)]
     fn set_control(&mut self, index: usize, value: u32) {
         // SAFETY: a valid context, whose control block the kernel lets programs write.
@@ -285,10 +307,9 @@ impl SkbPacket {
     /// What [`Packet::ask_for_answer`] and [`Packet::note_mtu`] have left here.
     #[inline(always)]
     pub fn request(&self) -> Request {
-        // SAFETY: as in `set_control`.
-        let word = |index: usize| unsafe { (&raw const (*self.context).cb[index]).read_volatile() };
-        let what = word(0);
-        Request { is_reset: what >> 16 == Fate::Reset as u32, reason: what & 0xffff, l4: word(1), mtu: word(2) }
+        let what = self.control(0);
+        let is_reset = what >> 16 == Fate::Reset as u32;
+        Request { is_reset, reason: what & 0xffff, l4: self.control(1), mtu: self.control(2) }
     }
 
     /// Whether the frame came to all stations of the link, or to a group of them.

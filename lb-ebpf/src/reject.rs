@@ -220,8 +220,9 @@ fn sum(quote: &mut Quote, offset: usize, len: usize) -> Stage<u64> {
 /// A length or offset that is neither zero nor above [`QUOTE_LEN`], in a way that the verifier sees.
 #[inline(always)]
 fn bounded(len: usize) -> Stage<usize> {
-    let len = opaque(len);
-    if len == 0 || len > QUOTE_LEN { Err(FAILED) } else { Ok(len) }
+    // verifier: 6.1 and older learn nothing from a comparison with zero ("invalid access to map value, size=0").
+    let one_less = opaque(len.wrapping_sub(1));
+    if one_less >= QUOTE_LEN { Err(FAILED) } else { Ok(one_less + 1) }
 }
 
 /// Copies what is to be quoted, and cuts the rest of the packet off. Gives the quote's length, a multiple of 4.
@@ -242,9 +243,9 @@ fn quote_packet(packet: &mut SkbPacket, quote: &mut Quote, request: Request) -> 
     }
     if let Some(check) = offload::cut(packet, l4, ETHERNET_LEN + quote_len)? {
         // The device may still complete the quoted checksum, and must not spoil ours by that.
-        set_field(quote, header_len + check, 0)?;
+        set_field(quote, header_len + check.get(), 0)?;
         let rest = sum(quote, bounded(header_len)?, quote_len - header_len)?;
-        set_field(quote, header_len + check, offload::fixed_point(rest))?;
+        set_field(quote, header_len + check.get(), offload::fixed_point(rest))?;
     }
     Ok(quote_len)
 }

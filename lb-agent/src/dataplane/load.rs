@@ -7,15 +7,15 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::ProgramArray,
     programs::{Program, ProgramError},
-    util::KernelVersion,
 };
 use aya_obj::Object;
 use lb_common::maps::{self, LAYOUT_VERSION, SLOTS_PER_CHUNK, programs};
 use nix::libc;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     OpenError,
+    kernel::Lacks,
     maps::{MapError, open_map},
     pins::{self, Pins},
     sys::{self, MapInfo},
@@ -69,8 +69,9 @@ pub fn load(pins: &Pins, capacities: &Capacities, more_globals: &[(&'static str,
     for (name, size) in &sizes {
         loader.map_max_entries(name, *size);
     }
-    let kernel = KernelVersion::current().ok();
-    let globals = globals(|major, minor| kernel.is_some_and(|kernel| kernel >= KernelVersion::new(major, minor, 0)));
+    let lacks = Lacks::find();
+    lacks.iter().for_each(|lack| info!("{lack}"));
+    let globals = lacks.globals();
     for (name, value) in globals.iter().chain(more_globals) {
         loader.override_global(name, value, false);
     }
@@ -159,16 +160,6 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         (maps::NODE_ADDRESSES, node_addresses),
         (maps::SOCKETS, sockets),
     ])
-}
-
-/// What the programs are told of the kernel; what each means stands beside the programs' maps.
-fn globals(is_at_least: impl Fn(u8, u8) -> bool) -> [(&'static str, u64); 2] {
-    /// `BPF_F_IPV6` of `bpf_l4_csum_replace`.
-    const BPF_F_IPV6: u64 = 1 << 7;
-    [
-        ("NO_COARSE_CLOCK", u64::from(!is_at_least(5, 11))),
-        ("L4_CSUM_V6_FLAGS", if is_at_least(6, 16) { BPF_F_IPV6 } else { 0 }),
-    ]
 }
 
 fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, OwnedFd>, OpenError> {
@@ -273,12 +264,5 @@ mod tests {
         let text = object_text(&error);
         assert!(text.contains("FLOWS_V4") && text.contains("--max-flows"), "{text}");
         assert_eq!(text.matches("memory").count(), 1, "{text}");
-    }
-
-    #[test]
-    fn old_kernels_are_told_apart() {
-        assert_eq!(globals(|_, _| true).map(|(_, value)| value), [0, 128]);
-        assert_eq!(globals(|_, _| false).map(|(_, value)| value), [1, 0]);
-        assert_eq!(globals(|_, minor| minor <= 11).map(|(_, value)| value), [0, 0]);
     }
 }

@@ -15,6 +15,7 @@ mod dump;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod filters;
+mod kernel;
 mod load;
 mod logs;
 mod maps;
@@ -51,6 +52,7 @@ pub use self::{
     counters::Counters,
     doors::{Door, XdpMode},
     dump::{FlowEntry, SocketUse},
+    kernel::{Feature, Lacks},
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
     question::{Answer, QuestionError, ask, ask_socket},

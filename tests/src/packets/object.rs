@@ -13,6 +13,7 @@ use aya::{
     maps::{Map, ProgramArray},
     programs::{Program, ProgramFd, Xdp, xdp::XdpMode},
 };
+use lb_agent::dataplane::Lacks;
 use lb_common::maps::programs;
 
 use super::bpf;
@@ -49,6 +50,10 @@ impl Object {
         let mut loader = EbpfLoader::new();
         for &(map, capacity) in capacities {
             loader.map_max_entries(map, capacity);
+        }
+        let globals = Lacks::find().globals();
+        for (name, value) in &globals {
+            loader.override_global(name, value, true);
         }
         let mut ebpf = loader.load(&bytes).with_context(|| format!("can't load {}", path.display()))?;
         for name in names() {

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What this kernel has of what the programs and the agent can use, found at the start; and what it costs to do without.
+//!
+//! The oldest that serves is Linux 5.10. What is asked here is used where it is there, and replaced where it isn't.
+
+use std::fmt;
+
+use aya::{
+    programs::{ProgramType, SchedClassifier, TcAttachType},
+    sys::{BpfHelper, is_helper_supported},
+    util::KernelVersion,
+};
+
+/// What not every kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// `bpf_ktime_get_coarse_ns`.
+    CoarseClock,
+    /// `BPF_F_IPV6` of `bpf_l4_csum_replace`.
+    Ipv6Checksum,
+    /// Links of TC programs.
+    TcLinks,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::CoarseClock, Self::Ipv6Checksum, Self::TcLinks];
+
+    /// The kernel that brought it, and what serves in its place at what cost.
+    const fn story(self) -> (&'static str, &'static str) {
+        match self {
+            Self::CoarseClock => ("5.11", "no coarse clock: the exact one serves, for some 20 ns more per packet"),
+            Self::Ipv6Checksum => (
+                "6.16",
+                "no BPF_F_IPV6: translated IPv6 packets of devices that sum up whole packets may be summed up once more, \
+                 and the kernel may log `hw csum failure`",
+            ),
+            Self::TcLinks => {
+                ("6.6", "no TC links: filters of a clsact qdisc serve; other filters of priority 1 may run before them")
+            }
+        }
+    }
+
+    fn is_there(self) -> bool {
+        match self {
+            // A kernel that can't be asked has it, as all but the oldest do: else the verifier will say so.
+            Self::CoarseClock => {
+                is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)
+                    .unwrap_or(true)
+            }
+            // No question would tell: old kernels pass over flags that they don't know.
+            Self::Ipv6Checksum => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 16, 0)),
+            Self::TcLinks => SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
+        }
+    }
+}
+
+/// A lack, for whoever reads the log.
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (since, cost) = self.story();
+        write!(f, "{cost} (Linux has it since {since})")
+    }
+}
+
+/// What this kernel has not got.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacks(Vec<Feature>);
+
+impl Lacks {
+    /// Asks the kernel.
+    #[must_use]
+    pub fn find() -> Self {
+        Self(Feature::ALL.into_iter().filter(|feature| !feature.is_there()).collect())
+    }
+
+    /// One by one.
+    pub fn iter(&self) -> impl Iterator<Item = Feature> {
+        self.0.iter().copied()
+    }
+
+    /// What the programs are told of the kernel, by the names of their globals; what each means stands there.
+    #[must_use]
+    pub fn globals(&self) -> [(&'static str, u64); 2] {
+        const BPF_F_IPV6: u64 = 1 << 7;
+        let lacks = |feature| self.0.contains(&feature);
+        [
+            ("NO_COARSE_CLOCK", u64::from(lacks(Feature::CoarseClock))),
+            ("L4_CSUM_V6_FLAGS", if lacks(Feature::Ipv6Checksum) { 0 } else { BPF_F_IPV6 }),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_told_what_they_must_do_without() {
+        assert_eq!(Lacks::default().globals().map(|(_, value)| value), [0, 128]);
+        assert_eq!(Lacks(Feature::ALL.to_vec()).globals().map(|(_, value)| value), [1, 0]);
+    }
+
+    #[test]
+    fn a_lack_says_what_it_costs_and_which_kernel_has_more() {
+        assert!(Feature::CoarseClock.to_string().ends_with("20 ns more per packet (Linux has it since 5.11)"));
+    }
+}
