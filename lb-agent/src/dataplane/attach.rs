@@ -236,11 +236,11 @@ impl Links {
         ebpf: &mut Ebpf,
         (ifindex, name): (u32, &str),
         role: u16,
-        is_veth: bool,
+        kind: &str,
     ) -> Result<Attachment, AttachError> {
         self.check(ifindex, name)?;
         let has_tc_links = self.attach_tc(ebpf, ifindex, name)?;
-        let wish = self.xdp.wish(role, is_veth);
+        let wish = self.xdp.wish(role, kind);
         for door in [Door::XdpDriver, Door::XdpGeneric] {
             if wish != XdpWish::Must(door) && wish != XdpWish::May(door) && self.is_open(door, ifindex) {
                 self.unpin(door, ifindex);

@@ -9,6 +9,8 @@ use aya_obj::generated::{
 };
 use lb_common::{config::role, maps::programs};
 
+use crate::node::state::{VETH, is_tunnel};
+
 /// Where a program of ours runs on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Door {
@@ -109,18 +111,21 @@ pub enum XdpWish {
 }
 
 impl XdpMode {
-    /// What this mode means for a device of a role.
+    /// What this mode means for a device of a role and a driver.
     #[must_use]
-    pub const fn wish(self, role: u16, is_veth: bool) -> XdpWish {
+    pub fn wish(self, role: u16, kind: &str) -> XdpWish {
         if role & role::UPLINK == 0 {
             return XdpWish::No("not an uplink");
+        }
+        if is_tunnel(kind) {
+            return XdpWish::No("a tunnel unwraps packets that the stack has already");
         }
         match self {
             Self::Off => XdpWish::No("--xdp off"),
             Self::Driver => XdpWish::Must(Door::XdpDriver),
             Self::Generic => XdpWish::Must(Door::XdpGeneric),
             // Local senders leave the checksum to a device that does not exist: XDP can't know, TC does.
-            Self::Auto if is_veth => XdpWish::No("a veth hands over packets with unfinished checksums"),
+            Self::Auto if kind == VETH => XdpWish::No("a veth hands over packets with unfinished checksums"),
             Self::Auto => XdpWish::May(Door::XdpDriver),
         }
     }
@@ -143,11 +148,12 @@ mod tests {
     #[test]
     fn xdp_is_for_uplinks_and_auto_spares_veth() {
         let both = role::UPLINK | role::POD;
-        assert_eq!(XdpMode::Auto.wish(both, false), XdpWish::May(Door::XdpDriver));
-        assert!(matches!(XdpMode::Auto.wish(role::UPLINK, true), XdpWish::No(_)));
-        assert_eq!(XdpMode::Driver.wish(role::UPLINK, true), XdpWish::Must(Door::XdpDriver));
-        assert_eq!(XdpMode::Generic.wish(role::UPLINK, true), XdpWish::Must(Door::XdpGeneric));
-        assert!(matches!(XdpMode::Driver.wish(role::POD, false), XdpWish::No(_)));
-        assert!(matches!(XdpMode::Off.wish(role::UPLINK, false), XdpWish::No(_)));
+        assert_eq!(XdpMode::Auto.wish(both, ""), XdpWish::May(Door::XdpDriver));
+        assert!(matches!(XdpMode::Auto.wish(role::UPLINK, VETH), XdpWish::No(_)));
+        assert_eq!(XdpMode::Driver.wish(role::UPLINK, VETH), XdpWish::Must(Door::XdpDriver));
+        assert_eq!(XdpMode::Generic.wish(role::UPLINK, VETH), XdpWish::Must(Door::XdpGeneric));
+        assert!(matches!(XdpMode::Driver.wish(role::POD, ""), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Driver.wish(role::UPLINK, "vxlan"), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Off.wish(role::UPLINK, ""), XdpWish::No(_)));
     }
 }

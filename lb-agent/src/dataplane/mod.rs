@@ -206,8 +206,8 @@ impl Dataplane {
     ///
     /// # Errors
     /// Where a door that the device can't do without is refused.
-    pub fn attach(&mut self, ifindex: u32, name: &str, role: u16, is_veth: bool) -> Result<Attachment, AttachError> {
-        self.links.attach(&mut self.ebpf, (ifindex, name), role, is_veth)
+    pub fn attach(&mut self, ifindex: u32, name: &str, role: u16, kind: &str) -> Result<Attachment, AttachError> {
+        self.links.attach(&mut self.ebpf, (ifindex, name), role, kind)
     }
 
     /// Lets the links of an earlier agent run this agent's programs, and removes what is left of other layout versions. To

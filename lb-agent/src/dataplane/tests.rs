@@ -23,6 +23,7 @@ use super::{Capacities, Dataplane, Door, OpenError, Options, PinError, Pins, Soc
 use crate::{
     compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
     diff::State,
+    node::state::VETH,
 };
 
 /// A directory of pins and a network namespace of this thread's own.
@@ -164,9 +165,9 @@ fn links_outlive_the_agent_and_get_its_successor_s_programs() {
     ip("link add uplink type veth peer name pod");
     let (uplink, pod) = (ifindex("uplink"), ifindex("pod"));
     let mut dataplane = place.open();
-    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
     assert!(attachment.has_tc_links && attachment.xdp.is_err(), "{attachment}");
-    dataplane.attach(pod, "pod", role::POD, true).unwrap();
+    dataplane.attach(pod, "pod", role::POD, VETH).unwrap();
     drop(dataplane);
 
     let links = Pins::new(&place.options.bpffs).links();
@@ -178,7 +179,7 @@ fn links_outlive_the_agent_and_get_its_successor_s_programs() {
     let driver = Options { xdp: XdpMode::Driver, ..place.options.clone() };
     let mut dataplane = Dataplane::open(&driver).unwrap();
     assert_eq!(dataplane.attached(), BTreeSet::from([uplink, pod]));
-    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
     assert!(attachment.is_native_xdp(), "{attachment}");
     dataplane.detach(pod);
     assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
@@ -200,7 +201,7 @@ fn left_by_an_earlier_agent(place: &mut Place) -> u32 {
     place.options.xdp = XdpMode::Generic;
     ip("link add uplink type veth peer name pod");
     let uplink = ifindex("uplink");
-    place.open().attach(uplink, "uplink", role::UPLINK, true).unwrap();
+    place.open().attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
     uplink
 }
 
@@ -220,7 +221,7 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
 
         let mut dataplane = place.open();
         assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
-        dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+        dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
         assert_eq!(doors.each_ref().map(|door| link(&pin(layout, door))), before, "they run on as they are");
 
         assert!(dataplane.take_over().is_empty());
@@ -239,7 +240,7 @@ fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
     let mut dataplane = place.open();
     for _ in 0..2 {
         ip("link add uplink index 77 type veth peer name pod");
-        dataplane.attach(77, "uplink", role::UPLINK, true).unwrap();
+        dataplane.attach(77, "uplink", role::UPLINK, VETH).unwrap();
         let pins = Pins::new(&place.options.bpffs);
         assert_eq!(link(&pins.links().join(Door::TcIngress.pin_name(77))).0, 77);
         ip("link del uplink");
@@ -283,7 +284,7 @@ fn xdp_changes_its_mode_with_the_flag() {
     ];
     for (xdp, door) in modes {
         let mut dataplane = Dataplane::open(&Options { xdp, ..place.options.clone() }).unwrap();
-        let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, true).unwrap();
+        let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
         assert_eq!(attachment.xdp.ok(), door, "{xdp:?}");
     }
 }
@@ -292,9 +293,9 @@ fn xdp_changes_its_mode_with_the_flag() {
 fn what_is_no_ethernet_device_or_has_gone_is_named() {
     let Some(place) = Place::new("devices") else { return };
     let mut dataplane = place.open();
-    let error = dataplane.attach(1, "lo", role::UPLINK, false).unwrap_err();
+    let error = dataplane.attach(1, "lo", role::UPLINK, "").unwrap_err();
     assert!(error.to_string().contains("lo is no Ethernet device"), "{error}");
-    let error = dataplane.attach(99, "nowhere", role::UPLINK, false).unwrap_err();
+    let error = dataplane.attach(99, "nowhere", role::UPLINK, "").unwrap_err();
     assert!(error.to_string().contains("nowhere (index 99) has gone"), "{error}");
 }
 
@@ -310,7 +311,7 @@ fn filters_serve_where_links_are_unknown() {
     drop(dataplane);
     let mut dataplane = place.open();
     assert_eq!(dataplane.attached(), BTreeSet::from([device]));
-    let attachment = dataplane.attach(device, "uplink", role::POD, true).unwrap();
+    let attachment = dataplane.attach(device, "uplink", role::POD, VETH).unwrap();
     assert!(!attachment.has_tc_links);
     dataplane.detach(device);
     assert!(super::filters::detach("uplink").is_empty(), "nothing is left");
@@ -323,7 +324,7 @@ fn cleanup_removes_all_that_was_made() {
     let root = &place.options.bpffs;
     ip("link add uplink type veth peer name pod");
     let mut dataplane = place.open();
-    dataplane.attach(ifindex("uplink"), "uplink", role::POD, true).unwrap();
+    dataplane.attach(ifindex("uplink"), "uplink", role::POD, VETH).unwrap();
     super::filters::attach(&mut dataplane.ebpf, &Pins::new(root), "pod", ifindex("pod")).unwrap();
     let refused = super::remove_all(root, false, &mut |_| {}).unwrap_err();
     assert!(refused.to_string().starts_with("another agent"), "{refused}");

@@ -137,6 +137,7 @@ mod tests {
     use rtnetlink::{RouteMessageBuilder, packet_route::link::InfoKind};
 
     use super::*;
+    use crate::node::state::VETH;
 
     fn link_message(family: AddressFamily) -> LinkMessage {
         let mut message = LinkMessage::default();
@@ -162,7 +163,7 @@ mod tests {
             is_loopback: false,
             is_up: true,
         };
-        assert!(link.is_veth());
+        assert_eq!(link.kind, VETH);
         let message = RouteNetlinkMessage::NewLink(link_message(AddressFamily::Unspec));
         assert_eq!(decode(message), Some(Change::Link { ifindex: 7, link }));
     }

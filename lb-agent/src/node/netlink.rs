@@ -192,6 +192,7 @@ pub(super) mod tests {
     };
 
     use super::*;
+    use crate::node::state::VETH;
 
     /// Runs `ip`.
     pub fn ip(arguments: &str) {
@@ -240,7 +241,7 @@ pub(super) mod tests {
             ip("address add 192.0.2.1/24 dev veth0");
             let (follower, mut state) = Follower::start().await.unwrap();
             let (&veth0, link) = state.links().iter().find(|(_, link)| link.name == "veth0").unwrap();
-            assert!(link.is_veth() && link.is_ethernet && link.mac != [0; 6]);
+            assert!(link.kind == VETH && link.is_ethernet && link.mac != [0; 6]);
             assert_eq!(state.addresses(veth0)[0].ip, "192.0.2.1".parse::<IpAddr>().unwrap());
             assert!(!state.is_outward_device(veth0));
 

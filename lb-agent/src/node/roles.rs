@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     pattern::Pattern,
-    state::{Link, LocalAddress, NodeState},
+    state::{Link, LocalAddress, NodeState, is_tunnel},
 };
 use crate::problem::Problem;
 
@@ -28,6 +28,7 @@ impl Selection {
     ///
     /// Nothing but Ethernet devices can have one. A device that leads outside is an uplink even if its name looks like a
     /// pod's; but a pod's device that carries the node's own address, as those of some network plug-ins do, is a pod's.
+    /// A tunnel to other nodes is an uplink in any case: what leaves by it has its address, to which the replies come.
     #[must_use]
     pub fn role(&self, node: &NodeState, ifindex: u32, link: &Link, internal: &[IpAddr]) -> u16 {
         if link.is_loopback || !link.is_ethernet {
@@ -35,7 +36,7 @@ impl Selection {
         }
         let is_named = self.uplinks.contains(&link.name);
         let is_found = self.uplinks.is_empty() && node.is_outward_device(ifindex);
-        if is_named || is_found {
+        if is_named || is_found || is_tunnel(&link.kind) {
             role::UPLINK
         } else if self.pods.iter().any(|pattern| pattern.matches(&link.name)) {
             role::POD
@@ -179,6 +180,17 @@ mod tests {
         node.apply(Change::DefaultRoute { ifindexes: vec![2] });
         let internal = ["192.0.2.1".parse().unwrap()];
         assert_eq!(roles(&selection(&["veth-up"]), &node, &internal), [(2, 0), (3, role::UPLINK), (4, role::POD)]);
+    }
+
+    /// The outside clients of a backend on another node, to which a tunnel leads, had no answer.
+    #[test]
+    fn tunnels_are_uplinks_whatever_is_named() {
+        let mut node = node(&[(2, "eth0", &["192.0.2.1"])]);
+        let link = Link { name: "flannel.1".into(), kind: "vxlan".into(), is_ethernet: true, ..Link::default() };
+        node.apply(Change::Link { ifindex: 3, link: link.clone() });
+        for uplinks in [&["eth0"][..], &[]] {
+            assert_eq!(selection(uplinks).role(&node, 3, &link, &[]), role::UPLINK);
+        }
     }
 
     #[test]

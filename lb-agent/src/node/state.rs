@@ -23,12 +23,13 @@ pub struct Link {
     pub is_up: bool,
 }
 
-impl Link {
-    /// Whether it is one end of a veth pair.
-    #[must_use]
-    pub fn is_veth(&self) -> bool {
-        self.kind == "veth"
-    }
+/// The driver of veth pairs.
+pub const VETH: &str = "veth";
+
+/// Whether that is the driver of a device that wraps Ethernet frames into packets for other machines.
+#[must_use]
+pub fn is_tunnel(kind: &str) -> bool {
+    matches!(kind, "vxlan" | "geneve" | "gretap" | "ip6gretap")
 }
 
 /// An address of a device.

@@ -84,7 +84,7 @@ impl From<AttachError> for DoorError {
 
 impl Doors for Dataplane {
     fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError> {
-        let attachment = Self::attach(self, ifindex, &link.name, role, link.is_veth())?;
+        let attachment = Self::attach(self, ifindex, &link.name, role, &link.kind)?;
         Ok(Attached { is_native_xdp: attachment.is_native_xdp(), text: attachment.to_string() })
     }
 

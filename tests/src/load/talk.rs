@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
@@ -124,7 +124,61 @@ impl Talk {
                 more => length += more,
             }
         }
-        parse(&buffer[..length], local).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an echo server"))
+        parse(&buffer[..length], local).ok_or_else(|| invalid("not an echo server"))
+    }
+
+    /// Sends a datagram of so many bytes and waits until the same comes back.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn exchange(&mut self, length: usize) -> io::Result<()> {
+        let question: Vec<u8> = (0..length).map(|position| (position % 251) as u8).collect();
+        (&self.socket).write_all(&question)?;
+        let mut answer = vec![0; length + MAX_ANSWER_BYTES];
+        let received = (&self.socket).read(&mut answer)?;
+        if answer[..received].ends_with(&question) { Ok(()) } else { Err(invalid("another datagram came back")) }
+    }
+
+    /// Sends so many bytes, and waits until they have arrived. That ends the connection.
+    ///
+    /// # Errors
+    /// When they don't.
+    pub fn upload(self, length: usize) -> io::Result<()> {
+        (&self.socket).write_all(&vec![b'.'; length])?;
+        self.socket.shutdown(Shutdown::Write)?;
+        let mut answers = String::new();
+        (&self.socket).read_to_string(&mut answers)?;
+        match answers.lines().next_back() {
+            Some(last) if last == length.to_string() => Ok(()),
+            last => Err(invalid(&format!("{last:?} of {length} bytes have arrived"))),
+        }
+    }
+
+    /// Waits for so many bytes.
+    ///
+    /// # Errors
+    /// When they don't come.
+    pub fn download(&mut self, length: usize) -> io::Result<()> {
+        self.say(&format!("give {length}\n"))?;
+        let mut line = true;
+        let mut missing = length;
+        let mut buffer = [0; 65_536];
+        while line || missing > 0 {
+            let received = (&self.socket).read(&mut buffer)?;
+            if received == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            // First comes a line.
+            let start = if line {
+                buffer[..received].iter().position(|byte| *byte == b'\n').map(|end| end + 1)
+            } else {
+                Some(0)
+            };
+            let Some(start) = start else { continue };
+            line = false;
+            missing -= received - start;
+        }
+        Ok(())
     }
 }
 
@@ -135,6 +189,10 @@ pub fn fresh_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 10_000..32_768;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start)
+}
+
+fn invalid(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 /// A flow of one question.

@@ -2,7 +2,8 @@
 //! The least server of both protocols and families: to whatever it is sent it answers who it is, and who asked.
 //!
 //! It runs on threads of this process, inside a pod's namespace. Unlike nginx it keeps connections for as long as their
-//! clients do, and it does the same by UDP.
+//! clients do, and it does the same by UDP. For tests of size, `give N` is answered by that many bytes more, a datagram by
+//! itself, and the end of a connection by how much has come.
 
 use std::{
     io::{self, Read, Write},
@@ -86,13 +87,22 @@ impl Server {
 
     fn answer_stream(&self, mut stream: TcpStream, client: SocketAddr) {
         let mut buffer = [0; MAX_QUESTION_BYTES];
+        let mut total = 0;
         // Its client may go away at any time: then that was it.
         let _ = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(NOTICE)));
         while !self.has_ended.load(Ordering::Relaxed) {
             match stream.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(_) if stream.write_all(self.answer(client).as_bytes()).is_err() => return,
-                Ok(_) => {}
+                Ok(0) => {
+                    let _ = writeln!(stream, "{total}");
+                    return;
+                }
+                Ok(length) => {
+                    total += length;
+                    let more = vec![b'.'; wanted(&buffer[..length])];
+                    if stream.write_all(&[self.answer(client).as_bytes(), &more].concat()).is_err() {
+                        return;
+                    }
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
                 Err(_) => return,
             }
@@ -102,9 +112,9 @@ impl Server {
     fn answer_datagrams(&self, socket: &UdpSocket) {
         let mut buffer = [0; MAX_QUESTION_BYTES];
         while !self.has_ended.load(Ordering::Relaxed) {
-            if let Ok((_, client)) = socket.recv_from(&mut buffer) {
+            if let Ok((length, client)) = socket.recv_from(&mut buffer) {
                 // A client that has gone is no concern of ours.
-                let _ = socket.send_to(self.answer(client).as_bytes(), client);
+                let _ = socket.send_to(&[self.answer(client).as_bytes(), &buffer[..length]].concat(), client);
             }
         }
     }
@@ -112,6 +122,12 @@ impl Server {
     fn answer(&self, client: SocketAddr) -> String {
         format!("{} {} {}\n", self.name, client.ip().to_canonical(), client.port())
     }
+}
+
+/// How much more is to be answered.
+fn wanted(question: &[u8]) -> usize {
+    let number = std::str::from_utf8(question).ok().and_then(|text| text.trim().strip_prefix("give ")?.parse().ok());
+    number.unwrap_or_default()
 }
 
 /// A socket of both families, whose waits end now and then.

@@ -18,11 +18,13 @@ mod agent;
 mod capture;
 mod cgroup;
 mod echo;
+mod far;
 mod interrupt;
 mod link;
 mod namespace;
 mod node;
 pub mod objects;
+mod overlay;
 mod publish;
 pub mod sample;
 mod server;
@@ -39,6 +41,7 @@ pub use self::{
     agent::{Agent, agent_binary},
     capture::Capture,
     echo::{Echo, echo_port},
+    far::Far,
     interrupt::catch as catch_interrupts,
     link::LinkKind,
     namespace::Namespace,

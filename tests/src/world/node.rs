@@ -15,6 +15,9 @@ use serde_json::json;
 
 use super::{Agent, Family, Namespace, Site, Sockets, Xdp, agent_binary, cgroup::Cgroups};
 
+/// From this part of their addresses on pods are routed.
+const FIRST_ROUTED: u16 = 128;
+
 /// A node of the world.
 pub struct Node {
     name: String,
@@ -105,7 +108,9 @@ impl Node {
         self.pods.iter_mut()
     }
 
-    pub(super) fn number(&self) -> u16 {
+    /// 1 for `node-a`, 2 for `node-b`: part of its addresses.
+    #[must_use]
+    pub fn number(&self) -> u16 {
         self.number
     }
 
@@ -276,6 +281,11 @@ impl Pod {
     #[must_use]
     pub fn interface(&self) -> String {
         format!("veth-{}", self.name)
+    }
+
+    /// The node's device by which packets for it leave: its link, or the bridge of which that is a port.
+    pub(super) fn way_from_node(&self) -> String {
+        if self.host < FIRST_ROUTED { "cni0".to_owned() } else { self.interface() }
     }
 
     /// Its address.

@@ -24,7 +24,20 @@ impl World {
     /// # Errors
     /// As [`World::with_agents`].
     pub fn with_echoes(options: Options, flags: &[&str]) -> Result<Self> {
+        Self::with_echoes_on(options, flags, |_| Ok(()))
+    }
+
+    /// The same, where something is changed before the agents start.
+    ///
+    /// # Errors
+    /// As [`World::with_agents`], and when `prepare` fails.
+    pub fn with_echoes_on(
+        options: Options,
+        flags: &[&str],
+        prepare: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Self> {
         let mut world = Self::new(options)?;
+        prepare(&mut world)?;
         for (pod, ..) in WEB_PODS {
             let echo = Echo::start(world.pod(pod).namespace(), pod)?;
             world.pod_mut(pod).run(echo);

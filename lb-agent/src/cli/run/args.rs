@@ -66,7 +66,8 @@ pub struct RunArgs {
 /// Flags about devices.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Devices that lead outside; default: those with a default route, and those with the node's own addresses
+    /// Devices that lead outside; default: those with a default route, and those with the node's own addresses. Tunnels to
+    /// other nodes (VXLAN, Geneve) do in any case
     #[arg(long, value_name = "IF,..", value_delimiter = ',')]
     pub uplink: Vec<String>,
     /// Names of the devices that lead to pods
