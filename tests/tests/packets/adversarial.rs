@@ -213,7 +213,8 @@ fn packets_with_every_length_wrong() -> Result<()> {
 
 /// Whether a header may have its length here: IPv4's first byte, TCP's thirteenth, the second of an extension header.
 fn is_length_of_byte(frame: &[u8], at: usize) -> bool {
-    matches!(frame[at], 0x45..=0x50) || (frame[at] == 0 && matches!(frame[at - 1], 0 | 6 | 17 | 44 | 60 | 132))
+    let is_behind_next_header = matches!(frame[at - 1], 6 | 17 | 44 | 60 | 132);
+    matches!(frame[at], 0x45..=0x50) || frame[at] == 0 && is_behind_next_header && at >= IP + 40
 }
 
 /// What may stand at a byte that is or begins a length: of one byte everything, of two what is near the truth or extreme.

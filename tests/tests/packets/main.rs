@@ -14,4 +14,5 @@ mod sizes;
 mod step;
 mod trace;
 mod translate;
+mod vanish;
 mod workers;
