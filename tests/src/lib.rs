@@ -3,6 +3,7 @@
 //! demand.
 
 pub mod api_server;
+pub mod bench;
 pub mod load;
 pub mod packets;
 pub mod reference;

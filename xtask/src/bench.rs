@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::{bench_control, bench_packet};
+use crate::{bench_control, bench_packet, bench_traffic};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -13,6 +13,10 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Subject {
+    /// How long a pod's connect() takes, directly, by each door, and by nftables.
+    Connect(bench_traffic::Arguments),
+    /// Throughput and request rate, directly, by each door, and by nftables.
+    Flow(bench_traffic::Arguments),
     /// From objects to maps: start, change, memory, by the number of Services.
     Control(bench_control::Arguments),
     /// Nanoseconds per packet of the programs themselves.
@@ -22,6 +26,8 @@ enum Subject {
 /// Runs the bench of the subject.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.subject {
+        Subject::Connect(arguments) => bench_traffic::run("shunt-bench-connect", arguments),
+        Subject::Flow(arguments) => bench_traffic::run("shunt-bench-flow", arguments),
         Subject::Control(arguments) => bench_control::run(arguments),
         Subject::Packet(arguments) => bench_packet::run(arguments),
     }

@@ -63,6 +63,15 @@ impl Namespace {
         Ok(Self { threads: Some(threads.with_context(|| format!("can't open {}", path.display()))?), ..self })
     }
 
+    /// The same namespace for what is to be no socket of its node's cgroup.
+    ///
+    /// # Errors
+    /// When this process has no file descriptor left.
+    pub fn outside_cgroup(&self) -> Result<Self> {
+        let file = self.file.try_clone().context("no file descriptor")?;
+        Ok(Self { name: self.name.clone(), file, threads: None })
+    }
+
     /// Its name, as `ip netns` knows it.
     #[must_use]
     pub fn name(&self) -> &str {

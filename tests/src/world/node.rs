@@ -225,6 +225,12 @@ impl Node {
         self.agent.as_mut().expect("an agent has been started")
     }
 
+    /// Whether an agent was started.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
     pub(super) fn try_agent(&self) -> Option<&Agent> {
         self.agent.as_ref()
     }

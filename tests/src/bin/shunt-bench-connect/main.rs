@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How long a pod's `connect()` takes, directly and through each kind of Service; `cargo xtask bench connect` builds and runs
+//! it. Every figure stands beside the direct way's of the same round.
+
+#![deny(unsafe_code)]
+
+use std::{
+    fmt, fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
+use serde::Serialize;
+use shunt_tests::{
+    bench::{Comparison, Place, Scene, Way},
+    world::catch_interrupts,
+};
+use socket2::{Domain, Socket, Type};
+
+/// The shares of connections whose time is shown.
+const SHARES: [(&str, f64); 4] = [("p01", 0.01), ("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench connect", about = "How long connect() takes, by way and number of Services.")]
+struct Arguments {
+    /// Also write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often everything is measured, in turns.
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Connections of a way in a round.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Numbers of Services.
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000")]
+    services: Vec<u32>,
+}
+
+/// All results.
+#[derive(Serialize)]
+struct Report {
+    rounds: u32,
+    connections: u32,
+    rows: Vec<Row>,
+}
+
+/// A way, at one number of Services. Microseconds.
+#[derive(Serialize)]
+struct Row {
+    services: u32,
+    way: &'static str,
+    /// By [`SHARES`].
+    micros: Vec<Comparison>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    catch_interrupts()?;
+    let mut scene = Scene::new()?;
+    let mut rows = Vec::new();
+    for &services in &arguments.services {
+        scene.set_services(services)?;
+        rows.extend(measure(&scene, services, arguments)?);
+    }
+    let report = Report { rounds: arguments.rounds, connections: arguments.connections, rows };
+    println!("{report}");
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// All ways in turns, one round more than counts: the first warms up.
+fn measure(scene: &Scene, services: u32, arguments: &Arguments) -> Result<Vec<Row>> {
+    let mut by_way: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); SHARES.len()]; Way::ALL.len()];
+    let mut ports: Vec<_> = (0..Way::ALL.len() as u16).map(Ports::of).collect();
+    for round in 0..=arguments.rounds {
+        for ((way, shares), ports) in Way::ALL.into_iter().zip(&mut by_way).zip(&mut ports) {
+            let (from, to) = scene.way(way, Place::Web);
+            let times = from.enter(|| connect(to, ports, arguments.connections))??;
+            if round > 0 {
+                let quantiles = SHARES.iter().zip(shares);
+                quantiles.for_each(|((_, share), values)| values.push(quantile(&times, *share)));
+            }
+        }
+    }
+    let position = |way: Way| Way::ALL.iter().position(|other| *other == way).expect("one of all");
+    Ok(Way::ALL
+        .into_iter()
+        .map(|way| {
+            let (own, floor) = (&by_way[position(way)], &by_way[position(Way::FLOOR)]);
+            let micros = own.iter().zip(floor).map(|(own, floor)| Comparison::new(own, floor)).collect();
+            Row { services, way: way.name(), micros }
+        })
+        .collect())
+}
+
+/// Client ports of one way. What the kernel and the programs remember of one way's connections is no other's business:
+/// behind every way is the same server.
+struct Ports {
+    first: u16,
+    next: u16,
+}
+
+impl Ports {
+    const COUNT: u16 = 8_000;
+
+    const fn of(way: u16) -> Self {
+        Self { first: 10_000 + way * Self::COUNT, next: 0 }
+    }
+
+    fn take(&mut self) -> u16 {
+        self.next = (self.next + 1) % Self::COUNT;
+        self.first + self.next
+    }
+}
+
+/// Microseconds of connections one after the other, sorted.
+fn connect(to: SocketAddr, ports: &mut Ports, count: u32) -> Result<Vec<f64>> {
+    /// Between two, so that the server has closed the one before.
+    const PAUSE: Duration = Duration::from_micros(100);
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        // A RST at the end: no port is left waiting.
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, ports.take())).into())?;
+        let start = Instant::now();
+        socket.connect(&to.into()).with_context(|| format!("connecting to {to}"))?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        drop(socket);
+        sleep(PAUSE);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// Of sorted values.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY);
+        let headings = SHARES.iter().flat_map(|(name, _)| [format!("{name} µs"), "to direct".to_owned()]);
+        table.set_header(["Services", "connect(), TCP"].map(str::to_owned).into_iter().chain(headings));
+        for row in &self.rows {
+            let figures = row.micros.iter().flat_map(|one| [format!("{:.1}", one.median), format!("{:.2}", one.ratio)]);
+            table.add_row([row.services.to_string(), row.way.to_owned()].into_iter().chain(figures));
+        }
+        table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        writeln!(
+            f,
+            "{table}\nMedians of {} rounds taken in turns, {} connections each; ratios are medians of the rounds' own. A pod and \
+             an nginx on one node. The nftables rules are generated in the manner of kube-proxy.",
+            self.rounds, self.connections
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        let values: Vec<f64> = (0..=100).map(f64::from).collect();
+        assert_eq!([0.01, 0.5, 0.99].map(|share| quantile(&values, share) as u32), [1, 50, 99]);
+    }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `bench connect` and `bench flow`: builds the programs, the agent and the bench, and becomes the bench.
+
+use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{build_ebpf, packages, run, shell};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Also write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often everything is measured, in turns.
+    #[arg(long, default_value_t = 11)]
+    rounds: u32,
+    /// `connect` alone: numbers of Services, separated by commas.
+    #[arg(long, value_name = "N,..")]
+    services: Option<String>,
+}
+
+/// What the benches run: programs' packages on Debian and Ubuntu.
+const PACKAGES: [&str; 7] = ["iproute2", "nginx-light", "dnsmasq-base", "iperf3", "wrk", "ethtool", "nftables"];
+
+/// Builds everything and becomes the bench: its exit status is ours. What is measured runs in the kernel and in other
+/// programs, so nothing needs a release build.
+pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {
+    ensure!(shell::is_root(), "the bench loads eBPF programs and makes network namespaces: run it as root");
+    packages::ensure(&PACKAGES, "run the bench's servers and clients")?;
+    build_ebpf::build(&build_ebpf::Arguments::default())?;
+    shell::run(shell::cargo().args(["build", "--package", "lb-agent", "--package", "shunt-tests", "--bins"]))?;
+    let bench = run::built(bench)?;
+    let mut command = Command::new(&bench);
+    command.arg("--rounds").arg(arguments.rounds.to_string());
+    if let Some(file) = &arguments.json {
+        command.arg("--json").arg(file);
+    }
+    if let Some(services) = &arguments.services {
+        command.arg("--services").arg(services);
+    }
+    Err(command.exec()).with_context(|| format!("can't start {}", bench.display()))
+}
