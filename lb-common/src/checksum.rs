@@ -5,6 +5,8 @@
 //! kept in the flow entry, and applied with two additions. One's complement sums don't depend on byte order as long as
 //! all words are loaded alike, so nothing is swapped.
 
+use crate::address::Family;
+
 /// The one's complement difference that replaces old 16-bit or 32-bit words by new ones, folded to 16 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delta(u64);
@@ -25,6 +27,25 @@ impl Delta {
     #[must_use]
     pub const fn replace16(self, old: u16, new: u16) -> Self {
         Self(self.0 + new as u64 + !old as u64)
+    }
+
+    /// Adds the replacement of an address.
+    #[inline(always)]
+    #[must_use]
+    pub fn replace_address<F: Family>(self, old: &F::Addr, new: &F::Addr) -> Self {
+        let (mut delta, mut index) = (self, 0);
+        while index < F::WORDS {
+            delta = delta.replace(F::word(old, index), F::word(new, index));
+            index += 1;
+        }
+        delta
+    }
+
+    /// Adds another difference.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add(self, delta: u16) -> Self {
+        Self(self.0 + delta as u64)
     }
 
     /// The difference in 16 bits.
@@ -51,6 +72,18 @@ pub const fn fold(sum: u64) -> u16 {
 #[must_use]
 pub const fn apply(check: u16, delta: u16) -> u16 {
     !fold(!check as u64 + delta as u64)
+}
+
+/// [`apply`] for UDP, where zero means that there is no checksum (RFC 768): it stays, and one that comes out as zero is
+/// written as its other form.
+#[inline(always)]
+#[must_use]
+pub const fn apply_udp(check: u16, delta: u16) -> u16 {
+    if check == 0 {
+        return 0;
+    }
+    let check = apply(check, delta);
+    if check == 0 { 0xffff } else { check }
 }
 
 /// The difference of the reverse replacement.

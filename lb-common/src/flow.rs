@@ -275,15 +275,8 @@ impl<F: Family> Flow<F> {
     /// Sets both checksum differences from the key and the translated tuple.
     #[inline(always)]
     pub fn set_deltas(&mut self, key: &FlowKey<F>) {
-        let mut addresses = Delta::ZERO;
-        let mut index = 0;
-        while index < F::WORDS {
-            addresses = addresses
-                .replace(F::word(&key.src, index), F::word(&self.src, index))
-                .replace(F::word(&key.dst, index), F::word(&self.dst, index));
-            index += 1;
-        }
-        self.address_delta = addresses.fold();
+        self.address_delta =
+            Delta::ZERO.replace_address::<F>(&key.src, &self.src).replace_address::<F>(&key.dst, &self.dst).fold();
         self.port_delta =
             Delta::ZERO.replace16(key.sport_be, self.sport_be).replace16(key.dport_be, self.dport_be).fold();
     }

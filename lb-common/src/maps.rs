@@ -23,6 +23,8 @@ pub const FILTER: &str = "FILTER";
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// LRU hash: [`crate::frontend::AffinityKey`] -> [`crate::frontend::Affinity`].
 pub const AFFINITY: &str = "AFFINITY";
+/// LRU hash: [`crate::fragment::FragmentKey`] -> [`crate::fragment::Fragment`].
+pub const FRAGMENTS: &str = "FRAGMENTS";
 /// Longest-prefix trie: [`crate::frontend::SourceRange`] -> `u32` (0).
 pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
 /// Hash: ifindex -> [`crate::config::Interface`].
@@ -47,7 +49,7 @@ pub const TC_PROGRAMS: &str = "TC_PROGRAMS";
 pub const SOCKETS: &str = "SOCKETS";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 20] = [
+pub const PINNED: [&str; 21] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
@@ -57,6 +59,7 @@ pub const PINNED: [&str; 20] = [
     FILTER,
     NODE_ADDRESSES,
     AFFINITY,
+    FRAGMENTS,
     SOURCE_RANGES,
     INTERFACES,
     SERVICE_NAMES,
@@ -176,6 +179,8 @@ pub mod capacity {
     pub const NODE_ADDRESSES: u32 = 1_024;
     /// Clients of Services with session affinity.
     pub const AFFINITY: u32 = 65_536;
+    /// Datagrams in fragments that are under way.
+    pub const FRAGMENTS: u32 = 8_192;
     /// Source ranges of all Services.
     pub const SOURCE_RANGES: u32 = 16_384;
     /// Network devices.

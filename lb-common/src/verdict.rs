@@ -41,9 +41,9 @@ reasons! {
     RejectLimit = 2, "reject-limit";
     /// The reject could not be built or sent.
     RejectFailed = 3, "reject-failed";
-    /// A fragment to a Service address; passed untranslated.
+    /// Not counted any more: fragments to Service addresses are translated.
     Fragment = 4, "fragment";
-    /// An IP header with options or extension headers to a Service address; passed untranslated.
+    /// Not counted any more: so are packets with options and extension headers.
     HeaderOptions = 5, "header-options";
     /// A packet to be forwarded whose TTL or hop limit has run out: answered.
     TtlExpired = 6, "ttl-expired";

@@ -46,8 +46,8 @@ pub enum Fault {
 /// How far a walk over a packet's headers has come.
 ///
 /// ```text
-///  63            32 31   27 26     24 23     8 7        0
-///  | identification | flags | headers | offset | protocol |
+///  63            32 31   27 26     24 23       8 7        0
+///  | identification | flags | headers | flag, at | protocol |
 /// ```
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,10 @@ impl Walk {
     const MALFORMED: u64 = 1 << 30;
     const TOO_MANY: u64 = 1 << 31;
     const HAS_FRAGMENT_HEADER: u64 = 1 << 27;
+    /// An extension header is what comes next.
+    const AT_HEADER: u64 = 1 << 23;
+    /// Over a packet whose IP header is not all there.
+    pub const MISSING: Self = Self(Self::MALFORMED);
 
     /// Of an IPv4 packet, from four fields of its header; those of two bytes in network byte order.
     #[inline(always)]
@@ -77,7 +81,7 @@ impl Walk {
     #[must_use]
     pub const fn v6(version_and_class: u8, next_header: u8) -> Self {
         let fault = if version_and_class >> 4 == 6 { 0 } else { Self::MALFORMED };
-        Self(fault | (V6_LEN as u64) << 8 | next_header as u64)
+        Self(fault | header_flag(next_header) | (V6_LEN as u64) << 8 | next_header as u64)
     }
 
     /// From [`Walk::to_bits`].
@@ -99,27 +103,22 @@ impl Walk {
     #[inline(always)]
     #[must_use]
     pub const fn is_at_header(self) -> bool {
-        let is_header = matches!(
-            self.protocol(),
-            header::HOP_BY_HOP
-                | header::ROUTING
-                | header::FRAGMENT
-                | header::AUTHENTICATION
-                | header::DESTINATION_OPTIONS
-        );
-        is_header && self.0 & (Self::LATER | Self::MALFORMED | Self::TOO_MANY) == 0
+        self.0 & (Self::AT_HEADER | Self::MALFORMED | Self::TOO_MANY) == Self::AT_HEADER
     }
 
-    /// Steps over an extension header of an IPv6 packet: `words` are its first eight bytes as they stand in memory, `None`
-    /// where the packet, which has `room` bytes from the IP header on, ends before.
+    /// Steps over an extension header of an IPv6 packet that has `room` bytes from the IP header on. `header` are its first
+    /// eight bytes as they stand in memory; any, where they are not all there.
     #[inline(always)]
     #[must_use]
-    pub const fn step(self, words: Option<[u32; 2]>, room: u32) -> Self {
-        if (self.0 >> 24) as u32 & 0x7 >= MOST_HEADERS {
+    pub const fn step(self, header: u64, room: u32) -> Self {
+        let count = (self.0 >> 24) as u32 & 0x7;
+        if count >= MOST_HEADERS {
             return self.failed(Self::TOO_MANY);
         }
-        let Some([first_be, identification_be]) = words else { return self.failed(Self::MALFORMED) };
-        let first = u32::from_be(first_be);
+        if self.offset() + 8 > room {
+            return self.failed(Self::MALFORMED);
+        }
+        let first = (u64::from_be(header) >> 32) as u32;
         let units = first >> 16 & 0xff;
         let is_fragment = self.protocol() == header::FRAGMENT;
         let len = match self.protocol() {
@@ -134,14 +133,17 @@ impl Walk {
         if end > room || (is_fragment && self.0 & Self::HAS_FRAGMENT_HEADER != 0) {
             return self.failed(Self::MALFORMED);
         }
-        let next = (end as u64) << 8 | (first >> 24) as u64;
-        // The number of headers stands above the offset and the protocol, which are replaced.
-        let kept = (self.0 & !0x00ff_ffff) + (1 << 24);
+        let next_header = (first >> 24) as u8;
+        // The number of headers stands above what is replaced.
+        let kept = ((self.0 & !0x00ff_ffff) + (1 << 24)) | (end as u64) << 8 | next_header as u64;
         if !is_fragment {
-            return Self(kept | next);
+            return Self(kept | header_flag(next_header));
         }
         let part = part_flags(first & 1 != 0, first & 0xfff8 != 0);
-        Self(kept | next | Self::HAS_FRAGMENT_HEADER | part | (identification_be as u64) << 32)
+        let flag = if part == Self::LATER { 0 } else { header_flag(next_header) };
+        // Its second word, as a load would give it.
+        let identification_be = if cfg!(target_endian = "little") { header >> 32 << 32 } else { header << 32 };
+        Self(kept | flag | Self::HAS_FRAGMENT_HEADER | part | identification_be)
     }
 
     #[inline(always)]
@@ -198,6 +200,15 @@ impl Walk {
 }
 
 #[inline(always)]
+const fn header_flag(protocol: u8) -> u64 {
+    let is_header = matches!(
+        protocol,
+        header::HOP_BY_HOP | header::ROUTING | header::FRAGMENT | header::AUTHENTICATION | header::DESTINATION_OPTIONS
+    );
+    if is_header { Walk::AT_HEADER } else { 0 }
+}
+
+#[inline(always)]
 const fn part_flags(has_more: bool, has_offset: bool) -> u64 {
     if has_offset {
         Walk::LATER
@@ -222,8 +233,8 @@ mod tests {
         for _ in 0..=MOST_HEADERS {
             if walk.is_at_header() {
                 let at = (walk.offset() - V6_LEN) as usize;
-                let word = |at| Some(u32::from_ne_bytes(headers.get(at..at + 4)?.try_into().ok()?));
-                walk = walk.step(word(at).zip(word(at + 4)).map(|(first, second)| [first, second]), room);
+                let header = headers.get(at..at + 8).map_or(0, |bytes| u64::from_ne_bytes(bytes.try_into().unwrap()));
+                walk = walk.step(header, room);
             }
         }
         walk

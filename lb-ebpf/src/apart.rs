@@ -11,14 +11,16 @@ use lb_common::{
     address::{Family, V4, V6},
     flow::FlowState,
     verdict::Packed,
+    walk::Walk,
 };
 
 use crate::{
-    flow, forward,
+    dissect, flow, forward, fragment,
     header::Header,
     install,
-    packet::{Packet, SkbPacket, XdpPacket},
-    select, service, source,
+    packet::{Exit, Packet, SkbPacket, XdpPacket},
+    parse::Hook,
+    rare, select, service, source,
 };
 
 /// Per-family functions, proven apart.
@@ -35,6 +37,8 @@ pub trait Apart: Family {
     fn touch_apart(now: u32) -> Packed;
     /// [`flow::advance`].
     fn advance_apart(next: FlowState) -> Packed;
+    /// [`fragment::remember`].
+    fn remember_apart(now: u32) -> Packed;
 }
 
 /// The slow path, per door and family.
@@ -63,8 +67,22 @@ pub extern "C" fn has_trace_cookie_tc(context: *mut __sk_buff) -> u32 {
     u32::from(SkbPacket::has_trace_cookie(context))
 }
 
+/// What only packets that are not plain need, per door and family.
+pub trait Rare<F: Header>: Extended {
+    /// [`dissect::dissect`].
+    fn dissect_apart(&self, l3: u32, hook: Hook) -> Packed;
+    /// [`rare::rewrite`].
+    fn rewrite_apart(&self, exit: Exit) -> Packed;
+}
+
+/// The same for IPv6 alone, per door.
+pub trait Extended: Packet {
+    /// [`dissect::walk_v6`].
+    fn walk_v6_apart(&self, l3: u32, room: u32) -> Walk;
+}
+
 macro_rules! family_apart {
-    ($family:ty, $select:ident, $install:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident) => {
+    ($family:ty, $select:ident, $install:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident, $remember:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $select(hash: u32, now: u32, dry: u32) -> u64 {
@@ -101,6 +119,12 @@ macro_rules! family_apart {
             Packed::pack(flow::advance::<$family>(FlowState::from_bits(next as u8))).to_bits()
         }
 
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $remember(now: u32) -> u64 {
+            Packed::pack(fragment::remember::<$family>(now)).to_bits()
+        }
+
         impl Apart for $family {
             #[inline(always)]
             fn select_apart(hash: u32, now: u32, dry: bool) -> Packed {
@@ -125,6 +149,11 @@ macro_rules! family_apart {
             #[inline(always)]
             fn touch_apart(now: u32) -> Packed {
                 Packed::from_bits($touch(now))
+            }
+
+            #[inline(always)]
+            fn remember_apart(now: u32) -> Packed {
+                Packed::from_bits($remember(now))
             }
 
             #[inline(always)]
@@ -186,9 +215,73 @@ macro_rules! slow_path_apart {
     };
 }
 
-family_apart!(V4, select_v4, install_v4, choose_source_port_v4, holder_v4, touch_v4, advance_v4);
-family_apart!(V6, select_v6, install_v6, choose_source_port_v6, holder_v6, touch_v6, advance_v6);
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_step(walk: u64, header: u64, room: u32) -> u64 {
+    Walk::from_bits(walk).step(header, room).to_bits()
+}
+
+/// [`Walk::step`].
+#[inline(always)]
+pub fn step(walk: Walk, header: u64, room: u32) -> Walk {
+    Walk::from_bits(walk_step(walk.to_bits(), header, room))
+}
+
+macro_rules! rare_apart {
+    ($packet:ty, $context:ty, $family:ty, $dissect:ident, $rewrite:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $dissect(context: *mut $context, l3: u32, is_egress: u32) -> u64 {
+            let hook = if is_egress == 0 { Hook::Ingress } else { Hook::Egress };
+            Packed::pack(dissect::dissect::<_, $family>(&<$packet>::new(context), l3, hook)).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $rewrite(context: *mut $context, exit: u32) -> u64 {
+            Packed::pack(rare::rewrite::<_, $family>(&mut <$packet>::new(context), Exit::from_number(exit))).to_bits()
+        }
+
+        impl Rare<$family> for $packet {
+            #[inline(always)]
+            fn dissect_apart(&self, l3: u32, hook: Hook) -> Packed {
+                Packed::from_bits($dissect(self.context().cast(), l3, u32::from(hook == Hook::Egress)))
+            }
+
+            #[inline(always)]
+            fn rewrite_apart(&self, exit: Exit) -> Packed {
+                Packed::from_bits($rewrite(self.context().cast(), exit as u32))
+            }
+        }
+    };
+}
+
+macro_rules! extended_apart {
+    ($packet:ty, $context:ty, $walk:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $walk(context: *mut $context, l3: u32, room: u32) -> u64 {
+            dissect::walk_v6(&<$packet>::new(context), l3, room).to_bits()
+        }
+
+        impl Extended for $packet {
+            #[inline(always)]
+            fn walk_v6_apart(&self, l3: u32, room: u32) -> Walk {
+                Walk::from_bits($walk(self.context().cast(), l3, room))
+            }
+        }
+    };
+}
+
+family_apart!(V4, select_v4, install_v4, choose_source_port_v4, holder_v4, touch_v4, advance_v4, remember_v4);
+family_apart!(V6, select_v6, install_v6, choose_source_port_v6, holder_v6, touch_v6, advance_v6, remember_v6);
 slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, translate_source_xdp_v4, look_up_xdp_v4, check_mtu_xdp_v4);
 slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, translate_source_xdp_v6, look_up_xdp_v6, check_mtu_xdp_v6);
 slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, translate_source_tc_v4, look_up_tc_v4, check_mtu_tc_v4);
 slow_path_apart!(SkbPacket, __sk_buff, V6, decide_tc_v6, translate_source_tc_v6, look_up_tc_v6, check_mtu_tc_v6);
+rare_apart!(XdpPacket, xdp_md, V4, dissect_xdp_v4, rewrite_xdp_v4);
+rare_apart!(XdpPacket, xdp_md, V6, dissect_xdp_v6, rewrite_xdp_v6);
+rare_apart!(SkbPacket, __sk_buff, V4, dissect_tc_v4, rewrite_tc_v4);
+rare_apart!(SkbPacket, __sk_buff, V6, dissect_tc_v6, rewrite_tc_v6);
+extended_apart!(XdpPacket, xdp_md, walk_xdp_v6);
+extended_apart!(SkbPacket, __sk_buff, walk_tc_v6);

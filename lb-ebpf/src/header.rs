@@ -4,9 +4,10 @@
 use lb_common::{
     address::{Family, V4, V6},
     checksum::{self, Delta},
-    flow::{Flow, protocol},
+    flow::protocol,
     hash,
     verdict::{Reason, Stage, Stop},
+    walk::Walk,
 };
 
 use crate::{apart::Apart, maps, packet::Frame, wire::Wire};
@@ -54,14 +55,21 @@ pub trait Header: Family<Addr: Wire> + maps::Tables + Apart {
 
     /// Reads the fixed header; stops what has more headers than that, or contradicts itself.
     fn network(frame: &Frame<'_>) -> Stage<Network>;
-    /// Whether the fixed header says that the packet is a fragment.
-    fn is_fragment(frame: &Frame<'_>) -> bool;
-    /// Whether the fixed header says that it is one without a layer-4 header.
+    /// TTL or hop limit.
+    fn ttl(frame: &Frame<'_>) -> u8;
+    /// See [`Network::total_len`].
+    fn total_len(frame: &Frame<'_>) -> u32;
+    /// Begins the walk over the headers.
+    fn walk(frame: &Frame<'_>) -> Walk;
+    /// Whether the fixed header says that it is a fragment without a layer-4 header.
     fn is_later_fragment(frame: &Frame<'_>) -> bool;
+    /// Whether ICMP may stand behind the headers.
+    fn may_be_icmp(frame: &Frame<'_>) -> bool;
     /// Protocol, as it stands in the fixed header.
     fn protocol(frame: &Frame<'_>) -> u8;
-    /// Writes both addresses, and takes one from the TTL where asked, with the header's checksum.
-    fn write_addresses(frame: &Frame<'_>, flow: &Flow<Self>, decrement_ttl: bool);
+    /// Writes both addresses, whose checksum difference is `delta`, and takes one from the TTL where asked; with the header's
+    /// checksum.
+    fn write_addresses(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr, delta: u16, decrement_ttl: bool);
     /// The bit in the address filter.
     fn filter_bit(addr: &Self::Addr) -> u32;
     /// Flags for `bpf_l4_csum_replace` beside those of the pseudo-header.
@@ -73,6 +81,7 @@ mod v4 {
     use super::ETHERNET_LEN;
     pub const VERSION_AND_IHL: usize = ETHERNET_LEN;
     pub const TOTAL_LEN: usize = ETHERNET_LEN + 2;
+    pub const IDENTIFICATION: usize = ETHERNET_LEN + 4;
     pub const FRAGMENT: usize = ETHERNET_LEN + 6;
     pub const TTL: usize = ETHERNET_LEN + 8;
     pub const PROTOCOL: usize = ETHERNET_LEN + 9;
@@ -90,11 +99,6 @@ mod v6 {
     pub const PAYLOAD_LEN: usize = ETHERNET_LEN + 4;
     pub const NEXT_HEADER: usize = ETHERNET_LEN + 6;
     pub const HOP_LIMIT: usize = ETHERNET_LEN + 7;
-    pub const HOP_BY_HOP: u8 = 0;
-    pub const ROUTING: u8 = 43;
-    pub const FRAGMENT: u8 = 44;
-    pub const AUTHENTICATION: u8 = 51;
-    pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
 impl Header for V4 {
@@ -108,19 +112,31 @@ impl Header for V4 {
             let has_options = version_and_ihl > 0x45 && version_and_ihl <= 0x4f;
             return Err(if has_options { Stop::RARE } else { Stop::pass(Reason::Malformed) });
         }
-        if Self::is_fragment(frame) {
+        if frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0 {
             return Err(Stop::RARE);
         }
-        Ok(Network {
-            protocol: Self::protocol(frame),
-            ttl: frame.load(v4::TTL),
-            total_len: u32::from(u16::from_be(frame.load(v4::TOTAL_LEN))),
-        })
+        Ok(Network { protocol: Self::protocol(frame), ttl: Self::ttl(frame), total_len: Self::total_len(frame) })
     }
 
     #[inline(always)]
-    fn is_fragment(frame: &Frame<'_>) -> bool {
-        frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0
+    fn ttl(frame: &Frame<'_>) -> u8 {
+        frame.load(v4::TTL)
+    }
+
+    #[inline(always)]
+    fn total_len(frame: &Frame<'_>) -> u32 {
+        u32::from(u16::from_be(frame.load(v4::TOTAL_LEN)))
+    }
+
+    #[inline(always)]
+    fn walk(frame: &Frame<'_>) -> Walk {
+        let fragment = frame.load(v4::FRAGMENT);
+        Walk::v4(frame.load(v4::VERSION_AND_IHL), frame.load(v4::IDENTIFICATION), fragment, Self::protocol(frame))
+    }
+
+    #[inline(always)]
+    fn may_be_icmp(frame: &Frame<'_>) -> bool {
+        Self::protocol(frame) == protocol::ICMP
     }
 
     #[inline(always)]
@@ -134,8 +150,8 @@ impl Header for V4 {
     }
 
     #[inline(always)]
-    fn write_addresses(frame: &Frame<'_>, flow: &Flow<Self>, decrement_ttl: bool) {
-        let mut check = checksum::apply(frame.load(v4::CHECK), flow.address_delta);
+    fn write_addresses(frame: &Frame<'_>, src: &u32, dst: &u32, delta: u16, decrement_ttl: bool) {
+        let mut check = checksum::apply(frame.load(v4::CHECK), delta);
         if decrement_ttl {
             // TTL and protocol share a word of the checksum; the TTL is its first byte in memory.
             let old: u16 = frame.load(v4::TTL);
@@ -144,8 +160,8 @@ impl Header for V4 {
             check = checksum::apply(check, Delta::ZERO.replace16(old, new).fold());
         }
         frame.store(v4::CHECK, check);
-        frame.store(Self::SRC, flow.src);
-        frame.store(Self::DST, flow.dst);
+        frame.store(Self::SRC, *src);
+        frame.store(Self::DST, *dst);
     }
 
     #[inline(always)]
@@ -168,26 +184,28 @@ impl Header for V6 {
         if frame.load::<u8>(v6::VERSION) >> 4 != 6 {
             return Err(Stop::pass(Reason::Malformed));
         }
-        let protocol = Self::protocol(frame);
-        if protocol != protocol::TCP && protocol != protocol::UDP {
-            return Err(match protocol {
-                v6::HOP_BY_HOP | v6::ROUTING | v6::FRAGMENT | v6::AUTHENTICATION | v6::DESTINATION_OPTIONS => {
-                    Stop::RARE
-                }
-                _ => Stop::NOT_OURS,
-            });
-        }
-        let payload_len = u32::from(u16::from_be(frame.load(v6::PAYLOAD_LEN)));
-        Ok(Network {
-            protocol,
-            ttl: frame.load(v6::HOP_LIMIT),
-            total_len: if payload_len == 0 { 0 } else { payload_len + Self::HEADER_LEN as u32 },
-        })
+        Ok(Network { protocol: Self::protocol(frame), ttl: Self::ttl(frame), total_len: Self::total_len(frame) })
     }
 
     #[inline(always)]
-    fn is_fragment(frame: &Frame<'_>) -> bool {
-        Self::protocol(frame) == v6::FRAGMENT
+    fn ttl(frame: &Frame<'_>) -> u8 {
+        frame.load(v6::HOP_LIMIT)
+    }
+
+    #[inline(always)]
+    fn total_len(frame: &Frame<'_>) -> u32 {
+        let payload_len = u32::from(u16::from_be(frame.load(v6::PAYLOAD_LEN)));
+        if payload_len == 0 { 0 } else { payload_len + Self::HEADER_LEN as u32 }
+    }
+
+    #[inline(always)]
+    fn walk(frame: &Frame<'_>) -> Walk {
+        Walk::v6(frame.load(v6::VERSION), Self::protocol(frame))
+    }
+
+    #[inline(always)]
+    fn may_be_icmp(frame: &Frame<'_>) -> bool {
+        Self::walk(frame).is_at_header() || Self::protocol(frame) == protocol::ICMPV6
     }
 
     #[inline(always)]
@@ -201,12 +219,12 @@ impl Header for V6 {
     }
 
     #[inline(always)]
-    fn write_addresses(frame: &Frame<'_>, flow: &Flow<Self>, decrement_ttl: bool) {
+    fn write_addresses(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4], _delta: u16, decrement_ttl: bool) {
         if decrement_ttl {
             frame.store(v6::HOP_LIMIT, frame.load::<u8>(v6::HOP_LIMIT).wrapping_sub(1));
         }
-        frame.store(Self::SRC, flow.src);
-        frame.store(Self::DST, flow.dst);
+        frame.store(Self::SRC, *src);
+        frame.store(Self::DST, *dst);
     }
 
     #[inline(always)]

@@ -21,15 +21,19 @@ mod answer;
 mod apart;
 mod bounds;
 mod clock;
+mod dissect;
 mod flow;
 mod forward;
+mod fragment;
 mod header;
 mod install;
+mod layout;
 mod log;
 mod maps;
 mod offload;
 mod packet;
 mod parse;
+mod quote;
 mod rare;
 mod reject;
 mod reset;
@@ -57,7 +61,8 @@ use crate::{
     apart::SlowPath,
     flow::Found,
     header::{ETHERNET_LEN, Header, ethernet},
-    packet::{Packet, SkbPacket, XdpPacket},
+    layout::Plain,
+    packet::{Exit, Packet, SkbPacket, XdpPacket},
     parse::{Hook, Parsed},
 };
 
@@ -133,22 +138,27 @@ where
 #[inline(always)]
 fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let parsed = parse::parse::<P, F>(packet, Hook::Ingress)?;
-    let now = clock::now();
-    let flow = match flow::find(&parsed, now, packet.is_trace())? {
-        Found::Valid(flow) if flow.is_at_egress() => return Err(Stop::NOT_OURS),
-        Found::Valid(flow) => follow(packet, flow)?,
+    let flow = flow_at_ingress(packet, &parsed, clock::now())?;
+    transmit(packet, &parsed, flow, |packet, flow, exit| packet.translate(Plain::NEW, parsed.key.protocol, flow, exit))
+}
+
+/// The instruction for a packet that arrives: its flow's, or that of a new flow.
+#[inline(always)]
+fn flow_at_ingress<P: SlowPath<F>, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Stage<&'static mut Flow<F>> {
+    match flow::find(parsed, now, packet.is_trace())? {
+        Found::Valid(flow) if flow.is_at_egress() => Err(Stop::NOT_OURS),
+        Found::Valid(flow) => follow(packet, flow),
         Found::Orphaned(flow) => {
             note_flow(packet, flow);
-            return Err(reset::stop(&parsed));
+            Err(reset::stop(parsed))
         }
         Found::Undecided => {
             let scratch = maps::scratch::<F>()?;
-            scratch.parsed = parsed;
+            scratch.parsed = *parsed;
             packet.decide_apart(now).unpack()?;
-            &mut scratch.original
+            Ok(&mut scratch.original)
         }
-    };
-    transmit(packet, &parsed, flow)
+    }
 }
 
 #[inline(always)]
@@ -157,11 +167,15 @@ where
     SkbPacket: SlowPath<F>,
 {
     let parsed = parse::parse::<_, F>(packet, Hook::Egress)?;
-    match flow::find(&parsed, clock::now(), packet.is_trace())? {
-        Found::Valid(flow) if flow.is_at_egress() => {
-            let flow = follow(packet, flow)?;
-            transmit(packet, &parsed, flow)
-        }
+    let flow = flow_at_egress(packet, &parsed, clock::now())?;
+    transmit(packet, &parsed, flow, |packet, flow, exit| packet.translate(Plain::NEW, parsed.key.protocol, flow, exit))
+}
+
+/// The instruction for a packet that leaves: a reply of a flow whose client keeps its address.
+#[inline(always)]
+fn flow_at_egress<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Stage<&'static mut Flow<F>> {
+    match flow::find(parsed, now, packet.is_trace())? {
+        Found::Valid(flow) if flow.is_at_egress() => follow(packet, flow),
         _ => Err(Stop::NOT_OURS),
     }
 }
@@ -187,9 +201,14 @@ fn note_flow<P: Packet, F: Header>(packet: &P, flow: &Flow<F>) {
     });
 }
 
-/// The fast path's end: follow the instruction.
+/// The fast path's end: follow the instruction. How a packet is rewritten by it depends on where its headers are.
 #[inline(always)]
-fn transmit<P: SlowPath<F>, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow: &mut Flow<F>) -> Stage<i32> {
+fn transmit<P: SlowPath<F>, F: Header>(
+    packet: &mut P,
+    parsed: &Parsed<F>,
+    flow: &mut Flow<F>,
+    rewrite: impl FnOnce(&mut P, &Flow<F>, Exit) -> Stage<()>,
+) -> Stage<i32> {
     let exit = forward::resolve(packet, flow, parsed.key.protocol, parsed.ttl)?;
     let ifindex = flow.ifindex;
     if packet.is_trace() {
@@ -199,7 +218,7 @@ fn transmit<P: SlowPath<F>, F: Header>(packet: &mut P, parsed: &Parsed<F>, flow:
         counters.packets[direction] += 1;
         counters.bytes[direction] += u64::from(packet.len());
     }
-    packet.translate(parsed.key.protocol, flow, exit)?;
+    rewrite(packet, flow, exit)?;
     Ok(packet.send(ifindex, exit))
 }
 

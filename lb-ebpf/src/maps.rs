@@ -20,6 +20,7 @@ use lb_common::{
     config::{Config, Interface},
     counters::{BackendCounters, RejectBudget, ServiceCounters},
     flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
     socket::{SocketEntry, SocketKey, socket_mode},
@@ -27,7 +28,7 @@ use lb_common::{
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
 
-use crate::{admit::Admitted, forward::NextHop, parse::Parsed};
+use crate::{admit::Admitted, dissect::Dissected, forward::NextHop, parse::Parsed};
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
@@ -52,6 +53,8 @@ static FILTER: Array<FilterPlane> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(capacity::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
 #[map]
 static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::with_max_entries(capacity::SOURCE_RANGES, BPF_F_NO_PREALLOC);
 #[map]
@@ -170,6 +173,10 @@ impl FibParameters {
 pub struct Scratch<F: Family> {
     /// The packet in question.
     pub parsed: Parsed<F>,
+    /// What it is, if it is not a plain one.
+    pub dissected: Dissected,
+    pub fragment_key: FragmentKey,
+    pub fragment: Fragment,
     /// The original direction's entry.
     pub original: Flow<F>,
     /// The key of the reply's entry.
@@ -302,6 +309,19 @@ pub fn find_affinity(key: &AffinityKey) -> Option<Affinity> {
 #[inline(always)]
 pub fn put_affinity(key: &AffinityKey, affinity: &Affinity) {
     let _ = AFFINITY.insert(key, affinity, BPF_ANY);
+}
+
+/// The ports of a datagram whose first fragment came by.
+#[inline(always)]
+pub fn find_fragment(key: &FragmentKey) -> Option<Fragment> {
+    // SAFETY: as in `find_flow`; the two words are copied at once.
+    unsafe { FRAGMENTS.get(key).copied() }
+}
+
+/// Notes the ports of a datagram. A full or contended table costs it its later fragments.
+#[inline(always)]
+pub fn put_fragment(key: &FragmentKey, fragment: &Fragment) {
+    let _ = FRAGMENTS.insert(key, fragment, BPF_ANY);
 }
 
 /// Whether a source lies in a range of its Service port.

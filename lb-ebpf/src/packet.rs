@@ -8,7 +8,7 @@ use core::{ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
-    helpers::generated::{bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data},
+    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data},
 };
 use lb_common::{
     checksum,
@@ -19,20 +19,36 @@ use lb_common::{
 
 use crate::{
     apart,
-    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
+    bounds::opaque,
+    header::{Header, TCP_LEN, UDP_LEN, tcp, udp},
+    layout::{Headers, Layout},
     maps,
     wire::Wire,
 };
+
+const REWRITE_FAILED: Stop = Stop::drop(Reason::RewriteFailed);
 
 /// How a translated packet goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// To the network stack, which routes it.
-    Stack,
+    Stack = 0,
     /// Out of the flow's cached next hop.
-    Wire,
+    Wire = 1,
     /// Out of the flow's device, to a neighbour that the kernel must resolve first. TC only.
-    Neighbour,
+    Neighbour = 2,
+}
+
+impl Exit {
+    /// From its number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Stack,
+            1 => Self::Wire,
+            _ => Self::Neighbour,
+        }
+    }
 }
 
 /// Frame types of the kernel's `include/uapi/linux/if_packet.h`.
@@ -77,12 +93,30 @@ pub trait Packet {
     fn segment_len(&self) -> u32;
     /// Whether the agent made this packet to ask a question: nothing may be written but the answer.
     fn is_trace(&self) -> bool;
-    /// The first `len` bytes.
-    fn frame(&self, len: usize) -> Option<Frame<'_>>;
+    /// Start and end of the data that is directly accessible.
+    fn data(&self) -> (usize, usize);
     /// Rewrites addresses, ports and checksums; for a packet that leaves here also the TTL and the Ethernet addresses.
-    fn translate<F: Header>(&mut self, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()>;
+    fn translate<F: Header>(&mut self, layout: impl Layout<F>, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()>;
+    /// Tells the kernel that the sum of the packet has changed by this difference, in case that the device has summed it up:
+    /// where no checksum of the packet makes up for it.
+    fn add_to_sum(&mut self, delta: u16);
     /// The hook's action for a translated packet.
     fn send(&self, ifindex: u32, exit: Exit) -> i32;
+
+    /// The first `len` bytes.
+    #[inline(always)]
+    fn frame(&self, len: usize) -> Option<Frame<'_>> {
+        let (start, end) = self.data();
+        Frame::new(start, end, len)
+    }
+
+    /// `len` bytes from an offset on that is not constant, but bounded in a way that the verifier sees.
+    #[inline(always)]
+    fn frame_at(&self, offset: usize, len: usize) -> Option<Frame<'_>> {
+        let (start, end) = self.data();
+        // verifier: opaque, so that what is compared with the end is what is used; else the compiler adds anew for each use.
+        Frame::new(opaque(start + offset), end, len)
+    }
 }
 
 /// The first bytes of a packet, of a length that was checked.
@@ -113,17 +147,22 @@ impl Frame<'_> {
         if start + len > end { None } else { Some(Self { start, packet: PhantomData }) }
     }
 
-    /// Writes what both doors write alike: Ethernet addresses, TTL, IP addresses and IP checksum, ports.
+    /// What is left of it behind `len` bytes.
     #[inline(always)]
-    fn write_headers<F: Header>(&self, flow: &Flow<F>, exit: Exit) {
-        if exit == Exit::Wire {
-            self.store(0, flow.macs);
-        }
-        F::write_addresses(self, flow, exit != Exit::Stack);
-        let l4 = ETHERNET_LEN + F::HEADER_LEN;
-        self.store(l4, flow.sport_be);
-        self.store(l4 + 2, flow.dport_be);
+    pub fn behind(&self, len: usize) -> Self {
+        Self { start: self.start + len, packet: PhantomData }
     }
+}
+
+/// Writes what both doors write alike: Ethernet addresses, TTL, IP addresses and IP checksum, ports.
+#[inline(always)]
+fn write_headers<F: Header>(headers: &Headers<'_>, flow: &Flow<F>, exit: Exit) {
+    if exit == Exit::Wire {
+        headers.ethernet.store(0, flow.macs);
+    }
+    F::write_addresses(&headers.ip, &flow.src, &flow.dst, flow.address_delta, exit != Exit::Stack);
+    headers.l4.store(0, flow.sport_be);
+    headers.l4.store(2, flow.dport_be);
 }
 
 /// A frame at the XDP door.
@@ -163,19 +202,6 @@ impl XdpPacket {
             .metadata()
             .is_some_and(|words| is_trace_cookie([words.load(4), words.load(8), words.load(12), words.load(16)]))
     }
-
-    /// Start and end of the frame. Read afresh each time and as single words: the verifier knows the context's fields
-    /// by their offsets and sizes, and a helper may have moved the data.
-    #[inline(always)]
-    fn data(&self) -> (usize, usize) {
-        // SAFETY: the kernel passes a valid context to the program.
-        unsafe {
-            (
-                (&raw const (*self.context).data).read_volatile() as usize,
-                (&raw const (*self.context).data_end).read_volatile() as usize,
-            )
-        }
-    }
 }
 
 impl Packet for XdpPacket {
@@ -191,7 +217,8 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn len(&self) -> u32 {
         let (start, end) = self.data();
-        (end - start) as u32
+        // verifier: opaque, lest the compiler subtract halves of pointers.
+        opaque(end - start) as u32
     }
 
     #[inline(always)]
@@ -219,32 +246,36 @@ impl Packet for XdpPacket {
         self.trace
     }
 
+    /// Read afresh each time and as single words: the verifier knows the context's fields by their offsets and sizes, and a
+    /// helper may have moved the data.
     #[inline(always)]
-    fn frame(&self, len: usize) -> Option<Frame<'_>> {
-        let (start, end) = self.data();
-        Frame::new(start, end, len)
+    fn data(&self) -> (usize, usize) {
+        // SAFETY: the kernel passes a valid context to the program.
+        unsafe {
+            (
+                (&raw const (*self.context).data).read_volatile() as usize,
+                (&raw const (*self.context).data_end).read_volatile() as usize,
+            )
+        }
     }
 
     #[inline(always)]
-    fn translate<F: Header>(&mut self, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()> {
-        let l4 = ETHERNET_LEN + F::HEADER_LEN;
+    fn translate<F: Header>(&mut self, layout: impl Layout<F>, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()> {
         let delta = checksum::fold(u64::from(flow.address_delta) + u64::from(flow.port_delta));
         if protocol == protocol::TCP {
-            let frame = self.frame(l4 + TCP_LEN).ok_or(Stop::drop(Reason::RewriteFailed))?;
-            frame.write_headers(flow, exit);
-            frame.store(l4 + tcp::CHECK, checksum::apply(frame.load(l4 + tcp::CHECK), delta));
+            let Some(headers) = layout.headers(self, TCP_LEN) else { return Err(REWRITE_FAILED) };
+            write_headers(&headers, flow, exit);
+            headers.l4.store(tcp::CHECK, checksum::apply(headers.l4.load(tcp::CHECK), delta));
         } else {
-            let frame = self.frame(l4 + UDP_LEN).ok_or(Stop::drop(Reason::RewriteFailed))?;
-            frame.write_headers(flow, exit);
-            let check: u16 = frame.load(l4 + udp::CHECK);
-            // RFC 768: zero means none, so a sum that comes out as zero is written as its other form.
-            if check != 0 {
-                let check = checksum::apply(check, delta);
-                frame.store(l4 + udp::CHECK, if check == 0 { 0xffff } else { check });
-            }
+            let Some(headers) = layout.headers(self, UDP_LEN) else { return Err(REWRITE_FAILED) };
+            write_headers(&headers, flow, exit);
+            headers.l4.store(udp::CHECK, checksum::apply_udp(headers.l4.load(udp::CHECK), delta));
         }
         Ok(())
     }
+
+    #[inline(always)]
+    fn add_to_sum(&mut self, _delta: u16) {}
 
     #[inline(always)]
     fn send(&self, ifindex: u32, exit: Exit) -> i32 {
@@ -278,19 +309,7 @@ impl SkbPacket {
         is_trace_cookie([1, 2, 3, 4].map(|index| packet.control(index)))
     }
 
-    /// See [`XdpPacket::data`].
-    #[inline(always)]
-    fn data(&self) -> (usize, usize) {
-        // SAFETY: the kernel passes a valid context to the program.
-        unsafe {
-            (
-                (&raw const (*self.context).data).read_volatile() as usize,
-                (&raw const (*self.context).data_end).read_volatile() as usize,
-            )
-        }
-    }
-
-    /// A word of the control block. Volatile: see [`XdpPacket::data`].
+    /// A word of the control block. Volatile: see [`Packet::data`].
     #[inline(always)]
     fn control(&self, index: usize) -> u32 {
         // SAFETY: the kernel passes a valid context to the program.
@@ -380,23 +399,28 @@ impl Packet for SkbPacket {
         self.trace
     }
 
+    /// See [`XdpPacket`]'s.
     #[inline(always)]
-    fn frame(&self, len: usize) -> Option<Frame<'_>> {
-        let (start, end) = self.data();
-        Frame::new(start, end, len)
+    fn data(&self) -> (usize, usize) {
+        // SAFETY: the kernel passes a valid context to the program.
+        unsafe {
+            (
+                (&raw const (*self.context).data).read_volatile() as usize,
+                (&raw const (*self.context).data_end).read_volatile() as usize,
+            )
+        }
     }
 
     /// The layer-4 checksum is the kernel's to change: only it knows whether the field holds a checksum or, with
     /// offload, the sum of the pseudo-header alone. Last, because the helper may move the data.
     #[inline(always)]
-    fn translate<F: Header>(&mut self, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()> {
-        let l4 = ETHERNET_LEN + F::HEADER_LEN;
-        let frame = self.frame(l4 + UDP_LEN).ok_or(Stop::drop(Reason::RewriteFailed))?;
-        frame.write_headers(flow, exit);
+    fn translate<F: Header>(&mut self, layout: impl Layout<F>, protocol: u8, flow: &Flow<F>, exit: Exit) -> Stage<()> {
+        let Some(headers) = layout.headers(self, UDP_LEN) else { return Err(REWRITE_FAILED) };
+        write_headers(&headers, flow, exit);
         let (check, flags) = if protocol == protocol::TCP {
-            (l4 + tcp::CHECK, 0)
+            (layout.l4() + tcp::CHECK, 0)
         } else {
-            (l4 + udp::CHECK, u64::from(BPF_F_MARK_MANGLED_0))
+            (layout.l4() + udp::CHECK, u64::from(BPF_F_MARK_MANGLED_0))
         };
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | F::l4_checksum_flags();
         // SAFETY: a valid context; the kernel checks the offset.
@@ -404,7 +428,13 @@ impl Packet for SkbPacket {
             bpf_l4_csum_replace(self.context, check as u32, 0, u64::from(flow.address_delta), flags | pseudo) != 0
                 || bpf_l4_csum_replace(self.context, check as u32, 0, u64::from(flow.port_delta), flags) != 0
         };
-        if failed { Err(Stop::drop(Reason::RewriteFailed)) } else { Ok(()) }
+        if failed { Err(REWRITE_FAILED) } else { Ok(()) }
+    }
+
+    #[inline(always)]
+    fn add_to_sum(&mut self, delta: u16) {
+        // SAFETY: a valid context. It fails where the device has not.
+        unsafe { bpf_csum_update(self.context, u32::from(delta)) };
     }
 
     #[inline(always)]

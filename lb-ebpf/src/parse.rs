@@ -23,6 +23,17 @@ pub enum Hook {
     Egress,
 }
 
+impl Hook {
+    /// Whether a packet may be of a Service: the one look at the address filter.
+    #[inline(always)]
+    pub fn concerns<F: Header>(self, src: &F::Addr, dst: &F::Addr) -> bool {
+        match self {
+            Self::Ingress => maps::filter_contains(FILTER_INGRESS, F::filter_bit(dst)),
+            Self::Egress => maps::filter_contains(FILTER_EGRESS, F::filter_bit(src)),
+        }
+    }
+}
+
 /// What the later stages need of a packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -39,14 +50,13 @@ pub struct Parsed<F: Family> {
 pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F>> {
     let l4 = ETHERNET_LEN + F::HEADER_LEN;
     packet.make_linear(l4 + TCP_LEN);
-    let frame = packet.frame(l4 + UDP_LEN).ok_or(Stop::NOT_OURS)?;
+    // A later fragment may be as short as that.
+    let frame = packet.frame(l4 + UDP_LEN).ok_or(Stop::RARE)?;
     let (src, dst) = (frame.load(F::SRC), frame.load(F::DST));
-    let is_known = match hook {
-        Hook::Ingress => maps::filter_contains(FILTER_INGRESS, F::filter_bit(&dst)),
-        Hook::Egress => maps::filter_contains(FILTER_EGRESS, F::filter_bit(&src)),
-    };
-    if !is_known {
-        return Err(Stop::NOT_OURS);
+    if !hook.concerns::<F>(&src, &dst) {
+        // Routers send ICMP errors under addresses of their own.
+        let may_concern = hook == Hook::Egress && F::may_be_icmp(&frame);
+        return Err(if may_concern { Stop::RARE } else { Stop::NOT_OURS });
     }
     let network = F::network(&frame)?;
     let tcp_flags = match network.protocol {
@@ -66,7 +76,7 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
             }
             0
         }
-        _ => return Err(Stop::NOT_OURS),
+        _ => return Err(if F::may_be_icmp(&frame) { Stop::RARE } else { Stop::NOT_OURS }),
     };
     let frame: Frame<'_> = packet.frame(l4 + UDP_LEN).ok_or(Stop::NOT_OURS)?;
     let key = FlowKey::new(src, dst, frame.load(l4), frame.load(l4 + 2), network.protocol);

@@ -1,5 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! The doors' programs for packets that are not plain: fragments, IP options, extension headers.
+//! The doors' programs for packets that are not plain: ICMP errors, IP options, extension headers, fragments, tags.
+//!
+//! ```text
+//!  dissect -> one with ports: flow found or decided --+-> resolve -> rewrite -> send
+//!          -> later fragment: flow of the first one --+
+//!          -> ICMP error: flow of what it quotes -----+
+//! ```
+//!
+//! The stages are those of plain packets; what differs stands in [`dissect`](crate::dissect), [`quote`], [`fragment`] and
+//! [`layout`](crate::layout).
 
 use aya_ebpf::{
     macros::{classifier, xdp},
@@ -7,21 +16,32 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Family, V4, V6},
-    verdict::{Reason, Stage, Stop},
+    flow::{Flow, FlowKey},
+    maps::tail::{TC_EGRESS_RARE, TC_INGRESS_RARE},
+    verdict::{Fate, Reason, Stage, Stop},
 };
 
 use crate::{
-    conclude, ethertype,
+    apart::{Rare, SlowPath},
+    clock, conclude,
+    dissect::{MOST_BYTES, kind},
+    ethertype, flow_at_egress, flow_at_ingress, follow, fragment,
     header::{ETHERNET_LEN, Header},
-    packet::{Packet, SkbPacket, XdpPacket},
-    tail,
+    maps::{self, Scratch},
+    packet::{Exit, Packet, SkbPacket, XdpPacket},
+    parse::Hook,
+    quote, tail, transmit,
 };
 
 /// The XDP door.
 #[xdp]
 pub fn shunt_xdp_rare(context: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(context.ctx);
-    let next = handle(&mut packet);
+    let next = match ethertype(&packet) {
+        Some(V4::ETHERTYPE_BE) => xdp_ingress::<V4>(&mut packet),
+        Some(V6::ETHERTYPE_BE) => xdp_ingress::<V6>(&mut packet),
+        _ => XdpPacket::PASS,
+    };
     tail::go_on_xdp(&context, next) as u32
 }
 
@@ -29,36 +49,113 @@ pub fn shunt_xdp_rare(context: XdpContext) -> u32 {
 #[classifier]
 pub fn shunt_tc_ingress_rare(context: TcContext) -> i32 {
     let mut packet = SkbPacket::new(context.skb.skb);
-    let next = handle(&mut packet);
-    tail::go_on_tc(&context, next, lb_common::maps::tail::TC_INGRESS_RARE)
+    let next = match ethertype(&packet) {
+        Some(V4::ETHERTYPE_BE) => tc_ingress::<V4>(&mut packet),
+        Some(V6::ETHERTYPE_BE) => tc_ingress::<V6>(&mut packet),
+        _ => SkbPacket::PASS,
+    };
+    tail::go_on_tc(&context, next, TC_INGRESS_RARE)
 }
 
 /// The TC door, for packets that leave.
 #[classifier]
 pub fn shunt_tc_egress_rare(context: TcContext) -> i32 {
     let mut packet = SkbPacket::new(context.skb.skb);
-    let next = handle(&mut packet);
-    tail::go_on_tc(&context, next, lb_common::maps::tail::TC_EGRESS_RARE)
+    let next = match ethertype(&packet) {
+        Some(V4::ETHERTYPE_BE) => tc_egress::<V4>(&mut packet),
+        Some(V6::ETHERTYPE_BE) => tc_egress::<V6>(&mut packet),
+        _ => SkbPacket::PASS,
+    };
+    tail::go_on_tc(&context, next, TC_EGRESS_RARE)
+}
+
+// verifier: one function per family and door, as for plain packets.
+#[inline(never)]
+fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
+where
+    XdpPacket: SlowPath<F> + Rare<F>,
+{
+    let result = process::<_, F>(packet, Hook::Ingress);
+    finish::<_, F>(packet, result)
+}
+
+#[inline(never)]
+fn tc_ingress<F: Header>(packet: &mut SkbPacket) -> i32
+where
+    SkbPacket: SlowPath<F> + Rare<F>,
+{
+    let result = process::<_, F>(packet, Hook::Ingress);
+    finish::<_, F>(packet, result)
+}
+
+#[inline(never)]
+fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32
+where
+    SkbPacket: SlowPath<F> + Rare<F>,
+{
+    let result = process::<_, F>(packet, Hook::Egress);
+    finish::<_, F>(packet, result)
 }
 
 #[inline(always)]
-fn handle<P: Packet>(packet: &mut P) -> i32 {
-    match ethertype(packet) {
-        Some(V4::ETHERTYPE_BE) => handle_family::<P, V4>(packet),
-        Some(V6::ETHERTYPE_BE) => handle_family::<P, V6>(packet),
-        _ => P::PASS,
+fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, hook: Hook) -> Stage<i32> {
+    packet.make_linear(MOST_BYTES);
+    packet.dissect_apart(ETHERNET_LEN as u32, hook).unpack()?;
+    // verifier: not copied, for the stack.
+    let Scratch { parsed, dissected, original, .. } = maps::scratch::<F>()?;
+    let has_ports = matches!(dissected.kind, kind::SEGMENT | kind::FIRST_FRAGMENT);
+    let now = clock::now();
+    let flow = match hook {
+        _ if !has_ports => follow(packet, flow_of_other(dissected.kind, &parsed.key, hook)?)?,
+        Hook::Ingress => flow_at_ingress(packet, parsed, now)?,
+        Hook::Egress => flow_at_egress(packet, parsed, now)?,
+    };
+    if dissected.kind == kind::FIRST_FRAGMENT && !packet.is_trace() {
+        F::remember_apart(now).unpack()?;
+    }
+    let result = transmit(packet, parsed, flow, |packet, flow, exit| {
+        *original = *flow;
+        packet.rewrite_apart(exit).unpack()
+    });
+    if has_ports { result } else { result.map_err(|stop| unanswered(packet, stop)) }
+}
+
+/// ICMP errors and later fragments are never answered. Not left to the program that answers, which sees no such thing behind
+/// extension headers.
+#[inline(always)]
+fn unanswered<P: Packet>(packet: &P, stop: Stop) -> Stop {
+    if stop.fate != Fate::Reject || P::IS_XDP || packet.is_trace() {
+        return stop;
+    }
+    maps::count_reason(stop.reason);
+    Stop::drop(Reason::AnswerForbidden)
+}
+
+/// The instruction for a packet without ports of its own: that of the flow which it belongs to, if this hook is where that
+/// flow's packets are translated. It changes nothing of the flow, nor does it matter to it that the backend may have gone.
+#[inline(always)]
+fn flow_of_other<F: Header>(kind: u32, key: &FlowKey<F>, hook: Hook) -> Stage<&'static mut Flow<F>> {
+    match maps::find_flow(key) {
+        Some(flow) if flow.is_at_egress() == (hook == Hook::Egress) => Ok(flow),
+        None if kind == kind::LATER_FRAGMENT => Err(Stop::drop(Reason::OrphanFragment)),
+        _ => Err(Stop::NOT_OURS),
     }
 }
 
+/// Rewrites the packet by the instruction in the scratch space.
 #[inline(always)]
-fn handle_family<P: Packet, F: Header>(packet: &mut P) -> i32 {
-    let result = pass::<P, F>(packet);
-    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
+pub fn rewrite<P: Packet, F: Header>(packet: &mut P, exit: Exit) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    match scratch.dissected.kind {
+        kind::ERROR => quote::rewrite(packet, scratch, exit),
+        kind::LATER_FRAGMENT => fragment::rewrite(packet, scratch, exit),
+        _ => packet.translate(scratch.dissected.at, scratch.parsed.key.protocol, &scratch.original, exit),
+    }
 }
 
-/// Counts what is passed on untranslated.
+/// Concludes with the offset of layer 4 for whoever answers.
 #[inline(always)]
-fn pass<P: Packet, F: Header>(packet: &P) -> Stage<i32> {
-    let frame = packet.frame(ETHERNET_LEN + F::HEADER_LEN).ok_or(Stop::NOT_OURS)?;
-    Err(Stop::pass(if F::is_fragment(&frame) { Reason::Fragment } else { Reason::HeaderOptions }))
+fn finish<P: Packet, F: Header>(packet: &mut P, result: Stage<i32>) -> i32 {
+    let l4 = maps::scratch::<F>().map_or(0, |scratch| scratch.dissected.at.l4);
+    conclude(packet, l4 as usize, result)
 }

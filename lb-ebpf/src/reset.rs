@@ -11,6 +11,7 @@ use lb_common::{
 
 use crate::{
     header::{ETHERNET_LEN, TCP_LEN, tcp},
+    layout::{Headers, Layout, Offsets},
     offload,
     packet::{Frame, Packet, Request, SkbPacket, swapped},
     parse::Parsed,
@@ -27,18 +28,21 @@ pub fn stop<F: Family>(parsed: &Parsed<F>) -> Stop {
     }
 }
 
-/// Turns the packet into the RST. It is then to be sent out of the device that it came in by. A segment behind more than a
-/// plain IP header is dropped: nobody sends these but for a test.
+/// Turns the packet into the RST. It is then to be sent out of the device that it came in by.
 #[inline(always)]
 pub fn turn_into_reset<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Stage<()> {
     let failed = Stop::drop(Reason::RejectFailed);
-    let l4 = ETHERNET_LEN + F::HEADER_LEN;
-    if request.l4 != l4 as u32 {
-        return Err(Stop::drop(Reason::AnswerForbidden));
+    let at = Offsets { l3: ETHERNET_LEN as u32, l4: request.l4 };
+    let Some(headers) = Layout::<F>::headers(at, packet, TCP_LEN) else { return Err(failed) };
+    let segment = Segment::<F>::read(&headers);
+    // The answer has neither options nor extension headers.
+    let answer_len = ETHERNET_LEN + F::HEADER_LEN + TCP_LEN;
+    let is_offloaded = offload::cut(packet, request.l4 as usize, answer_len)?.is_some();
+    if is_offloaded && request.l4 as usize + TCP_LEN != answer_len {
+        // The device would complete a checksum where the segment had it.
+        return Err(failed);
     }
-    let segment = Segment::<F>::read(&packet.frame(l4 + TCP_LEN).ok_or(failed)?);
-    let is_offloaded = offload::cut(packet, l4, l4 + TCP_LEN)?.is_some();
-    let frame = packet.frame(l4 + TCP_LEN).ok_or(failed)?;
+    let frame = packet.frame(answer_len).ok_or(failed)?;
     segment.write_answer(&frame, is_offloaded);
     Ok(())
 }
@@ -55,15 +59,14 @@ struct Segment<F: Family> {
 
 impl<F: Icmp> Segment<F> {
     #[inline(always)]
-    fn read(frame: &Frame<'_>) -> Self {
-        let l4 = ETHERNET_LEN + F::HEADER_LEN;
+    fn read(Headers { ethernet, ip, l4 }: &Headers<'_>) -> Self {
         Self {
-            macs: frame.load(0),
-            src: frame.load(F::SRC),
-            dst: frame.load(F::DST),
-            sport_be: frame.load(l4),
-            dport_be: frame.load(l4 + 2),
-            acknowledgement_be: frame.load(l4 + tcp::ACKNOWLEDGEMENT),
+            macs: ethernet.load(0),
+            src: ip.load(F::SRC),
+            dst: ip.load(F::DST),
+            sport_be: l4.load(0),
+            dport_be: l4.load(2),
+            acknowledgement_be: l4.load(tcp::ACKNOWLEDGEMENT),
         }
     }
 

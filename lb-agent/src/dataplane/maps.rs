@@ -19,6 +19,7 @@ use lb_common::{
     config::{Config, Interface},
     counters::{BackendCounters, ServiceCounters},
     flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{self, Chunk, FilterPlane, ServiceName},
     socket::{SocketEntry, SocketKey},
@@ -88,6 +89,8 @@ pub struct Maps {
     pub node_addresses: Hash<Address, u32>,
     /// [`maps::AFFINITY`]
     pub affinity: Hash<AffinityKey, Affinity>,
+    /// [`maps::FRAGMENTS`]
+    pub fragments: Hash<FragmentKey, Fragment>,
     /// [`maps::SOURCE_RANGES`]
     pub source_ranges: Trie<SourceRangeKey>,
     /// [`maps::INTERFACES`]
@@ -122,6 +125,7 @@ impl Maps {
             filter: Shared::open(pins, maps::FILTER)?,
             node_addresses: Hash::open(pins, maps::NODE_ADDRESSES)?,
             affinity: Hash::open(pins, maps::AFFINITY)?,
+            fragments: Hash::open(pins, maps::FRAGMENTS)?,
             source_ranges: Trie::open(pins, maps::SOURCE_RANGES)?,
             interfaces: Hash::open(pins, maps::INTERFACES)?,
             names: Hash::open(pins, maps::SERVICE_NAMES)?,

@@ -174,6 +174,7 @@ impl Dataplane {
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),
+            fragments: self.maps.fragments.capacity(),
             interfaces: self.maps.interfaces.capacity(),
             node_addresses: self.maps.node_addresses.capacity(),
             sockets: self.maps.sockets.capacity(),

@@ -48,6 +48,7 @@ impl Place {
             services: 32,
             source_ranges: 16,
             affinity: 128,
+            fragments: 128,
             interfaces: 16,
             node_addresses: 16,
             sockets: 16,

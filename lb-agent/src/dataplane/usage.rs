@@ -44,6 +44,7 @@ impl Maps {
             maps::FLOWS_V4 => Some(self.flows_v4.count()?),
             maps::FLOWS_V6 => Some(self.flows_v6.count()?),
             maps::AFFINITY => Some(self.affinity.count()?),
+            maps::FRAGMENTS => Some(self.fragments.count()?),
             maps::SOURCE_RANGES => Some(self.source_ranges.entries()?.len() as u64),
             maps::SOCKETS => Some(self.sockets.count()?),
             maps::NODE_ADDRESSES => Some(self.node_addresses.count()?),

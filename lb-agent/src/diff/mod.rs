@@ -66,6 +66,8 @@ pub struct Capacities {
     pub source_ranges: u32,
     /// `--max-affinity`: clients of Services with session affinity. The oldest make way for new ones.
     pub affinity: u32,
+    /// `--max-fragments`: datagrams in fragments that are under way. The oldest make way for new ones.
+    pub fragments: u32,
     /// `--max-interfaces`: devices with a role or an address.
     pub interfaces: u32,
     /// `--max-node-addresses`: local addresses that answer NodePorts.
@@ -84,6 +86,7 @@ impl Default for Capacities {
             services: capacity::SERVICES,
             source_ranges: capacity::SOURCE_RANGES,
             affinity: capacity::AFFINITY,
+            fragments: capacity::FRAGMENTS,
             interfaces: capacity::INTERFACES,
             node_addresses: capacity::NODE_ADDRESSES,
             sockets: capacity::SOCKETS,

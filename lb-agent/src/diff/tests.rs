@@ -29,6 +29,7 @@ fn small() -> Capacities {
         services: 4,
         source_ranges: 4,
         affinity: 1,
+        fragments: 16,
         interfaces: 16,
         node_addresses: 16,
         sockets: 16,

@@ -4,6 +4,9 @@
 mod admit;
 mod adversarial;
 mod affinity;
+mod fragments;
+mod headers;
+mod icmp;
 mod life;
 mod malformed;
 mod masquerade;

@@ -21,11 +21,9 @@ const IP: usize = 14;
 /// A change to a frame, and the counter that must move.
 type Damage = (&'static str, fn(&mut [u8]), &'static str);
 
-const V4: [Damage; 9] = [
-    ("more fragments", |frame| frame[IP + 6] = 0x20, "fragment=1"),
-    ("a later fragment", |frame| frame[IP + 7] = 1, "fragment=1"),
-    ("options", |frame| frame[IP] = 0x46, "header-options=1"),
-    ("most options", |frame| frame[IP] = 0x4f, "header-options=1"),
+const V4: [Damage; 7] = [
+    ("a fragment of nothing known", |frame| frame[IP + 7] = 1, "orphan-fragment=1"),
+    ("more options than there are bytes", |frame| frame[IP] = 0x4f, "malformed=1"),
     ("a short header", |frame| frame[IP] = 0x44, "malformed=1"),
     ("another version", |frame| frame[IP] = 0x65, "malformed=1"),
     ("longer than the frame", |frame| frame[IP + 3] += 1, "malformed=1"),
@@ -33,12 +31,7 @@ const V4: [Damage; 9] = [
     ("no length", |frame| frame[IP + 2..IP + 4].fill(0), "malformed=1"),
 ];
 
-const V6: [Damage; 9] = [
-    ("a fragment header", |frame| frame[IP + 6] = 44, "fragment=1"),
-    ("hop-by-hop options", |frame| frame[IP + 6] = 0, "header-options=1"),
-    ("a routing header", |frame| frame[IP + 6] = 43, "header-options=1"),
-    ("an authentication header", |frame| frame[IP + 6] = 51, "header-options=1"),
-    ("destination options", |frame| frame[IP + 6] = 60, "header-options=1"),
+const V6: [Damage; 4] = [
     ("another version", |frame| frame[IP] = 0x45, "malformed=1"),
     ("longer than the frame", |frame| frame[IP + 5] += 1, "malformed=1"),
     ("too short for its headers", |frame| frame[IP + 5] = 7, "malformed=1"),
@@ -48,10 +41,10 @@ const V6: [Damage; 9] = [
 #[test]
 fn a_strange_ip_header_is_counted_and_left_alone() -> Result<()> {
     with_rig(node::setup, |rig| {
-        for (version, damages) in [(Version::V4, V4), (Version::V6, V6)] {
+        for (version, damages) in [(Version::V4, &V4[..]), (Version::V6, &V6)] {
             for protocol in PROTOCOLS {
                 let whole = first(protocol, end(OUTSIDE, version, 40_000), HERE.at_node(version)).build();
-                for (what, damage, moved) in damages {
+                for &(what, damage, moved) in damages {
                     let mut frame = whole.clone();
                     damage(&mut frame);
                     take(rig, Door::IN.map(|door| Step::untouched(what, (door, UPLINK), frame.clone(), moved)))?;

@@ -33,9 +33,9 @@ const IMPOSSIBLE: [Reason; 6] = [
     Reason::FlowInsertFailed,
     Reason::RewriteFailed,
     Reason::MapMissing,
-    // Not made yet.
-    Reason::OrphanFragment,
-    Reason::TooManyHeaders,
+    // Of earlier layouts.
+    Reason::Fragment,
+    Reason::HeaderOptions,
 ];
 
 #[test]

@@ -150,6 +150,9 @@ pub struct CapacityArgs {
     /// Clients of Services with session affinity; of more than that, the longest idle are forgotten
     #[arg(long, value_name = "N", default_value_t = capacity::AFFINITY)]
     pub max_affinity: u32,
+    /// Datagrams in fragments that are under way; of more than that, the oldest lose their later fragments
+    #[arg(long, value_name = "N", default_value_t = capacity::FRAGMENTS)]
+    pub max_fragments: u32,
     /// Devices of this node that have an address, or lead to pods or outside
     #[arg(long, value_name = "N", default_value_t = capacity::INTERFACES)]
     pub max_interfaces: u32,
@@ -177,6 +180,7 @@ impl CapacityArgs {
             services: self.max_services,
             source_ranges: self.max_source_ranges,
             affinity: self.max_affinity,
+            fragments: self.max_fragments,
             interfaces: self.max_interfaces,
             node_addresses: self.max_node_addresses,
             sockets: self.max_sockets,

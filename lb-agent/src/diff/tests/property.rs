@@ -303,6 +303,7 @@ fn roomy() -> Capacities {
         services: 64,
         source_ranges: 64,
         affinity: 1,
+        fragments: 16,
         interfaces: 16,
         node_addresses: 16,
         sockets: 16,
@@ -346,7 +347,7 @@ proptest! {
 
     #[test]
     fn scarcity_hurts_no_packet_and_passes(steps in steps(0.1, 0.1)) {
-        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, services: 4, source_ranges: 4, affinity: 1, interfaces: 16, node_addresses: 16, sockets: 16 };
+        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, services: 4, source_ranges: 4, affinity: 1, fragments: 16, interfaces: 16, node_addresses: 16, sockets: 16 };
         let mut history = History::new(scarce);
         for step in steps {
             history.step(step);

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Stage 1 for packets that are not plain: where their headers are, and what they are to us. The counterpart of
+//! [`parse`](crate::parse); the outcome is [`Dissected`] and a 5-tuple in the scratch space.
+
+use lb_common::{
+    address::V6,
+    flow::{FlowKey, protocol},
+    frontend::FrontendKey,
+    verdict::{Reason, Stage, Stop},
+    walk::{Fault, MOST_HEADERS, MOST_OFFSET, Part, Walk},
+};
+
+use crate::{
+    apart::{self, Extended, Rare},
+    fragment,
+    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
+    layout::{Offsets, ip_at},
+    maps::{self, Scratch},
+    packet::{Frame, Packet},
+    parse::{Hook, Parsed},
+    quote::{self, ICMP_LEN},
+};
+
+/// What a packet that is not plain has turned out to be.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Dissected {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// Of a fragment, whose: its datagram's identification as it stands in memory.
+    pub identification_be: u32,
+    /// Where its headers begin.
+    pub at: Offsets,
+    /// Where the packet ends by its own account; not behind the frame's end.
+    pub end: u32,
+    /// Of an ICMP error, where the headers begin of the packet that it is about.
+    pub quote: Offsets,
+}
+
+/// What a packet is to us.
+pub mod kind {
+    /// One with ports.
+    pub const SEGMENT: u32 = 0;
+    /// One with ports that is the beginning of a datagram.
+    pub const FIRST_FRAGMENT: u32 = 1;
+    /// One without, that is what follows.
+    pub const LATER_FRAGMENT: u32 = 2;
+    /// An ICMP error about a packet.
+    pub const ERROR: u32 = 3;
+}
+
+const MALFORMED: Stop = Stop::pass(Reason::Malformed);
+/// Longest stretch of headers that is looked at: two packets', one in an ICMP error about the other.
+pub const MOST_BYTES: usize = ETHERNET_LEN + 2 * MOST_OFFSET as usize + ICMP_LEN + TCP_LEN;
+
+/// Dissects the packet whose IP header is at `l3`. The outcome is valid where its addresses concern us.
+#[inline(always)]
+pub fn dissect<P: Rare<F>, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
+    let ip = ip_at::<F>(packet, l3).ok_or(Stop::NOT_OURS)?;
+    let (src, dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
+    let is_known = hook.concerns::<F>(&src, &dst);
+    // Any router may send an error about a packet of ours.
+    if !is_known && (hook == Hook::Ingress || !F::may_be_icmp(&ip)) {
+        return Err(Stop::NOT_OURS);
+    }
+    let (ttl, end) = (F::ttl(&ip), end(packet, l3, F::total_len(&ip)));
+    let walk = walk::<_, F>(packet, l3, end.min(packet.len()).wrapping_sub(l3));
+    let scratch = maps::scratch::<F>()?;
+    scratch.parsed = Parsed { key: FlowKey::new(src, dst, 0, 0, walk.protocol()), ttl, tcp_flags: 0 };
+    let at = Offsets { l3, l4: l3 + walk.offset() };
+    let identification_be = walk.identification_be();
+    scratch.dissected = Dissected { kind: kind::SEGMENT, identification_be, at, end, quote: at };
+    // So short that it is not even a damaged packet, unless it is the last bytes of one.
+    let is_stub = packet.len() < l3 + (F::HEADER_LEN + UDP_LEN) as u32;
+    if let Some(fault) = walk.fault() {
+        return Err(if is_known && !is_stub { stop_of(fault, scratch) } else { Stop::NOT_OURS });
+    }
+    match walk.protocol() {
+        protocol::TCP | protocol::UDP if is_known => match walk.part() {
+            Part::Later if end <= packet.len() && at.l4 <= end => fragment::find(scratch, hook),
+            _ if is_stub => Err(Stop::NOT_OURS),
+            Part::Later => Err(MALFORMED),
+            part => read_segment(packet, scratch, part),
+        },
+        protocol if is_icmp::<F>(protocol) && walk.part() == Part::Whole => quote::find(packet, scratch, hook),
+        _ => Err(Stop::NOT_OURS),
+    }
+}
+
+/// Where the packet ends. See [`parse`](crate::parse) for the length of zero.
+#[inline(always)]
+fn end<P: Packet>(packet: &P, l3: u32, total_len: u32) -> u32 {
+    if total_len == 0 && packet.len() > 0xffff { packet.len() } else { l3 + total_len }
+}
+
+#[inline(always)]
+const fn is_icmp<F: Header>(protocol: u8) -> bool {
+    protocol == if F::IS_V4 { protocol::ICMP } else { protocol::ICMPV6 }
+}
+
+/// Walks over the headers of the IP packet at `l3`, of which `room` bytes are there.
+#[inline(always)]
+pub fn walk<P: Extended, F: Header>(packet: &P, l3: u32, room: u32) -> Walk {
+    // verifier: apart for IPv6 only, where it has a loop.
+    if F::IS_V4 {
+        ip_at::<F>(packet, l3).map_or(Walk::MISSING, |ip| F::walk(&ip))
+    } else {
+        packet.walk_v6_apart(l3, room)
+    }
+}
+
+/// The same for IPv6.
+#[inline(always)]
+pub fn walk_v6<P: Packet>(packet: &P, l3: u32, room: u32) -> Walk {
+    let Some(ip) = ip_at::<V6>(packet, l3) else { return Walk::MISSING };
+    let mut walk = V6::walk(&ip);
+    let mut count = 0;
+    // One more than are followed: who has it has too many.
+    while count <= MOST_HEADERS && walk.is_at_header() {
+        let at = Offsets { l3, l4: l3.wrapping_add(walk.offset()) };
+        let header = at.l4_at(packet, 0, 8).map_or(0, |header| header.load(0));
+        walk = apart::step(walk, header, room);
+        count += 1;
+    }
+    walk
+}
+
+/// What becomes of a packet whose headers can't be followed. Where only a Service can be meant it is dropped: nobody else
+/// would answer.
+#[inline(always)]
+fn stop_of<F: Header>(fault: Fault, scratch: &mut Scratch<F>) -> Stop {
+    match fault {
+        Fault::Malformed => MALFORMED,
+        Fault::TooMany if is_cluster_ip(scratch) => Stop::drop(Reason::TooManyHeaders),
+        Fault::TooMany => Stop::pass(Reason::TooManyHeaders),
+    }
+}
+
+/// Whether the destination is a ClusterIP, of which all ports are spoken for (rule 44).
+#[inline(always)]
+pub fn is_cluster_ip<F: Header>(scratch: &mut Scratch<F>) -> bool {
+    let address = F::widen(&scratch.parsed.key.dst);
+    scratch.frontend_key = FrontendKey::any_port(address);
+    address.is_v4() == F::IS_V4 && maps::find_frontend(&scratch.frontend_key).is_some()
+}
+
+/// Completes the 5-tuple of a packet with ports: all of a datagram, or its first fragment.
+#[inline(always)]
+fn read_segment<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, part: Part) -> Stage<()> {
+    let Dissected { at, end, .. } = scratch.dissected;
+    let frame_len = packet.len();
+    if part == Part::First {
+        scratch.dissected.kind = kind::FIRST_FRAGMENT;
+    }
+    let is_tcp = scratch.parsed.key.protocol == protocol::TCP;
+    let header_len = if is_tcp { TCP_LEN } else { UDP_LEN };
+    if end > frame_len || at.l4 + header_len as u32 > end {
+        return Err(MALFORMED);
+    }
+    let l4: Frame<'_> = at.l4_at(packet, 0, UDP_LEN).ok_or(MALFORMED)?;
+    scratch.parsed.key.sport_be = l4.load(0);
+    scratch.parsed.key.dport_be = l4.load(2);
+    if !is_tcp {
+        let is_good = u16::from_be(l4.load(udp::LENGTH)) >= UDP_LEN as u16;
+        return if is_good { Ok(()) } else { Err(MALFORMED) };
+    }
+    let l4 = at.l4_at(packet, 0, TCP_LEN).ok_or(MALFORMED)?;
+    scratch.parsed.tcp_flags = l4.load(tcp::FLAGS);
+    if l4.load::<u8>(tcp::DATA_OFFSET) < 0x50 { Err(MALFORMED) } else { Ok(()) }
+}

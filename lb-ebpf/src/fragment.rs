@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Fragments: the first one of a datagram has its ports, and is treated like a whole packet; those that come later find the
+//! ports in a table, and get the addresses that the first one got. Earlier than the first one they find nothing.
+
+use lb_common::{
+    fragment::{FRAGMENT_TICKS, Fragment, FragmentKey},
+    verdict::{Reason, Stage, Stop},
+};
+
+use crate::{
+    clock,
+    dissect::{Dissected, is_cluster_ip, kind},
+    header::{ETHERNET_LEN, Header},
+    maps::{self, Scratch},
+    packet::{Exit, Packet},
+    parse::Hook,
+};
+
+/// Writes the key of the packet in the scratch space.
+#[inline(always)]
+fn write_key<F: Header>(scratch: &mut Scratch<F>) {
+    let key = &scratch.parsed.key;
+    scratch.fragment_key = FragmentKey {
+        src: F::widen(&key.src),
+        dst: F::widen(&key.dst),
+        identification_be: scratch.dissected.identification_be,
+        protocol: key.protocol,
+        pad: [0; 3],
+    };
+}
+
+/// Keeps the ports of the first fragment in the scratch space for the later ones.
+#[inline(always)]
+pub fn remember<F: Header>(now: u32) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    write_key(scratch);
+    let key = &scratch.parsed.key;
+    scratch.fragment = Fragment { sport_be: key.sport_be, dport_be: key.dport_be, last_seen: now };
+    maps::put_fragment(&scratch.fragment_key, &scratch.fragment);
+    Ok(())
+}
+
+/// Completes the 5-tuple of a later fragment with the ports of the first one.
+#[inline(always)]
+pub fn find<F: Header>(scratch: &mut Scratch<F>, hook: Hook) -> Stage<()> {
+    write_key(scratch);
+    scratch.dissected.kind = kind::LATER_FRAGMENT;
+    match maps::find_fragment(&scratch.fragment_key) {
+        Some(fragment) if clock::now().wrapping_sub(fragment.last_seen) < FRAGMENT_TICKS => {
+            scratch.parsed.key.sport_be = fragment.sport_be;
+            scratch.parsed.key.dport_be = fragment.dport_be;
+            Ok(())
+        }
+        _ if hook == Hook::Egress => Err(Stop::NOT_OURS),
+        _ if is_cluster_ip(scratch) => Err(Stop::drop(Reason::OrphanFragment)),
+        _ => Err(Stop::pass(Reason::OrphanFragment)),
+    }
+}
+
+/// Rewrites the addresses of a later fragment by the instruction in the scratch space: all that stands here of what is
+/// translated.
+#[inline(always)]
+pub fn rewrite<P: Packet, F: Header>(packet: &mut P, scratch: &Scratch<F>, exit: Exit) -> Stage<()> {
+    const FAILED: Stop = Stop::drop(Reason::RewriteFailed);
+    let Dissected { at, .. } = scratch.dissected;
+    let flow = &scratch.original;
+    let Some(ethernet) = packet.frame(ETHERNET_LEN) else { return Err(FAILED) };
+    let Some(ip) = at.ip::<F>(packet) else { return Err(FAILED) };
+    if exit == Exit::Wire {
+        ethernet.store(0, flow.macs);
+    }
+    F::write_addresses(&ip, &flow.src, &flow.dst, flow.address_delta, exit != Exit::Stack);
+    if !F::IS_V4 {
+        packet.add_to_sum(flow.address_delta);
+    }
+    Ok(())
+}
