@@ -1,86 +1,109 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Bulk traffic with segmentation and checksum offload on: it arrives whole, and about as fast as without Shunt.
 
-use std::time::Duration;
+use std::{net::SocketAddr, panic::resume_unwind, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shunt_tests::{
     load::http,
-    world::{Family, Namespace, Options, Process, World, sample, wait_until},
+    world::{Family, Namespace, Options, Process, World, objects, sample, wait_until},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
 const IPERF_PORT: u16 = 5201;
+const NAME: &str = "iperf";
+const HOST: u8 = 52;
 const SECONDS: [&str; 2] = ["-t", "2"];
 /// Below this share of the direct speed something is broken, not slow: lost offloads cost far more.
 const LEAST_SHARE: f64 = 0.4;
 
-const IPERF: &str = "
-apiVersion: v1
-kind: Service
-metadata: { name: iperf, namespace: default }
-spec:
-  type: ClusterIP
-  ipFamilies: [IPv4, IPv6]
-  clusterIP: 10.96.0.52
-  clusterIPs: [10.96.0.52, 'fd00:96::52']
-  ports:
-    - { name: tcp, protocol: TCP, port: 5000 }
-    - { name: udp, protocol: UDP, port: 5000 }
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: { name: iperf-ipv4, namespace: default, labels: { kubernetes.io/service-name: iperf } }
-addressType: IPv4
-ports: [{ name: tcp, protocol: TCP, port: 5201 }, { name: udp, protocol: UDP, port: 5201 }]
-endpoints: [{ addresses: [10.244.2.12], nodeName: node-b, conditions: { ready: true } }]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: { name: iperf-ipv6, namespace: default, labels: { kubernetes.io/service-name: iperf } }
-addressType: IPv6
-ports: [{ name: tcp, protocol: TCP, port: 5201 }, { name: udp, protocol: UDP, port: 5201 }]
-endpoints: [{ addresses: ['fd00:244:2::12'], nodeName: node-b, conditions: { ready: true } }]
-";
-
-/// One run of iperf3; what it reports at the end.
-fn iperf(client: &Namespace, to: &str, port: u16, more: &[&str]) -> Result<Value> {
-    let port = port.to_string();
-    let arguments = [&["-c", to, "-p", &port, "-J", "--connect-timeout", "5000"], more].concat();
+/// One run of iperf3; what it reports.
+fn iperf(client: &Namespace, to: SocketAddr, more: &[&str]) -> Result<Value> {
+    let (address, port) = (to.ip().to_string(), to.port().to_string());
+    let arguments = [&["-c", &address, "-p", &port, "-J", "--connect-timeout", "5000"], more].concat();
     let report: Value = serde_json::from_str(&client.run("iperf3", &arguments)?)?;
     ensure!(report["error"].is_null(), "{to}: {}", report["error"]);
-    Ok(report["end"].clone())
+    Ok(report)
 }
 
-fn bits_per_second(end: &Value) -> Result<f64> {
+/// What arrived, over all of it.
+fn bits_per_second(report: &Value) -> Result<f64> {
+    let end = &report["end"];
     end["sum_received"]["bits_per_second"].as_f64().with_context(|| format!("no bit rate in {end}"))
 }
 
-#[test]
-fn iperf3_runs_through_a_service_about_as_fast_as_without() -> Result<()> {
+/// A world with an iperf3 server in `web-2`, and its Service.
+fn world_with_iperf() -> Result<World> {
     let mut world = World::with_agents(Options::TC)?;
     let mut server = world.pod("web-2").namespace().command("iperf3");
     server.args(["-s", "-p", &IPERF_PORT.to_string()]);
     let server = Process::start(server, &world.site().directory().join("iperf3.log"))?;
     world.pod_mut("web-2").run(server);
-    world.apply("iperf.yaml", IPERF)?;
+    world.put([objects::service(NAME, HOST, &json!({}))])?;
+    set_endpoints(&world, &["web-2"])?;
+    for family in Family::BOTH {
+        let client = world.pod("client").namespace();
+        let to = objects::cluster_ip(HOST, family);
+        wait_until("iperf3 through the Service", LIMIT, || Ok(iperf(client, to, &["-n", "1K"]).is_ok()))?;
+    }
+    Ok(world)
+}
+
+/// Makes these pods the Service's endpoints, whether iperf3 runs there or not.
+fn set_endpoints(world: &World, pods: &[&str]) -> Result<()> {
+    let mut slices = world.slices(NAME, pods);
+    for port in slices.iter_mut().filter_map(|slice| slice["ports"].as_array_mut()).flatten() {
+        port["port"] = json!(IPERF_PORT);
+    }
+    world.put(slices)
+}
+
+#[test]
+fn iperf3_runs_through_a_service_about_as_fast_as_without() -> Result<()> {
+    let world = world_with_iperf()?;
     let client = world.pod("client").namespace();
     for family in Family::BOTH {
-        let direct = world.pod("web-2").address(family).to_string();
-        let service = family.pick("10.96.0.52", "fd00:96::52").to_string();
-        wait_until("iperf3 through the Service", LIMIT, || Ok(iperf(client, &service, 5000, &["-n", "1K"]).is_ok()))?;
-        let without = bits_per_second(&iperf(client, &direct, IPERF_PORT, &SECONDS)?)?;
-        let with = bits_per_second(&iperf(client, &service, 5000, &SECONDS)?)?;
+        let service = objects::cluster_ip(HOST, family);
+        let direct = SocketAddr::new(world.pod("web-2").address(family), IPERF_PORT);
+        let without = bits_per_second(&iperf(client, direct, &SECONDS)?)?;
+        let with = bits_per_second(&iperf(client, service, &SECONDS)?)?;
         println!("{family:?}: {:.1} Gbit/s direct, {:.1} Gbit/s through the Service", without / 1e9, with / 1e9);
         ensure!(with > LEAST_SHARE * without, "{family:?}: {with:.0} of {without:.0} bit/s");
         // The other direction: replies are translated on egress.
-        let reverse = bits_per_second(&iperf(client, &service, 5000, &["-R", "-t", "2"])?)?;
+        let reverse = bits_per_second(&iperf(client, service, &["-R", "-t", "2"])?)?;
         ensure!(reverse > LEAST_SHARE * without, "{family:?} from the server: {reverse:.0} of {without:.0} bit/s");
         // Slow enough for a server that has to wait for a busy machine: its buffer must hold what comes meanwhile.
-        let datagrams = iperf(client, &service, 5000, &["-u", "-t", "2", "-b", "1M", "-l", "1200"])?;
-        let lost = datagrams["sum"]["lost_packets"].as_u64().context("no count of lost datagrams")?;
-        ensure!(lost == 0, "{family:?}: {lost} of {} datagrams lost", datagrams["sum"]["packets"]);
+        let report = iperf(client, service, &["-u", "-t", "2", "-b", "1M", "-l", "1200"])?;
+        let datagrams = &report["end"]["sum"];
+        let lost = datagrams["lost_packets"].as_u64().context("no count of lost datagrams")?;
+        ensure!(lost == 0, "{family:?}: {lost} of {} datagrams lost", datagrams["packets"]);
+    }
+    Ok(())
+}
+
+/// A stream goes on at every moment while endpoints come and go, its own among them.
+#[test]
+fn iperf3_goes_on_while_backends_come_and_go() -> Result<()> {
+    const CHANGES: [&[&str]; 5] = [&["web-2", "web-3"], &["web-1"], &["web-1", "web-2"], &["web-3"], &["web-2"]];
+    let world = world_with_iperf()?;
+    for family in Family::BOTH {
+        let (client, to) = (world.pod("client").namespace(), objects::cluster_ip(HOST, family));
+        let report = thread::scope(|scope| {
+            let run = scope.spawn(|| iperf(client, to, &["-t", "3", "-i", "0.5"]));
+            for pods in CHANGES {
+                thread::sleep(Duration::from_millis(500));
+                set_endpoints(&world, pods)?;
+            }
+            run.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })?;
+        let intervals = report["intervals"].as_array().context("no intervals")?;
+        let rate = |interval: &Value| interval["sum"]["bits_per_second"].as_f64().unwrap_or_default() / 1e9;
+        let rates: Vec<f64> = intervals.iter().map(rate).collect();
+        println!("{family:?}: Gbit/s {rates:.1?}");
+        ensure!(rates.len() > CHANGES.len() && rates.iter().all(|rate| *rate > 0.0), "{family:?}: {rates:?}");
+        // And new ones find it again.
+        wait_until("iperf3 through the Service", LIMIT, || Ok(iperf(client, to, &["-n", "1K"]).is_ok()))?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{build_ebpf, packages, shell, summary::Summary};
 
 /// What the namespace tests run: programs' packages on Debian and Ubuntu.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 13] = [
     "iproute2",
     "nginx-light",
     "dnsmasq-base",
@@ -22,6 +22,9 @@ const PACKAGES: [&str; 10] = [
     "nftables",
     "curl",
     "bind9-dnsutils",
+    "hping3",
+    "nmap",
+    "traceroute",
 ];
 
 #[derive(clap::Args)]
