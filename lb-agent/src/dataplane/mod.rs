@@ -137,6 +137,10 @@ impl Dataplane {
     /// # Errors
     /// With what can be done about it. Nothing that ran before has stopped then.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
+        Self::open_with(options, &SocketFeatures::detect())
+    }
+
+    fn open_with(options: &Options, features: &SocketFeatures) -> Result<Self, OpenError> {
         let missing = capabilities::missing();
         if !missing.is_empty() {
             return Err(OpenError::Capabilities { missing });
@@ -144,10 +148,9 @@ impl Dataplane {
         let pins = Pins::new(&options.bpffs);
         pins.create()?;
         let lock = pins.lock()?;
-        let features = SocketFeatures::detect();
         let globals = features.globals(options.sockets.mode);
         let load::Loaded { mut ebpf, programs } = load::load(&pins, &options.capacities, &globals)?;
-        let sockets = SocketDoor::load(&mut ebpf, pins.clone(), &options.sockets, &features);
+        let sockets = SocketDoor::load(&mut ebpf, pins.clone(), &options.sockets, features);
         if options.log {
             logs::start(&mut ebpf);
         }

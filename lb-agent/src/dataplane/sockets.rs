@@ -108,9 +108,9 @@ pub enum SocketError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketFeatures {
     /// Cookie of this network namespace (Linux 5.14).
-    namespace: Option<u64>,
+    pub namespace: Option<u64>,
     /// Programs can name their error (6.1).
-    has_set_retval: bool,
+    pub has_set_retval: bool,
 }
 
 impl SocketFeatures {
@@ -303,25 +303,4 @@ fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<Vec<OwnedFd>, SocketErr
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cgroup_is_found_in_the_mount_table() {
-        let mounts = "24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
-                      30 24 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
-                      31 24 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(mount_in(mounts), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(mount_in("24 1 0:22 / / rw - ext4 /dev/vda rw\n"), None);
-    }
-
-    #[test]
-    fn what_a_kernel_lacks_is_named_with_what_it_costs() {
-        let old = SocketFeatures { namespace: None, has_set_retval: false };
-        assert_eq!(old.lacks().len(), 2);
-        assert_eq!(old.globals(SocketMode::Host).map(|(_, value)| value), [0, 0, 0]);
-        let new = SocketFeatures { namespace: Some(7), has_set_retval: true };
-        assert!(new.lacks().is_empty());
-        assert_eq!(new.globals(SocketMode::All).map(|(_, value)| value), [1, 7, 1]);
-    }
-}
+mod tests;

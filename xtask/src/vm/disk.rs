@@ -22,7 +22,7 @@ use crate::shell;
 const PROGRAMS: [&str; 8] = ["ip", "nginx", "dnsmasq", "iperf3", "tcpdump", "ethtool", "curl", "dig"];
 
 /// Devices and hooks of the tests' worlds.
-const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "8021q", "vxlan"];
+const MODULES: [&str; 8] = ["veth", "bridge", "sch_ingress", "cls_bpf", "8021q", "vxlan", "tcp_diag", "udp_diag"];
 
 /// Directories that somebody expects.
 const DIRECTORIES: [&str; 8] =
