@@ -49,8 +49,6 @@ pub struct Config {
     pub cluster_cidrs: [Cidr; 2],
     /// [`config_flags`].
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// Bits of [`Config::flags`].

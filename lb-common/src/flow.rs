@@ -100,14 +100,17 @@ impl FlowState {
     pub const FIN_ORIGINAL: Self = Self(2);
     /// TCP: the backend has sent its FIN.
     pub const FIN_REPLY: Self = Self(3);
-    /// TCP: both FINs, or an RST: a SYN on this tuple is a new connection.
+    /// TCP: both FINs: a SYN on this tuple is a new connection.
     pub const CLOSING: Self = Self(4);
     /// UDP: no reply yet.
     pub const UNREPLIED: Self = Self(5);
     /// UDP: replied.
     pub const REPLIED: Self = Self(6);
+    /// TCP: an RST, which may be one that its receiver ignores: it may be forged, or late. A SYN is a new connection, but any
+    /// other segment shows that the old one goes on.
+    pub const RESET: Self = Self(7);
     /// Number of states, and of time-outs in the configuration.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 
     /// As a plain number.
     #[inline(always)]
@@ -143,7 +146,7 @@ impl FlowState {
     ///
     /// ```text
     ///  HALF_OPEN --ACK--> ESTABLISHED --FIN--> FIN_ORIGINAL | FIN_REPLY --other FIN--> CLOSING
-    ///  UNREPLIED --reply--> REPLIED            any TCP state --RST--> CLOSING
+    ///  UNREPLIED --reply--> REPLIED            any other TCP state --RST--> RESET --ACK--> ESTABLISHED
     /// ```
     #[inline(always)]
     #[must_use]
@@ -153,7 +156,7 @@ impl FlowState {
             return if original { self } else { Self::REPLIED };
         }
         if flags & tcp_flags::RST != 0 {
-            return Self::CLOSING;
+            return if matches!(self, Self::CLOSING) { self } else { Self::RESET };
         }
         if flags & tcp_flags::FIN != 0 {
             return match (self, original) {
@@ -164,8 +167,16 @@ impl FlowState {
         }
         match self {
             Self::HALF_OPEN if original && flags & tcp_flags::SYN == 0 => Self::ESTABLISHED,
+            Self::RESET if flags & tcp_flags::SYN == 0 => Self::ESTABLISHED,
             other => other,
         }
+    }
+
+    /// Whether a SYN begins another connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::CLOSING | Self::RESET)
     }
 
     /// Index into [`crate::config::Config::timeouts`]; always below [`FlowState::COUNT`].
@@ -187,6 +198,7 @@ impl FlowState {
             Self::CLOSING => "closing",
             Self::UNREPLIED => "unreplied",
             Self::REPLIED => "replied",
+            Self::RESET => "reset",
             Self(_) => "invalid",
         }
     }
@@ -398,7 +410,24 @@ mod tests {
             state = state.next(direction, tcp, flags);
             assert_eq!(state, expected);
         }
-        assert_eq!(FlowState::ESTABLISHED.next(Reply, tcp, RST), FlowState::CLOSING);
+        assert_eq!(state.next(Reply, tcp, RST), FlowState::CLOSING);
+    }
+
+    /// Who forges an RST need not know the sequence numbers, and the programs don't either.
+    #[test]
+    fn a_reset_that_is_ignored_ends_no_connection() {
+        use Direction::{Original, Reply};
+        use tcp_flags::{ACK, FIN, RST, SYN};
+        let tcp = protocol::TCP;
+        for direction in [Original, Reply] {
+            let reset = FlowState::ESTABLISHED.next(direction, tcp, RST);
+            assert_eq!(reset, FlowState::RESET);
+            assert_eq!(reset.next(Reply, tcp, SYN | ACK), FlowState::RESET);
+            assert_eq!(reset.next(direction, tcp, ACK), FlowState::ESTABLISHED);
+            assert_eq!(reset.next(Original, tcp, FIN | ACK), FlowState::FIN_ORIGINAL);
+        }
+        // A connection that begins meanwhile is acknowledged after all.
+        assert_eq!(FlowState::HALF_OPEN.next(Original, tcp, RST).next(Original, tcp, ACK), FlowState::ESTABLISHED);
     }
 
     #[test]

@@ -80,7 +80,7 @@ fn is_syn<F: Header>(parsed: &Parsed<F>) -> bool {
 /// SYN of another.
 #[inline(always)]
 fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
-    if is_syn(parsed) && flow.state == FlowState::CLOSING {
+    if is_syn(parsed) && flow.state.is_over() {
         return true;
     }
     maps::find_backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)

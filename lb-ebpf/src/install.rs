@@ -129,5 +129,6 @@ pub fn holder<F: Header>(now: u32) -> u32 {
 #[inline(always)]
 fn is_ending<F: Header>(flow: &Flow<F>, now: u32) -> bool {
     let idle = now.wrapping_sub(flow.last_seen);
-    (flow.state == FlowState::CLOSING && idle > 0) || (flow.state == FlowState::HALF_OPEN && idle >= HALF_OPEN_TICKS)
+    let may_end = flow.state == FlowState::HALF_OPEN || flow.state == FlowState::RESET;
+    (flow.state == FlowState::CLOSING && idle > 0) || (may_end && idle >= HALF_OPEN_TICKS)
 }

@@ -10,8 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use shunt_tests::{
-    load::Talk,
-    world::{Family, Options, Process, World, for_each_kind, kinds, objects, wait_to_meet},
+    load::{
+        Protocol, Talk,
+        forge::{self, Forged},
+    },
+    world::{Family, Options, Process, World, echo_port, for_each_kind, kinds, objects, wait_to_meet},
 };
 
 const NAME: &str = "shop";
@@ -138,4 +141,57 @@ fn connections_survive_a_flood_of_half_open_ones_by_tc() -> Result<()> {
 #[test]
 fn connections_survive_a_flood_of_half_open_ones_with_xdp() -> Result<()> {
     flood(Options::XDP)
+}
+
+/// Thread kubernetes 74839: segments with wrong sequence numbers, of either side, end no connection; and one that has seen
+/// them is not taken for one that is over, however long it is idle.
+fn forged_segments(options: Options) -> Result<()> {
+    const CLOSING: Duration = Duration::from_secs(1);
+    let world = serve(options, &["--tcp-timeout-closing", "1s"], &["web-1"])?;
+    let mut talks = Vec::new();
+    for family in Family::BOTH {
+        let node_b = SocketAddr::new(world.node("node-b").address(family), NODE_PORT);
+        let places = [
+            (world.pod("client").namespace(), inside(family)),
+            (world.outside(), node_port(&world, family)),
+            (world.outside(), node_b),
+        ];
+        for (from, to) in places {
+            let mut talk = from.enter(|| Talk::begin(Protocol::Tcp, to, LIMIT))??;
+            let answer = talk.ask()?;
+            let server = SocketAddr::new(world.pod("web-1").address(family), echo_port());
+            for (number, kind) in (1..).zip(Forged::ALL) {
+                // Far from anything that either side has chosen, in all likelihood.
+                let sequence = 0x1234_5678_u32.wrapping_mul(number);
+                from.enter(|| forge::send(kind, answer.local, to, sequence))??;
+                // By the FINs of both sides a connection is over.
+                if kind != Forged::FinAck {
+                    world.pod("web-1").namespace().enter(|| forge::send(kind, server, answer.client, sequence))??;
+                }
+                talk.ask().with_context(|| format!("{to} after {kind:?}"))?;
+            }
+            // A reset last.
+            from.enter(|| forge::send(Forged::Rst, answer.local, to, 0x0bad_5eed))??;
+            talks.push((to, talk));
+        }
+    }
+    // New connections go elsewhere.
+    world.put(world.slices(NAME, &["web-2"]))?;
+    for_each_kind(|protocol, family| wait_to_meet(world.outside(), protocol, node_port(&world, family), &["web-2"]))?;
+    sleep(4 * CLOSING);
+    for (to, talk) in &mut talks {
+        let answer = talk.ask().with_context(|| format!("{to}, idle after a forged reset"))?;
+        ensure!(answer.server == "web-1", "{to}: {answer:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn forged_segments_end_no_connection_by_tc() -> Result<()> {
+    forged_segments(Options::TC)
+}
+
+#[test]
+fn forged_segments_end_no_connection_with_xdp() -> Result<()> {
+    forged_segments(Options::XDP)
 }

@@ -179,7 +179,7 @@ fn configuration(former: Config, flows: &FlowArgs) -> anyhow::Result<Config> {
     for (states, timeout) in [
         (&[FlowState::HALF_OPEN] as &[_], flows.tcp_timeout_half_open),
         (&[FlowState::ESTABLISHED], flows.tcp_timeout_established),
-        (&[FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY], flows.tcp_timeout_close_wait),
+        (&[FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY, FlowState::RESET], flows.tcp_timeout_close_wait),
         (&[FlowState::CLOSING], flows.tcp_timeout_closing),
         (&[FlowState::UNREPLIED], flows.udp_timeout_unreplied),
         (&[FlowState::REPLIED], flows.udp_timeout_replied),
@@ -284,7 +284,7 @@ mod tests {
         let flows =
             flows("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
         let config = configuration(Config::default(), &flows).unwrap();
-        let expected = [60, 86_400, 1800, 1800, 10, 30, 180].map(ticks);
+        let expected = [60, 86_400, 1800, 1800, 10, 30, 180, 1800].map(ticks);
         assert_eq!(config.timeouts, expected);
         assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
         assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));

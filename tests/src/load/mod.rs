@@ -3,6 +3,7 @@
 //! a test keeps for itself.
 
 pub mod dns;
+pub mod forge;
 mod generator;
 pub mod http;
 pub mod talk;

@@ -33,7 +33,6 @@ pub fn config_of(setup: &Setup) -> Config {
         cluster_cidrs: Version::BOTH
             .map(|version| setup.cluster_cidrs.get(&version).map_or_else(Cidr::default, cidr_of)),
         flags: if setup.masquerades_all { config_flags::MASQUERADE_ALL } else { 0 },
-        pad: 0,
     }
 }
 

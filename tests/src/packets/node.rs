@@ -12,7 +12,7 @@ use super::network::{MTU, Network, POD, UPLINK};
 use crate::reference::{Backend, Frontend, Interface, Kind, Place, Policy, Setup, Version};
 
 /// Idle ticks by flow state; short, so that tests can wait.
-pub const TIMEOUTS: [u32; FlowState::COUNT] = [60, 80_000, 3_600, 3_601, 10, 30, 180];
+pub const TIMEOUTS: [u32; FlowState::COUNT] = [60, 80_000, 3_600, 3_601, 10, 30, 180, 3_602];
 /// Errors that may be sent in a tick.
 pub const REJECTS_PER_TICK: u32 = 1000;
 

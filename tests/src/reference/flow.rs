@@ -80,7 +80,7 @@ impl Entry {
     fn is_ending(&self, now: u32) -> bool {
         match self.state {
             FlowState::CLOSING => now.wrapping_sub(self.last_seen) >= 1,
-            FlowState::HALF_OPEN => now.wrapping_sub(self.last_seen) >= 4,
+            FlowState::HALF_OPEN | FlowState::RESET => now.wrapping_sub(self.last_seen) >= 4,
             _ => false,
         }
     }
@@ -89,7 +89,7 @@ impl Entry {
     /// connection that is over, or the flow has been idle for too long.
     fn is_outdated(&self, key: Tuple, flags: u8, setup: &Setup, now: u32) -> bool {
         let may_move = key.protocol == protocol::UDP || is_syn(flags);
-        let is_over = is_syn(flags) && self.state == FlowState::CLOSING;
+        let is_over = is_syn(flags) && matches!(self.state, FlowState::CLOSING | FlowState::RESET);
         may_move && self.has_lost_backend(setup) || is_over || self.is_expired(setup, now)
     }
 
@@ -141,11 +141,17 @@ pub fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> 
     };
     if protocol == protocol::UDP {
         if is_reply { FlowState::REPLIED } else { state }
-    } else if has(tcp_flags::RST) || state == FlowState::CLOSING {
+    } else if state == FlowState::CLOSING {
         FlowState::CLOSING
+    } else if has(tcp_flags::RST) {
+        // What ends an SCTP association bears its secret tag.
+        if protocol == protocol::SCTP { FlowState::CLOSING } else { FlowState::RESET }
     } else if has(tcp_flags::FIN) {
         if state == other_fin { FlowState::CLOSING } else { own_fin }
     } else if state == FlowState::HALF_OPEN && !is_reply && !has(tcp_flags::SYN) {
+        FlowState::ESTABLISHED
+    } else if state == FlowState::RESET && !has(tcp_flags::SYN) {
+        // An RST that its receiver has ignored.
         FlowState::ESTABLISHED
     } else {
         state

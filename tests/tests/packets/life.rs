@@ -133,6 +133,10 @@ fn a_connection_passes_through_its_states() -> Result<()> {
                 (false, SYN, FlowState::HALF_OPEN),
                 (true, SYN | ACK, FlowState::HALF_OPEN),
                 (false, ACK, FlowState::ESTABLISHED),
+                (false, RST, FlowState::RESET),
+                (false, ACK, FlowState::ESTABLISHED),
+                (true, RST | ACK, FlowState::RESET),
+                (true, ACK, FlowState::ESTABLISHED),
                 (true, FIN | ACK, FlowState::FIN_REPLY),
                 (false, ACK, FlowState::FIN_REPLY),
                 (false, FIN | ACK, FlowState::CLOSING),
@@ -171,6 +175,8 @@ fn a_syn_on_a_closing_entry_decides_anew_kubernetes_81775() -> Result<()> {
             let late = arrive(rig, &Segment::tcp(client, frontend, ACK))?;
             let kept = Segment::tcp(client, HERE.backend(version), ACK).build();
             ensure!(late.frame == kept, "a late segment still goes to the old backend: {late:?}");
+            // Which has reset that connection.
+            send(rig, (Door::Egress, UPLINK), Segment::tcp(HERE.backend(version), client, RST).build())?;
             let begun = arrive(rig, &syn)?;
             ensure!(begun.frame == syn.between(client, successor(version)).build(), "{begun:?}");
             let entry = entry(rig, client, frontend, protocol::TCP)?;

@@ -109,10 +109,10 @@ pub struct FlowArgs {
     /// Idle time of an established TCP connection
     #[arg(long, value_name = "TIME", default_value = "24h")]
     pub tcp_timeout_established: Seconds,
-    /// Idle time of a TCP connection after both FINs or an RST
+    /// Idle time of a TCP connection after both FINs
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub tcp_timeout_closing: Seconds,
-    /// Idle time of a TCP connection that one side has closed
+    /// Idle time of a TCP connection that one side has closed or reset
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub tcp_timeout_close_wait: Seconds,
     /// Idle time of a UDP flow without a reply
