@@ -2,6 +2,7 @@
 //! The socket door, with real sockets: of the nodes' own processes, and of pods.
 
 mod addresses;
+mod clients;
 mod follow;
 mod life;
 mod pods;
