@@ -43,6 +43,30 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
+/// Chunk types of SCTP (RFC 9260 section 3.2), as far as they begin or end an association.
+pub mod sctp_chunk {
+    use super::tcp_flags;
+
+    /// The first of an association.
+    pub const INIT: u8 = 1;
+    /// It is over at once.
+    pub const ABORT: u8 = 6;
+    /// The last of an association.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+
+    /// What TCP would say in place of a packet's first chunk: so that one state machine serves both. There is no half of an
+    /// association, so nothing is a FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(kind: u8) -> u8 {
+        match kind {
+            INIT => tcp_flags::SYN,
+            ABORT | SHUTDOWN_COMPLETE => tcp_flags::RST,
+            _ => tcp_flags::ACK,
+        }
+    }
+}
+
 /// A 5-tuple as a packet carries it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,7 +154,7 @@ impl FlowState {
     #[inline(always)]
     #[must_use]
     pub const fn first(protocol: u8, flags: u8) -> Self {
-        if protocol != protocol::TCP {
+        if protocol == protocol::UDP {
             Self::UNREPLIED
         } else if flags & tcp_flags::RST != 0 {
             Self::CLOSING
@@ -142,7 +166,7 @@ impl FlowState {
         }
     }
 
-    /// The state after a packet. `flags` are TCP's; ignored for other protocols.
+    /// The state after a packet. `flags` are TCP's, or those that mean the same for SCTP ([`sctp_chunk::flags`]); UDP has none.
     ///
     /// ```text
     ///  HALF_OPEN --ACK--> ESTABLISHED --FIN--> FIN_ORIGINAL | FIN_REPLY --other FIN--> CLOSING
@@ -152,11 +176,13 @@ impl FlowState {
     #[must_use]
     pub const fn next(self, direction: Direction, protocol: u8, flags: u8) -> Self {
         let original = matches!(direction, Direction::Original);
-        if protocol != protocol::TCP {
+        if protocol == protocol::UDP {
             return if original { self } else { Self::REPLIED };
         }
         if flags & tcp_flags::RST != 0 {
-            return if matches!(self, Self::CLOSING) { self } else { Self::RESET };
+            // What ends an SCTP association bears its secret tag.
+            let ends = matches!(self, Self::CLOSING) || protocol == protocol::SCTP;
+            return if ends { Self::CLOSING } else { Self::RESET };
         }
         if flags & tcp_flags::FIN != 0 {
             return match (self, original) {
@@ -428,6 +454,27 @@ mod tests {
         }
         // A connection that begins meanwhile is acknowledged after all.
         assert_eq!(FlowState::HALF_OPEN.next(Original, tcp, RST).next(Original, tcp, ACK), FlowState::ESTABLISHED);
+    }
+
+    #[test]
+    fn an_sctp_association_lives_and_dies() {
+        use Direction::{Original, Reply};
+        let (sctp, flags) = (protocol::SCTP, sctp_chunk::flags);
+        // INIT, INIT ACK, COOKIE ECHO, DATA, SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE.
+        let mut state = FlowState::first(sctp, flags(1));
+        assert_eq!(state, FlowState::HALF_OPEN);
+        for (direction, chunk, expected) in [
+            (Reply, 2, FlowState::HALF_OPEN),
+            (Original, 10, FlowState::ESTABLISHED),
+            (Reply, 0, FlowState::ESTABLISHED),
+            (Original, 7, FlowState::ESTABLISHED),
+            (Reply, 8, FlowState::ESTABLISHED),
+            (Original, 14, FlowState::CLOSING),
+        ] {
+            state = state.next(direction, sctp, flags(chunk));
+            assert_eq!(state, expected);
+        }
+        assert_eq!(FlowState::ESTABLISHED.next(Reply, sctp, flags(6)), FlowState::CLOSING);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use lb_common::{
     address::{Family, V4, V6},
+    crc32c,
     flow::FlowState,
     verdict::Packed,
     walk::Walk,
@@ -225,6 +226,18 @@ extern "C" fn walk_step(walk: u64, header: u64, room: u32) -> u64 {
 #[inline(always)]
 pub fn step(walk: Walk, header: u64, room: u32) -> Walk {
     Walk::from_bits(walk_step(walk.to_bits(), header, room))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crc32c_multiply(a: u32, b: u32) -> u32 {
+    crc32c::multiply(a, b)
+}
+
+/// [`crc32c::multiply`].
+#[inline(always)]
+pub fn multiply(a: u32, b: u32) -> u32 {
+    crc32c_multiply(a, b)
 }
 
 macro_rules! rare_apart {

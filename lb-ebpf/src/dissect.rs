@@ -4,7 +4,7 @@
 
 use lb_common::{
     address::V6,
-    flow::{FlowKey, protocol},
+    flow::{FlowKey, protocol, sctp_chunk, tcp_flags},
     frontend::FrontendKey,
     verdict::{Reason, Stage, Stop},
     walk::{Fault, MOST_HEADERS, MOST_OFFSET, Part, Walk},
@@ -13,7 +13,7 @@ use lb_common::{
 use crate::{
     apart::{self, Extended, Rare},
     fragment,
-    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
+    header::{ETHERNET_LEN, Header, SCTP_LEN, TCP_LEN, UDP_LEN, sctp, tcp, udp},
     layout::{Offsets, ip_at},
     maps::{self, Scratch},
     packet::{Frame, Packet},
@@ -76,7 +76,7 @@ pub fn dissect<P: Rare<F>, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<
         return Err(if is_known && !is_stub { stop_of(fault, scratch) } else { Stop::NOT_OURS });
     }
     match walk.protocol() {
-        protocol::TCP | protocol::UDP if is_known => match walk.part() {
+        protocol::TCP | protocol::UDP | protocol::SCTP if is_known => match walk.part() {
             Part::Later if end <= packet.len() && at.l4 <= end => fragment::find(scratch, hook),
             _ if is_stub => Err(Stop::NOT_OURS),
             Part::Later => Err(MALFORMED),
@@ -152,19 +152,32 @@ fn read_segment<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, part
     if part == Part::First {
         scratch.dissected.kind = kind::FIRST_FRAGMENT;
     }
-    let is_tcp = scratch.parsed.key.protocol == protocol::TCP;
-    let header_len = if is_tcp { TCP_LEN } else { UDP_LEN };
+    let protocol = scratch.parsed.key.protocol;
+    let header_len = match protocol {
+        protocol::TCP => TCP_LEN,
+        protocol::UDP => UDP_LEN,
+        _ => SCTP_LEN,
+    };
     if end > frame_len || at.l4 + header_len as u32 > end {
         return Err(MALFORMED);
     }
     let l4: Frame<'_> = at.l4_at(packet, 0, UDP_LEN).ok_or(MALFORMED)?;
     scratch.parsed.key.sport_be = l4.load(0);
     scratch.parsed.key.dport_be = l4.load(2);
-    if !is_tcp {
-        let is_good = u16::from_be(l4.load(udp::LENGTH)) >= UDP_LEN as u16;
-        return if is_good { Ok(()) } else { Err(MALFORMED) };
-    }
-    let l4 = at.l4_at(packet, 0, TCP_LEN).ok_or(MALFORMED)?;
-    scratch.parsed.tcp_flags = l4.load(tcp::FLAGS);
-    if l4.load::<u8>(tcp::DATA_OFFSET) < 0x50 { Err(MALFORMED) } else { Ok(()) }
+    let is_good = match protocol {
+        protocol::TCP => {
+            let l4 = at.l4_at(packet, 0, TCP_LEN).ok_or(MALFORMED)?;
+            scratch.parsed.tcp_flags = l4.load(tcp::FLAGS);
+            l4.load::<u8>(tcp::DATA_OFFSET) >= 0x50
+        }
+        protocol::UDP => u16::from_be(l4.load(udp::LENGTH)) >= UDP_LEN as u16,
+        _ => {
+            // An IP packet need not bear a chunk; a frame may have padding in its place.
+            let has_chunk = at.l4 + SCTP_LEN as u32 != end;
+            let chunk = if has_chunk { at.l4_at(packet, sctp::CHUNK as u32, 1) } else { None };
+            scratch.parsed.tcp_flags = chunk.map_or(tcp_flags::ACK, |chunk| sctp_chunk::flags(chunk.load(0)));
+            true
+        }
+    };
+    if is_good { Ok(()) } else { Err(MALFORMED) }
 }

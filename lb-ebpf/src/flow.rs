@@ -68,7 +68,7 @@ pub fn is_expired<F: Header>(flow: &Flow<F>, config: &Config, now: u32) -> bool 
 /// when its backend goes. Other segments keep their backend, as with kube-proxy (rule 58).
 #[inline(always)]
 fn concerns_backend<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
-    parsed.key.protocol != protocol::TCP || flow.flags & flow_flags::RESET != 0 || is_syn(parsed)
+    parsed.key.protocol == protocol::UDP || flow.flags & flow_flags::RESET != 0 || is_syn(parsed)
 }
 
 #[inline(always)]

@@ -14,14 +14,27 @@ use crate::{apart::Apart, maps, packet::Frame, wire::Wire};
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
+/// Length of a VLAN tag (IEEE 802.1Q).
+pub const TAG_LEN: usize = 4;
 /// Length of a TCP header without options (RFC 9293 section 3.1).
 pub const TCP_LEN: usize = 20;
 /// Length of a UDP header (RFC 768).
 pub const UDP_LEN: usize = 8;
 
+/// Length of an SCTP packet's common header (RFC 9260 section 3.1).
+pub const SCTP_LEN: usize = 12;
+
 /// Offsets in the Ethernet header.
 pub mod ethernet {
     pub const ETHERTYPE: usize = 12;
+}
+
+/// Whether a VLAN tag stands where an Ethertype is looked for: a customer's or a provider's.
+#[inline(always)]
+pub const fn is_tag(ethertype_be: u16) -> bool {
+    const CUSTOMER_BE: u16 = 0x8100_u16.to_be();
+    const PROVIDER_BE: u16 = 0x88a8_u16.to_be();
+    matches!(ethertype_be, CUSTOMER_BE | PROVIDER_BE)
 }
 
 /// Offsets in the TCP header.
@@ -36,6 +49,13 @@ pub mod tcp {
 pub mod udp {
     pub const LENGTH: usize = 4;
     pub const CHECK: usize = 6;
+}
+
+/// Offsets in an SCTP packet.
+pub mod sctp {
+    pub const CHECK: usize = 8;
+    /// Type of the first chunk.
+    pub const CHUNK: usize = 12;
 }
 
 /// What the pipeline must know of a fixed IP header.

@@ -37,6 +37,7 @@ mod quote;
 mod rare;
 mod reject;
 mod reset;
+mod sctp;
 mod select;
 mod service;
 mod socket;
@@ -60,7 +61,7 @@ use lb_common::{
 use crate::{
     apart::SlowPath,
     flow::Found,
-    header::{ETHERNET_LEN, Header, ethernet},
+    header::{ETHERNET_LEN, Header, ethernet, is_tag},
     layout::Plain,
     packet::{Exit, Packet, SkbPacket, XdpPacket},
     parse::{Hook, Parsed},
@@ -73,6 +74,7 @@ pub fn shunt_xdp(context: XdpContext) -> u32 {
     let next = match ethertype(&packet) {
         Some(V4::ETHERTYPE_BE) => xdp_ingress::<V4>(&mut packet),
         Some(V6::ETHERTYPE_BE) => xdp_ingress::<V6>(&mut packet),
+        Some(ethertype) if is_tag(ethertype) => tail::RARE,
         _ => XdpPacket::PASS,
     };
     tail::go_on_xdp(&context, next) as u32

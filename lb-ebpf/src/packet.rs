@@ -156,7 +156,7 @@ impl Frame<'_> {
 
 /// Writes what both doors write alike: Ethernet addresses, TTL, IP addresses and IP checksum, ports.
 #[inline(always)]
-fn write_headers<F: Header>(headers: &Headers<'_>, flow: &Flow<F>, exit: Exit) {
+pub fn write_headers<F: Header>(headers: &Headers<'_>, flow: &Flow<F>, exit: Exit) {
     if exit == Exit::Wire {
         headers.ethernet.store(0, flow.macs);
     }

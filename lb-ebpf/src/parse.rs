@@ -76,6 +76,7 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
             }
             0
         }
+        protocol::SCTP => return Err(Stop::RARE),
         _ => return Err(if F::may_be_icmp(&frame) { Stop::RARE } else { Stop::NOT_OURS }),
     };
     let frame: Frame<'_> = packet.frame(l4 + UDP_LEN).ok_or(Stop::NOT_OURS)?;

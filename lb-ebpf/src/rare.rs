@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Family, V4, V6},
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, protocol},
     maps::tail::{TC_EGRESS_RARE, TC_INGRESS_RARE},
     verdict::{Fate, Reason, Stage, Stop},
 };
@@ -26,20 +26,21 @@ use crate::{
     clock, conclude,
     dissect::{MOST_BYTES, kind},
     ethertype, flow_at_egress, flow_at_ingress, follow, fragment,
-    header::{ETHERNET_LEN, Header},
+    header::{ETHERNET_LEN, Header, TAG_LEN, ethernet, is_tag},
     maps::{self, Scratch},
     packet::{Exit, Packet, SkbPacket, XdpPacket},
     parse::Hook,
-    quote, tail, transmit,
+    quote, sctp, tail, transmit,
 };
 
 /// The XDP door.
 #[xdp]
 pub fn shunt_xdp_rare(context: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(context.ctx);
-    let next = match ethertype(&packet) {
-        Some(V4::ETHERTYPE_BE) => xdp_ingress::<V4>(&mut packet),
-        Some(V6::ETHERTYPE_BE) => xdp_ingress::<V6>(&mut packet),
+    let (ethertype, l3) = behind_tags(&packet);
+    let next = match ethertype {
+        V4::ETHERTYPE_BE => xdp_ingress::<V4>(&mut packet, l3),
+        V6::ETHERTYPE_BE => xdp_ingress::<V6>(&mut packet, l3),
         _ => XdpPacket::PASS,
     };
     tail::go_on_xdp(&context, next) as u32
@@ -69,13 +70,28 @@ pub fn shunt_tc_egress_rare(context: TcContext) -> i32 {
     tail::go_on_tc(&context, next, TC_EGRESS_RARE)
 }
 
+/// The Ethertype behind up to two VLAN tags (IEEE 802.1Q), and where its packet begins. At TC tags are not in the frame but in
+/// the buffer's metadata.
+#[inline(always)]
+fn behind_tags(packet: &XdpPacket) -> (u16, u32) {
+    let mut offset = ethernet::ETHERTYPE;
+    while offset < ethernet::ETHERTYPE + 2 * TAG_LEN {
+        match packet.frame(offset + 2).map(|frame| frame.load(offset)) {
+            Some(ethertype) if is_tag(ethertype) => offset += TAG_LEN,
+            Some(ethertype) => return (ethertype, offset as u32 + 2),
+            None => return (0, 0),
+        }
+    }
+    packet.frame(offset + 2).map_or((0, 0), |frame| (frame.load(offset), offset as u32 + 2))
+}
+
 // verifier: one function per family and door, as for plain packets.
 #[inline(never)]
-fn xdp_ingress<F: Header>(packet: &mut XdpPacket) -> i32
+fn xdp_ingress<F: Header>(packet: &mut XdpPacket, l3: u32) -> i32
 where
     XdpPacket: SlowPath<F> + Rare<F>,
 {
-    let result = process::<_, F>(packet, Hook::Ingress);
+    let result = process::<_, F>(packet, l3, Hook::Ingress);
     finish::<_, F>(packet, result)
 }
 
@@ -84,7 +100,7 @@ fn tc_ingress<F: Header>(packet: &mut SkbPacket) -> i32
 where
     SkbPacket: SlowPath<F> + Rare<F>,
 {
-    let result = process::<_, F>(packet, Hook::Ingress);
+    let result = process::<_, F>(packet, ETHERNET_LEN as u32, Hook::Ingress);
     finish::<_, F>(packet, result)
 }
 
@@ -93,14 +109,14 @@ fn tc_egress<F: Header>(packet: &mut SkbPacket) -> i32
 where
     SkbPacket: SlowPath<F> + Rare<F>,
 {
-    let result = process::<_, F>(packet, Hook::Egress);
+    let result = process::<_, F>(packet, ETHERNET_LEN as u32, Hook::Egress);
     finish::<_, F>(packet, result)
 }
 
 #[inline(always)]
-fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, hook: Hook) -> Stage<i32> {
+fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, l3: u32, hook: Hook) -> Stage<i32> {
     packet.make_linear(MOST_BYTES);
-    packet.dissect_apart(ETHERNET_LEN as u32, hook).unpack()?;
+    packet.dissect_apart(l3, hook).unpack()?;
     // verifier: not copied, for the stack.
     let Scratch { parsed, dissected, original, .. } = maps::scratch::<F>()?;
     let has_ports = matches!(dissected.kind, kind::SEGMENT | kind::FIRST_FRAGMENT);
@@ -112,6 +128,10 @@ fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, hook: Hook) -> S
     };
     if dissected.kind == kind::FIRST_FRAGMENT && !packet.is_trace() {
         F::remember_apart(now).unpack()?;
+    }
+    if l3 != ETHERNET_LEN as u32 && flow.is_forwarded() {
+        // Another device may want another tag, or none: the stack knows.
+        return Err(Stop::LEAVE_TO_TC);
     }
     let result = transmit(packet, parsed, flow, |packet, flow, exit| {
         *original = *flow;
@@ -149,6 +169,7 @@ pub fn rewrite<P: Packet, F: Header>(packet: &mut P, exit: Exit) -> Stage<()> {
     match scratch.dissected.kind {
         kind::ERROR => quote::rewrite(packet, scratch, exit),
         kind::LATER_FRAGMENT => fragment::rewrite(packet, scratch, exit),
+        _ if scratch.parsed.key.protocol == protocol::SCTP => sctp::rewrite(packet, scratch, exit),
         _ => packet.translate(scratch.dissected.at, scratch.parsed.key.protocol, &scratch.original, exit),
     }
 }

@@ -7,7 +7,6 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::core::v1 as core;
-use lb_common::flow::protocol;
 
 use self::options::{Annotations, parse_affinity};
 pub use self::source_ranges::SourceRanges;
@@ -271,18 +270,13 @@ fn parse_service_port(object: &core::ServicePort, faults: &mut Faults) -> Option
         return None;
     };
     match parse_protocol(object.protocol.as_deref()) {
-        Some(protocol::SCTP) => {
-            faults.unsupported(
-                format!("port {port}: SCTP is not load-balanced yet, and is skipped"),
-                "use TCP or UDP, or let SCTP clients connect to the endpoints themselves",
-            );
-            None
-        }
         Some(protocol) => Some(ServicePort { name, protocol, port, node_port: None }),
         None => {
             let given = object.protocol.as_deref().unwrap_or_default();
-            faults
-                .impossible(format!("port {port}: protocol \"{given}\" is unknown, and is skipped"), "use TCP or UDP");
+            faults.impossible(
+                format!("port {port}: protocol \"{given}\" is unknown, and is skipped"),
+                "use TCP, UDP or SCTP",
+            );
             None
         }
     }

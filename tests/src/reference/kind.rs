@@ -20,7 +20,7 @@ pub enum Kind {
 }
 
 /// Those that the programs do.
-pub const ENABLED: &[Kind] = &[Kind::IcmpErrors, Kind::Headers, Kind::Fragments];
+pub const ENABLED: &[Kind] = &[Kind::IcmpErrors, Kind::Headers, Kind::Fragments, Kind::Sctp, Kind::Tags];
 
 impl Kind {
     /// Whether the programs do it. The model's own tests look at all of it.

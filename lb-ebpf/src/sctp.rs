@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! SCTP (RFC 9260), single-homed: addresses and ports like TCP's, under a checksum that knows no addresses but all bytes.
+
+use lb_common::{
+    crc32c,
+    verdict::{Reason, Stage, Stop},
+};
+
+use crate::{
+    apart,
+    dissect::Dissected,
+    header::{Header, SCTP_LEN, sctp},
+    layout::Layout,
+    maps::Scratch,
+    packet::{Exit, Packet, write_headers},
+};
+
+/// Length of both ports.
+const PORTS_LEN: u32 = 4;
+
+/// Rewrites a packet by the instruction in the scratch space.
+#[inline(always)]
+pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, exit: Exit) -> Stage<()> {
+    let Dissected { at, end, .. } = scratch.dissected;
+    let Some(headers) = Layout::<F>::headers(at, packet, SCTP_LEN) else {
+        return Err(Stop::drop(Reason::RewriteFailed));
+    };
+    let old_ports: u32 = headers.l4.load(0);
+    write_headers(&headers, &scratch.original, exit);
+    let new_ports: u32 = headers.l4.load(0);
+    let check: u32 = headers.l4.load(sctp::CHECK);
+    // Zero at TC: the device will fill it in.
+    if new_ports != old_ports && (P::IS_XDP || check != 0) {
+        let rest = end.wrapping_sub(at.l4).wrapping_sub(PORTS_LEN) as u16;
+        headers.l4.store(sctp::CHECK, crc32c::correct(check, old_ports, new_ports, rest, apart::multiply));
+    }
+    Ok(())
+}
