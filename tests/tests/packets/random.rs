@@ -9,10 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lb_common::verdict::Reason;
+use lb_common::{flow::protocol, verdict::Reason};
 use shunt_tests::{
     packets::{Random, Rig},
-    reference::{Arrival, Door, Outcome, Verdict, is_sound},
+    reference::{Arrival, Door, Kind, Outcome, Verdict, is_sound},
 };
 
 use crate::workers::share;
@@ -38,6 +38,15 @@ const IMPOSSIBLE: [Reason; 6] = [
     Reason::HeaderOptions,
 ];
 
+/// Kinds of packets that must be among those translated.
+const KINDS: [(Kind, &[&str]); 5] = [
+    (Kind::IcmpErrors, &["translated ICMP error"]),
+    (Kind::Headers, &["translated options", "translated extension header"]),
+    (Kind::Fragments, &["translated fragment"]),
+    (Kind::Sctp, &["translated SCTP"]),
+    (Kind::Tags, &["translated tag"]),
+];
+
 #[test]
 fn random_packets_fare_as_the_model_says() -> Result<()> {
     let packets = setting("SHUNT_PACKETS", PACKETS)?;
@@ -58,7 +67,8 @@ fn random_packets_fare_as_the_model_says() -> Result<()> {
     writeln!(stderr(), "{packets} random packets from seed {seed}: {}", words.join(", "))?;
     if packets >= PACKETS {
         let all = Reason::ALL.iter().filter(|reason| !IMPOSSIBLE.contains(reason)).map(|reason| reason.as_str());
-        let missed: Vec<&str> = all.filter(|&label| !seen.contains_key(label)).collect();
+        let kinds = KINDS.iter().filter(|(kind, _)| kind.is_enabled()).flat_map(|(_, names)| names.iter().copied());
+        let missed: Vec<&str> = all.chain(kinds).filter(|&label| !seen.contains_key(label)).collect();
         ensure!(missed.is_empty(), "the generator has missed {missed:?}");
     }
     Ok(())
@@ -96,6 +106,16 @@ fn event(rig: &mut Rig, random: &mut Random) -> Result<()> {
             let victim = flows.keys().nth(random.below(flows.len().max(1))).copied();
             victim.map_or(Ok(()), |victim| rig.evict(victim))
         }
+        4 => {
+            let datagrams = &rig.model().fragments.0;
+            let victim = datagrams.keys().nth(random.below(datagrams.len().max(1))).copied();
+            victim.map_or(Ok(()), |victim| rig.evict_fragment(victim))
+        }
+        5 => {
+            let affinities = &rig.model().affinities.0;
+            let victim = affinities.keys().nth(random.below(affinities.len().max(1))).copied();
+            victim.map_or(Ok(()), |victim| rig.evict_affinity(victim))
+        }
         _ => Ok(()),
     }
 }
@@ -112,6 +132,30 @@ fn note(seen: &mut Seen, arrival: &Arrival, outcome: &Outcome) {
             Verdict::Drop => "dropped",
         };
         count(seen, &format!("{verdict} by {}", if arrival.door == Door::Xdp { "XDP" } else { "TC" }));
+        count(seen, &format!("translated {}", kind(&arrival.frame)));
+    }
+}
+
+/// What a frame is, at first glance.
+fn kind(frame: &[u8]) -> &'static str {
+    let (ethertype, ip) = (&frame[12..14], &frame[14..]);
+    match ethertype {
+        [0x08, 0x00] if ip[0] != 0x45 => "options",
+        [0x08, 0x00] if ip[6] & 0x3f != 0 || ip[7] != 0 => "fragment",
+        [0x08, 0x00] => of_protocol(ip[9]),
+        [0x86, 0xdd] => of_protocol(ip[6]),
+        _ => "tag",
+    }
+}
+
+fn of_protocol(number: u8) -> &'static str {
+    match number {
+        protocol::TCP => "TCP",
+        protocol::UDP => "UDP",
+        protocol::SCTP => "SCTP",
+        protocol::ICMP | protocol::ICMPV6 => "ICMP error",
+        44 => "fragment",
+        _ => "extension header",
     }
 }
 
