@@ -17,7 +17,7 @@ use lb_common::{
 };
 
 use crate::reference::{
-    Backend, Datagram, Entry, Frontend, List, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
+    Age, Backend, Datagram, Entry, Frontend, List, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
 };
 
 /// The element of the configuration map.
@@ -146,6 +146,7 @@ pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Res
         is_reply: flow.flags & flow_flags::REPLY != 0,
         is_snat,
         resets: flow.flags & flow_flags::RESET != 0,
+        age: Age::Grown,
     };
     Ok((from, entry))
 }

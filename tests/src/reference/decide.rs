@@ -12,7 +12,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     affinity::Affinities,
     bytes::octets,
-    flow::{Entry, Flows, NextHop, Tuple, Vacancy, first_state},
+    flow::{Age, Entry, Flows, NextHop, Tuple, Vacancy, first_state},
     packet::Segment,
     route::Way,
     setup::{Backend, Frontend, Place, Policy, Setup, Version},
@@ -134,6 +134,7 @@ fn begin(frontend: &Frontend, (index, backend): (u32, &Backend), to: Tuple, ques
         is_reply: false,
         is_snat: false,
         resets: frontend.resets && to.protocol == protocol::TCP,
+        age: Age::first(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::flow::{FlowState, protocol, tcp_flags};
 
-use super::setup::Setup;
+use super::{kind::Kind, setup::Setup};
 
 /// Addresses and ports of a packet, as it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +37,30 @@ pub struct NextHop {
     pub addresses: [u8; 12],
 }
 
+/// Which of the two tables an entry stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// That of the flows which have only begun.
+    Young {
+        /// The backend has sent something.
+        is_answered: bool,
+    },
+    /// That of the flows whose client has spoken again after an answer.
+    Grown,
+}
+
+impl Age {
+    /// That of a new flow.
+    #[must_use]
+    pub fn first() -> Self {
+        if Kind::Young.is_enabled() { Self::Young { is_answered: false } } else { Self::Grown }
+    }
+
+    const fn is_young(self) -> bool {
+        matches!(self, Self::Young { .. })
+    }
+}
+
 /// One direction of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -58,6 +82,8 @@ pub struct Entry {
     pub is_snat: bool,
     /// TCP is reset when the backend goes.
     pub resets: bool,
+    /// Where it stands.
+    pub age: Age,
 }
 
 impl Entry {
@@ -188,31 +214,56 @@ impl Flows {
             return Found::Entry(entry);
         }
         let is_new_tick = entry.last_seen != now;
+        let grows = !entry.is_reply && entry.age == Age::Young { is_answered: true };
         entry.last_seen = now;
+        let state = entry.state;
+        entry.state = next_state(state, entry.is_reply, key.protocol, flags);
+        if entry.is_reply && entry.age.is_young() {
+            entry.age = Age::Young { is_answered: true };
+        }
         let peer_key = entry.to.reversed();
-        if is_new_tick {
-            match self.0.get_mut(&peer_key) {
-                Some(peer) if peer.to == key.reversed() => peer.last_seen = now,
-                // Another flow's, which has taken the tuple: this one needs another port.
-                Some(_) if !entry.is_reply => {
-                    self.0.insert(key, entry);
-                    return Found::Nothing;
-                }
-                Some(_) => {}
-                None => drop(self.0.insert(peer_key, entry.peer(key))),
+        let is_own = |peer: &Entry| peer.to == key.reversed();
+        match self.0.get_mut(&peer_key) {
+            Some(peer) if is_own(peer) => {
+                (peer.last_seen, peer.state) = (now, entry.state);
+                peer.age = entry.age;
             }
-        }
-        let next = next_state(entry.state, entry.is_reply, key.protocol, flags);
-        if next != entry.state {
-            entry.state = next;
-            if let Some(peer) = self.0.get_mut(&peer_key)
-                && peer.to == key.reversed()
-            {
-                peer.state = next;
+            // Another flow's, which has taken the tuple: this one needs another port.
+            Some(_) if is_new_tick && !entry.is_reply => {
+                let state = if entry.age.is_young() { entry.state } else { state };
+                self.0.insert(key, Entry { state, ..entry });
+                return Found::Nothing;
             }
+            Some(_) => {}
+            None if is_new_tick => drop(self.0.insert(peer_key, entry.peer(key))),
+            None => {}
         }
-        self.0.insert(key, entry);
+        if grows && entry.state != FlowState::CLOSING && self.0.get(&peer_key).is_none_or(is_own) {
+            let grown = Entry { age: Age::Grown, ..entry };
+            self.0.insert(peer_key, grown.peer(key));
+            self.0.insert(key, grown);
+        } else {
+            self.0.insert(key, entry);
+        }
         Found::Entry(entry)
+    }
+
+    /// Notes the way that was found for an entry. For one that was young when it was found, it is looked up again each time.
+    pub(super) fn note_next_hop(&mut self, key: Tuple, found: &Entry) {
+        if !found.age.is_young() {
+            self.0.insert(key, *found);
+        }
+    }
+
+    /// Writes both entries of a flow that was decided: the half that is left of a grown flow makes both grown.
+    pub(super) fn begin(&mut self, key: Tuple, mut entry: Entry) {
+        let reply = entry.to.reversed();
+        entry.age = match self.0.get(&reply) {
+            Some(half) if half.to == key.reversed() && half.age == Age::Grown => Age::Grown,
+            _ => Age::first(),
+        };
+        self.0.insert(reply, entry.peer(key));
+        self.0.insert(key, entry);
     }
 
     /// Whether the tuple of a reply can be had by the flow of the client's `key`.

@@ -32,7 +32,7 @@ mod tests;
 pub use affinity::Affinity;
 pub use counters::Counters;
 pub use crc32c::crc32c;
-pub use flow::{Entry, NextHop, Tuple, first_state, next_state};
+pub use flow::{Age, Entry, NextHop, Tuple, first_state, next_state};
 pub use fragment::{Datagram, Ports};
 pub use kind::Kind;
 pub use model::{Arrival, Model, Outcome};

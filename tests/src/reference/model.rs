@@ -189,7 +189,7 @@ impl Model {
         let exit = self.exit(run, &mut entry, packet);
         if !run.arrival.is_trace {
             // The next hop may be a new one.
-            self.flows.0.insert(key, entry);
+            self.flows.note_next_hop(key, &entry);
         }
         Ok(self.send(run, packet, &entry, exit?))
     }
@@ -222,8 +222,7 @@ impl Model {
             Ok(entry) => {
                 counters.flows += 1;
                 self.counters.backend(entry.backend).flows += 1;
-                self.flows.0.insert(entry.to.reversed(), entry.peer(segment.key));
-                self.flows.0.insert(segment.key, entry);
+                self.flows.begin(segment.key, entry);
             }
             // It is for TC to send the error, and to count it.
             Err(End::Reject(_)) if door == Door::Xdp => {}
