@@ -56,6 +56,7 @@ impl Bill {
             backends,
             table_slots,
             flows,
+            young_flows,
             services,
             source_ranges,
             affinity,
@@ -67,6 +68,8 @@ impl Bill {
         let lines = vec![
             (maps::FLOWS_V4, hash(flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
             (maps::FLOWS_V6, hash(flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
+            (maps::YOUNG_V4, hash(young_flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
+            (maps::YOUNG_V6, hash(young_flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
             (maps::BACKEND_COUNTERS, per_cpu(backends, size_of::<BackendCounters>(), cpus)),
             (maps::SERVICE_COUNTERS, per_cpu(services, size_of::<ServiceCounters>(), cpus)),
             (maps::TABLES, u64::from(table_slots) * size_of::<u32>() as u64),

@@ -2,7 +2,10 @@
 //! The flow table's key and value: a 5-tuple as the packet arrives, and the complete instruction for rewriting it.
 //!
 //! Every translated flow has two entries, one per direction, and each holds all that is needed to make the other
-//! ([`Flow::write_peer`]): the table is an LRU, so either may vanish at any time.
+//! ([`Flow::write_peer`]): the tables are LRUs, so either may vanish at any time.
+//!
+//! New pairs stand in a small table of their own, the *young* flows, and move to the large one when the client speaks again
+//! after an answer: a flood of first packets evicts but its like.
 //!
 //! ```text
 //!                       key (as it arrives)       value (as it leaves)
@@ -239,6 +242,8 @@ pub mod flow_flags {
     pub const SNAT: u8 = 2;
     /// TCP is reset when its backend goes: each packet of the client checks the backend's generation.
     pub const RESET: u8 = 4;
+    /// The backend has answered. Set while the pair is among the young flows: it grows up when the client then speaks again.
+    pub const ANSWERED: u8 = 8;
 }
 
 /// A complete rewrite instruction.

@@ -17,6 +17,10 @@ pub const TABLES: &str = "TABLES";
 pub const FLOWS_V4: &str = "FLOWS_V4";
 /// LRU hash: `FlowKey<V6>` -> `Flow<V6>`.
 pub const FLOWS_V6: &str = "FLOWS_V6";
+/// LRU hash: `FlowKey<V4>` -> `Flow<V4>`: flows that have not been answered and gone on yet.
+pub const YOUNG_V4: &str = "YOUNG_V4";
+/// LRU hash: `FlowKey<V6>` -> `Flow<V6>`: the same for IPv6.
+pub const YOUNG_V6: &str = "YOUNG_V6";
 /// Array of two [`FilterPlane`]s, memory-mapped: which addresses concern us at all.
 pub const FILTER: &str = "FILTER";
 /// Hash: [`crate::address::Address`] -> `u32` (0): local addresses that answer NodePorts.
@@ -49,13 +53,15 @@ pub const TC_PROGRAMS: &str = "TC_PROGRAMS";
 pub const SOCKETS: &str = "SOCKETS";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 21] = [
+pub const PINNED: [&str; 23] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
     TABLES,
     FLOWS_V4,
     FLOWS_V6,
+    YOUNG_V4,
+    YOUNG_V6,
     FILTER,
     NODE_ADDRESSES,
     AFFINITY,
@@ -173,6 +179,8 @@ pub mod capacity {
     pub const TABLE_SLOTS: u32 = 8 * 1024 * 1024;
     /// Flow entries per family; a flow takes two.
     pub const FLOWS: u32 = 524_288;
+    /// Entries of flows that have only begun, per family.
+    pub const YOUNG_FLOWS: u32 = 65_536;
     /// Service ports, per family.
     pub const SERVICES: u32 = 65_536;
     /// Local addresses that answer NodePorts.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Why a packet left the pipeline before its end, and what becomes of it.
 
+use core::num::NonZeroU64;
+
 /// Declares [`Reason`] with its texts, so that a reason, its metric label and its explanation stand on one line.
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $index:literal, $label:literal;)+) => {
@@ -106,50 +108,90 @@ pub enum Fate {
 
 /// An early end of the pipeline. The entry point counts the reason and maps the fate to the hook's action.
 ///
-/// Two plain words, so that it travels through a function that is not inlined: BPF returns no more than 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop {
-    /// What becomes of the packet.
-    pub fate: Fate,
-    /// Index of the [`Reason`] to count; meaningless for [`Fate::NotOurs`].
-    pub reason: u32,
-}
+/// In one word, so that it travels through a function that is not inlined: BPF returns no more than 64 bits. Never zero, so
+/// that a result without a value is one word as well, and the verifier meets none that is not initialised.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Stop(NonZeroU64);
 
 impl Stop {
-    /// See [`Fate::NotOurs`].
-    pub const NOT_OURS: Self = Self { fate: Fate::NotOurs, reason: 0 };
-    /// See [`Fate::LeaveToTc`].
-    pub const LEAVE_TO_TC: Self = Self { fate: Fate::LeaveToTc, reason: Reason::LeftToTc as u32 };
+    /// Makes it differ from success in [`Packed`].
+    const MARK: u64 = 1 << 63;
 
+    /// See [`Fate::NotOurs`].
+    pub const NOT_OURS: Self = Self::new(Fate::NotOurs, 0);
+    /// See [`Fate::LeaveToTc`].
+    pub const LEAVE_TO_TC: Self = Self::new(Fate::LeaveToTc, Reason::LeftToTc as u32);
     /// See [`Fate::Rare`].
-    pub const RARE: Self = Self { fate: Fate::Rare, reason: 0 };
+    pub const RARE: Self = Self::new(Fate::Rare, 0);
+
+    #[inline(always)]
+    const fn new(fate: Fate, reason: u32) -> Self {
+        Self::from_bits(Self::MARK | (fate as u64) << 32 | reason as u64)
+    }
+
+    #[inline(always)]
+    const fn from_bits(bits: u64) -> Self {
+        match NonZeroU64::new(bits) {
+            Some(bits) => Self(bits),
+            None => Self(NonZeroU64::MAX),
+        }
+    }
 
     /// See [`Fate::Pass`].
     #[inline(always)]
     #[must_use]
     pub const fn pass(reason: Reason) -> Self {
-        Self { fate: Fate::Pass, reason: reason as u32 }
+        Self::new(Fate::Pass, reason as u32)
     }
 
     /// See [`Fate::Reject`].
     #[inline(always)]
     #[must_use]
     pub const fn reject(reason: Reason) -> Self {
-        Self { fate: Fate::Reject, reason: reason as u32 }
+        Self::new(Fate::Reject, reason as u32)
     }
 
     /// See [`Fate::Reset`].
     #[inline(always)]
     #[must_use]
     pub const fn reset(reason: Reason) -> Self {
-        Self { fate: Fate::Reset, reason: reason as u32 }
+        Self::new(Fate::Reset, reason as u32)
     }
 
     /// See [`Fate::Drop`].
     #[inline(always)]
     #[must_use]
     pub const fn drop(reason: Reason) -> Self {
-        Self { fate: Fate::Drop, reason: reason as u32 }
+        Self::new(Fate::Drop, reason as u32)
+    }
+
+    /// What becomes of the packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fate(self) -> Fate {
+        match (self.0.get() >> 32) as u32 & 0xff {
+            0 => Fate::NotOurs,
+            1 => Fate::LeaveToTc,
+            2 => Fate::Pass,
+            3 => Fate::Reject,
+            5 => Fate::Reset,
+            6 => Fate::Rare,
+            _ => Fate::Drop,
+        }
+    }
+
+    /// Index of the [`Reason`] to count; meaningless for [`Fate::NotOurs`] and [`Fate::Rare`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(self) -> u32 {
+        self.0.get() as u32
+    }
+}
+
+impl core::fmt::Debug for Stop {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Stop").field("fate", &self.fate()).field("reason", &Reason::from_index(self.reason())).finish()
     }
 }
 
@@ -162,8 +204,6 @@ pub type Stage<T> = Result<T, Stop>;
 pub struct Packed(u64);
 
 impl Packed {
-    const STOPPED: u64 = 1 << 63;
-
     /// As a plain number.
     #[inline(always)]
     #[must_use]
@@ -184,7 +224,7 @@ impl Packed {
     pub const fn pack(result: Stage<()>) -> Self {
         match result {
             Ok(()) => Self(0),
-            Err(stop) => Self(Self::STOPPED | (stop.fate as u64) << 32 | stop.reason as u64),
+            Err(stop) => Self(stop.0.get()),
         }
     }
 
@@ -194,19 +234,10 @@ impl Packed {
     /// The [`Stop`] that was packed.
     #[inline(always)]
     pub const fn unpack(self) -> Stage<()> {
-        if self.0 == 0 {
-            return Ok(());
+        match NonZeroU64::new(self.0) {
+            None => Ok(()),
+            Some(bits) => Err(Stop(bits)),
         }
-        let fate = match (self.0 >> 32) as u32 & 0xff {
-            0 => Fate::NotOurs,
-            1 => Fate::LeaveToTc,
-            2 => Fate::Pass,
-            3 => Fate::Reject,
-            5 => Fate::Reset,
-            6 => Fate::Rare,
-            _ => Fate::Drop,
-        };
-        Err(Stop { fate, reason: self.0 as u32 })
     }
 }
 

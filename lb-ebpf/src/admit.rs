@@ -108,7 +108,7 @@ fn scope<F: Header>(parsed: &Parsed<F>, comes_from_pod: bool) -> Stage<Scope> {
 /// Counts a refusal for its Service. XDP leaves rejects to TC, which will count them.
 #[inline(always)]
 fn refuse<P: Packet>(packet: &P, service: u32, stop: Stop) -> Stop {
-    let is_drop = stop.fate == Fate::Drop;
+    let is_drop = stop.fate() == Fate::Drop;
     if !packet.is_trace()
         && (is_drop || !P::IS_XDP)
         && let Some(counters) = maps::service_counters(service)

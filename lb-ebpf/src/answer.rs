@@ -33,8 +33,8 @@ fn answer<F: Icmp>(packet: &mut SkbPacket, request: Request) -> i32 {
     match result.unpack() {
         Ok(()) => packet.send(packet.ifindex(), Exit::Wire),
         Err(stop) => {
-            maps::count_reason(stop.reason);
-            if stop.fate == Fate::Pass { SkbPacket::PASS } else { SkbPacket::DROP }
+            maps::count_reason(stop.reason());
+            if stop.fate() == Fate::Pass { SkbPacket::PASS } else { SkbPacket::DROP }
         }
     }
 }

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use lb_common::{
     address::{Family, V4, V6},
     crc32c,
-    flow::FlowState,
+    flow::{Direction, Flow, FlowState},
     verdict::Packed,
     walk::Walk,
 };
@@ -20,7 +20,7 @@ use crate::{
     header::Header,
     install,
     packet::{Exit, Packet, SkbPacket, XdpPacket},
-    parse::Hook,
+    parse::{Hook, Parsed},
     rare, select, service, source,
 };
 
@@ -37,7 +37,13 @@ pub trait Apart: Family {
     /// [`flow::touch`].
     fn touch_apart(now: u32) -> Packed;
     /// [`flow::advance`].
-    fn advance_apart(next: FlowState) -> Packed;
+    fn advance_apart() -> Packed;
+    /// [`flow::find_young`].
+    fn find_young_apart(now: u32, dry: bool) -> Packed;
+    /// [`flow::keep_peer`].
+    fn keep_peer_apart(is_new_tick: bool) -> Packed;
+    /// [`flow::grow`].
+    fn grow_apart() -> Packed;
     /// [`fragment::remember`].
     fn remember_apart(now: u32) -> Packed;
 }
@@ -82,8 +88,23 @@ pub trait Extended: Packet {
     fn walk_v6_apart(&self, l3: u32, room: u32) -> Walk;
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_state(state: u32, is_reply: u32, protocol: u32, flags: u32) -> u32 {
+    let direction = if is_reply == 0 { Direction::Original } else { Direction::Reply };
+    u32::from(FlowState::from_bits(state as u8).next(direction, protocol as u8, flags as u8).to_bits())
+}
+
+/// [`FlowState::next`].
+#[inline(always)]
+pub fn next_state_apart<F: Family>(flow: &Flow<F>, parsed: &Parsed<F>) -> FlowState {
+    let is_reply = u32::from(flow.direction() == Direction::Reply);
+    let (protocol, flags) = (u32::from(parsed.key.protocol), u32::from(parsed.tcp_flags));
+    FlowState::from_bits(next_state(u32::from(flow.state.to_bits()), is_reply, protocol, flags) as u8)
+}
+
 macro_rules! family_apart {
-    ($family:ty, $select:ident, $install:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident, $remember:ident) => {
+    ($family:ty, $select:ident, $install:ident, $choose_source_port:ident, $holder:ident, $touch:ident, $advance:ident, $find_young:ident, $keep_peer:ident, $grow:ident, $remember:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $select(hash: u32, now: u32, dry: u32) -> u64 {
@@ -116,8 +137,26 @@ macro_rules! family_apart {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $advance(next: u32) -> u64 {
-            Packed::pack(flow::advance::<$family>(FlowState::from_bits(next as u8))).to_bits()
+        extern "C" fn $advance() -> u64 {
+            Packed::pack(flow::advance::<$family>()).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $find_young(now: u32, dry: u32) -> u64 {
+            Packed::pack(flow::find_young::<$family>(now, dry != 0)).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $keep_peer(is_new_tick: u32) -> u64 {
+            Packed::pack(flow::keep_peer::<$family>(is_new_tick != 0)).to_bits()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $grow() -> u64 {
+            Packed::pack(flow::grow::<$family>()).to_bits()
         }
 
         #[unsafe(no_mangle)]
@@ -158,8 +197,23 @@ macro_rules! family_apart {
             }
 
             #[inline(always)]
-            fn advance_apart(next: FlowState) -> Packed {
-                Packed::from_bits($advance(u32::from(next.to_bits())))
+            fn advance_apart() -> Packed {
+                Packed::from_bits($advance())
+            }
+
+            #[inline(always)]
+            fn find_young_apart(now: u32, dry: bool) -> Packed {
+                Packed::from_bits($find_young(now, u32::from(dry)))
+            }
+
+            #[inline(always)]
+            fn keep_peer_apart(is_new_tick: bool) -> Packed {
+                Packed::from_bits($keep_peer(u32::from(is_new_tick)))
+            }
+
+            #[inline(always)]
+            fn grow_apart() -> Packed {
+                Packed::from_bits($grow())
             }
         }
     };
@@ -286,8 +340,32 @@ macro_rules! extended_apart {
     };
 }
 
-family_apart!(V4, select_v4, install_v4, choose_source_port_v4, holder_v4, touch_v4, advance_v4, remember_v4);
-family_apart!(V6, select_v6, install_v6, choose_source_port_v6, holder_v6, touch_v6, advance_v6, remember_v6);
+family_apart!(
+    V4,
+    select_v4,
+    install_v4,
+    choose_source_port_v4,
+    holder_v4,
+    touch_v4,
+    advance_v4,
+    find_young_v4,
+    keep_peer_v4,
+    grow_v4,
+    remember_v4
+);
+family_apart!(
+    V6,
+    select_v6,
+    install_v6,
+    choose_source_port_v6,
+    holder_v6,
+    touch_v6,
+    advance_v6,
+    find_young_v6,
+    keep_peer_v6,
+    grow_v6,
+    remember_v6
+);
 slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, translate_source_xdp_v4, look_up_xdp_v4, check_mtu_xdp_v4);
 slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, translate_source_xdp_v6, look_up_xdp_v6, check_mtu_xdp_v6);
 slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, translate_source_tc_v4, look_up_tc_v4, check_mtu_tc_v4);

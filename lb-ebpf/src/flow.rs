@@ -12,13 +12,15 @@ use lb_common::{
 };
 
 use crate::{
+    apart::next_state_apart,
     bounds::opaque,
     header::Header,
-    maps::{self, InsertError},
+    maps::{self, FlowTable, Grown, InsertError, Scratch, Young},
     parse::Parsed,
+    reset,
 };
 
-/// What the flow table has to say about a packet.
+/// What the flow tables have to say about a packet.
 pub enum Found<F: Header> {
     /// Follow this instruction.
     Valid(&'static mut Flow<F>),
@@ -28,17 +30,15 @@ pub enum Found<F: Header> {
     Undecided,
 }
 
-/// Looks the packet's flow up and judges whether its decision holds. `dry` writes nothing.
+/// Looks the packet's flow up among the grown ones and judges whether its decision holds. `dry` writes nothing.
 #[inline(always)]
 pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F>> {
-    let Some(flow) = maps::find_flow(&parsed.key) else { return Ok(Found::Undecided) };
-    if flow.direction() == Direction::Original && concerns_backend(flow, parsed) && is_overtaken(flow, parsed) {
-        let is_open = parsed.key.protocol == protocol::TCP && !is_syn(parsed);
-        return Ok(if is_open { Found::Orphaned(flow) } else { Found::Undecided });
+    let Some(flow) = maps::find_flow::<F, Grown>(&parsed.key) else { return Ok(Found::Undecided) };
+    if is_overtaken(flow, parsed) {
+        return Ok(if is_open(parsed) { Found::Orphaned(flow) } else { Found::Undecided });
     }
     if flow.last_seen != now {
-        let config = maps::config()?;
-        if flow.direction() == Direction::Original && is_expired(flow, config, now) {
+        if is_over(flow, now)? {
             return Ok(Found::Undecided);
         }
         if !dry {
@@ -48,12 +48,97 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
             }
         }
     }
-    let next = flow.state.next(flow.direction(), parsed.key.protocol, parsed.tcp_flags);
-    if next != flow.state && !dry {
+    if may_advance(flow, parsed) && !dry {
         maps::scratch::<F>()?.parsed = *parsed;
-        F::advance_apart(next).unpack()?;
+        F::advance_apart().unpack()?;
     }
     Ok(Found::Valid(flow))
+}
+
+/// Looks the flow of the packet in the scratch space up among the young ones, and lets it live: on success the scratch space
+/// holds a copy of its entry. Next hops that are found for it later are not kept. Off the hot path, so that nothing is put off to the next tick.
+///
+/// [`Stop::NOT_OURS`] where the slow path must decide; [`reset::stop`] where the backend has gone.
+#[inline(always)]
+pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    let parsed = &scratch.parsed;
+    let flow = maps::find_flow::<F, Young>(&parsed.key).ok_or(Stop::NOT_OURS)?;
+    if is_overtaken(flow, parsed) {
+        scratch.original = *flow;
+        return Err(if is_open(parsed) { reset::stop(parsed) } else { Stop::NOT_OURS });
+    }
+    if is_over(flow, now)? {
+        return Err(Stop::NOT_OURS);
+    }
+    if dry {
+        scratch.original = *flow;
+        return Ok(());
+    }
+    let is_new_tick = flow.last_seen != now;
+    flow.last_seen = now;
+    flow.write_peer_key(&parsed.key, &mut scratch.peer_key);
+    flow.write_peer(&parsed.key, &mut scratch.peer);
+    let next = next_state_apart(flow, parsed);
+    let is_original = flow.direction() == Direction::Original;
+    let is_grown = is_original && flow.flags & flow_flags::ANSWERED != 0 && !next.is_over();
+    // A refusal is no answer.
+    let answered = if is_original || next.is_over() { 0 } else { flow_flags::ANSWERED };
+    scratch.peer.state = next;
+    scratch.peer.flags |= answered;
+    F::keep_peer_apart(is_new_tick).unpack()?;
+    flow.state = next;
+    flow.flags |= answered;
+    scratch.original = *flow;
+    if is_grown {
+        F::grow_apart().unpack()?;
+    }
+    Ok(())
+}
+
+/// Brings the peer's entry among the young ones up to date with what the scratch space says; with a new tick makes it anew if
+/// it was evicted.
+#[inline(always)]
+pub fn keep_peer<F: Header>(is_new_tick: bool) -> Stage<()> {
+    let scratch = maps::scratch::<F>()?;
+    let Scratch { parsed, peer_key, peer: wanted, .. } = scratch;
+    if let Some(peer) = maps::find_flow::<F, Young>(peer_key)
+        && peer.is_peer_key(peer_key, &parsed.key)
+    {
+        peer.last_seen = wanted.last_seen;
+        peer.state = wanted.state;
+        peer.flags = wanted.flags;
+        return Ok(());
+    }
+    if is_new_tick {
+        return insert_lost_peer::<F, Young>(scratch);
+    }
+    Ok(())
+}
+
+/// Moves the pair in the scratch space to the grown flows, if it is complete. First there, then not here: who looks for a tuple
+/// in this order the other way round never finds it missing. Where there is no room the next packet tries again.
+#[inline(always)]
+pub fn grow<F: Header>() -> Stage<()> {
+    let Scratch { parsed, peer_key, peer, original, .. } = maps::scratch::<F>()?;
+    let is_complete =
+        maps::find_flow::<F, Young>(peer_key).is_some_and(|found| found.is_peer_key(peer_key, &parsed.key));
+    if !is_complete || maps::insert_new_flow::<F, Grown>(peer_key, peer).is_err() {
+        return Ok(());
+    }
+    if maps::put_flow::<F, Grown>(&parsed.key, original).is_err() {
+        maps::remove_flow::<F, Grown>(peer_key);
+        return Ok(());
+    }
+    maps::remove_flow::<F, Young>(&parsed.key);
+    maps::remove_flow::<F, Young>(peer_key);
+    Ok(())
+}
+
+/// Whether the entry is one of the client's direction that has been idle for too long.
+#[inline(always)]
+fn is_over<F: Header>(flow: &Flow<F>, now: u32) -> Stage<bool> {
+    Ok(flow.direction() == Direction::Original && is_expired(flow, maps::config()?, now))
 }
 
 /// Whether an entry has been idle for longer than its state allows.
@@ -76,10 +161,19 @@ fn is_syn<F: Header>(parsed: &Parsed<F>) -> bool {
     parsed.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
 }
 
-/// Whether the world has moved on since the decision: the backend has gone, or the connection is over and this is the
-/// SYN of another.
+/// Whether it is a segment within a connection.
+#[inline(always)]
+fn is_open<F: Header>(parsed: &Parsed<F>) -> bool {
+    parsed.key.protocol == protocol::TCP && !is_syn(parsed)
+}
+
+/// Whether the world has moved on since the decision, and it matters to this packet of the client: the backend has gone, or
+/// the connection is over and this is the SYN of another.
 #[inline(always)]
 fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
+    if flow.direction() != Direction::Original || !concerns_backend(flow, parsed) {
+        return false;
+    }
     if is_syn(parsed) && flow.state.is_over() {
         return true;
     }
@@ -94,34 +188,57 @@ fn is_overtaken<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
 pub fn touch<F: Header>(now: u32) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
     let key = &scratch.parsed.key;
-    let Some(flow) = maps::find_flow(key) else { return Ok(()) };
+    let Some(flow) = maps::find_flow::<F, Grown>(key) else { return Ok(()) };
     flow.last_seen = now;
     flow.write_peer_key(key, &mut scratch.peer_key);
-    if let Some(peer) = maps::find_flow(&scratch.peer_key) {
-        if peer.is_peer_key(&scratch.peer_key, key) {
-            peer.last_seen = now;
-        } else if flow.direction() == Direction::Original {
-            // Evicted, and the tuple is another flow's now: replies would go there.
-            return Err(Stop::NOT_OURS);
-        }
+    if let Some(peer) = maps::find_flow::<F, Grown>(&scratch.peer_key)
+        && peer.is_peer_key(&scratch.peer_key, key)
+    {
+        peer.last_seen = now;
         return Ok(());
     }
     flow.write_peer(key, &mut scratch.peer);
-    if maps::insert_new_flow(&scratch.peer_key, &scratch.peer) == Err(InsertError::Refused) {
+    insert_lost_peer::<F, Grown>(scratch)
+}
+
+/// Makes the peer's entry in the scratch space, which was evicted, anew. An error for the client's direction where the tuple
+/// is another flow's now: replies would go there.
+#[inline(always)]
+fn insert_lost_peer<F: Header, T: FlowTable>(scratch: &Scratch<F>) -> Stage<()> {
+    let Scratch { peer_key, peer, .. } = scratch;
+    if maps::find_flow::<F, Young>(peer_key).is_some() || maps::find_flow::<F, Grown>(peer_key).is_some() {
+        return if peer.direction() == Direction::Reply { Err(Stop::NOT_OURS) } else { Ok(()) };
+    }
+    if maps::insert_new_flow::<F, T>(peer_key, peer) == Err(InsertError::Refused) {
         maps::count_reason(Reason::FlowInsertFailed as u32);
     }
     Ok(())
 }
 
+/// Whether the packet may move its flow to another state: most may not, and this is cheaper than to see which.
+#[inline(always)]
+fn may_advance<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
+    const EVENTS: u8 = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
+    if parsed.key.protocol == protocol::UDP {
+        flow.state == FlowState::UNREPLIED
+    } else {
+        parsed.tcp_flags & EVENTS != 0 || matches!(flow.state, FlowState::HALF_OPEN | FlowState::RESET)
+    }
+}
+
 /// Moves both entries of the packet in the scratch space to the next state.
 #[inline(always)]
-pub fn advance<F: Header>(next: FlowState) -> Stage<()> {
+pub fn advance<F: Header>() -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
     let key = &scratch.parsed.key;
-    let Some(flow) = maps::find_flow(key) else { return Ok(()) };
+    let Some(flow) = maps::find_flow::<F, Grown>(key) else { return Ok(()) };
+    let next = next_state_apart(flow, &scratch.parsed);
+    if next == flow.state {
+        return Ok(());
+    }
     flow.state = next;
     flow.write_peer_key(key, &mut scratch.peer_key);
-    if let Some(peer) = maps::find_flow(&scratch.peer_key)
+    if let Some(peer) = maps::find_flow::<F, Grown>(&scratch.peer_key)
         && peer.is_peer_key(&scratch.peer_key, key)
     {
         peer.state = next;

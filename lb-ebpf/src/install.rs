@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     flow::is_expired,
     header::Header,
-    maps::{self, InsertError},
+    maps::{self, FlowTable, Grown, InsertError, Scratch, Young},
 };
 
 /// Ports that are tried before the flow is refused: at 90 % occupancy 1 of 5 such flows finds none, at 75 % 1 of 100.
@@ -51,24 +51,48 @@ pub fn install<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> {
         return Ok(());
     }
     scratch.original.write_peer(key, &mut scratch.peer);
-    let claimed = match holder {
-        OWN => maps::put_flow(&scratch.peer_key, &scratch.peer),
-        NOBODY => maps::insert_new_flow(&scratch.peer_key, &scratch.peer),
-        _ => {
-            // Not overwritten: another CPU may be taking it too, and one of us must fail.
-            maps::remove_flow(&scratch.peer_key);
-            maps::insert_new_flow(&scratch.peer_key, &scratch.peer)
-        }
-    };
+    if maps::find_flow::<F, Grown>(&scratch.peer_key).is_some() && holder == OWN {
+        // The other half of a grown flow was evicted. The same tuple may have been young since.
+        maps::remove_flow::<F, Young>(key);
+        return put_pair::<F, Grown>(scratch);
+    }
+    if maps::find_flow::<F, Grown>(key).is_some() {
+        maps::remove_flow::<F, Grown>(key);
+    }
+    if holder == OWN {
+        return put_pair::<F, Young>(scratch);
+    }
+    if holder != NOBODY {
+        // Not overwritten: another CPU may be taking it too, and one of us must fail.
+        maps::remove_flow::<F, Grown>(&scratch.peer_key);
+        maps::remove_flow::<F, Young>(&scratch.peer_key);
+    }
+    let claimed = maps::insert_new_flow::<F, Young>(&scratch.peer_key, &scratch.peer);
     if claimed == Err(InsertError::Exists) && F::holder_apart(now) != OWN {
         // Another CPU took the tuple for another flow a moment ago. The client will send again.
         return Err(Stop::drop(Reason::NoSourcePort));
     }
-    if claimed == Err(InsertError::Refused) || maps::put_flow(key, &scratch.original).is_err() {
-        // Never a drop: the packet goes on, and the next one tries again (cilium 35010).
-        maps::count_reason(Reason::FlowInsertFailed as u32);
+    if claimed == Err(InsertError::Refused) || maps::put_flow::<F, Young>(key, &scratch.original).is_err() {
+        count_refusal();
     }
     Ok(())
+}
+
+/// Both entries, over those that are there.
+#[inline(always)]
+fn put_pair<F: Header, T: FlowTable>(scratch: &Scratch<F>) -> Stage<()> {
+    if maps::put_flow::<F, T>(&scratch.peer_key, &scratch.peer).is_err()
+        || maps::put_flow::<F, T>(&scratch.parsed.key, &scratch.original).is_err()
+    {
+        count_refusal();
+    }
+    Ok(())
+}
+
+/// Never a drop: the packet goes on, and the next one tries again (cilium 35010).
+#[inline(always)]
+fn count_refusal() {
+    maps::count_reason(Reason::FlowInsertFailed as u32);
 }
 
 /// Finds a source port with which the reply's tuple is free, and writes it to the original entry and the peer's key.
@@ -117,7 +141,9 @@ pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
 #[inline(always)]
 pub fn holder<F: Header>(now: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (maps::scratch::<F>(), maps::config()) else { return OTHER };
-    match maps::find_flow(&scratch.peer_key) {
+    // In this order: see `flow::grow`.
+    let young = maps::find_flow::<F, Young>(&scratch.peer_key);
+    match young.or_else(|| maps::find_flow::<F, Grown>(&scratch.peer_key)) {
         None => NOBODY,
         Some(peer) if peer.is_peer_key(&scratch.peer_key, &scratch.parsed.key) => OWN,
         Some(peer) if is_expired(peer, config, now) => EXPIRED,

@@ -54,7 +54,6 @@ use aya_ebpf::{
 use lb_common::{
     address::{Family, V4, V6},
     flow::{Direction, Flow},
-    trace::trace_step,
     verdict::{Fate, Stage, Stop},
 };
 
@@ -116,7 +115,7 @@ where
     XdpPacket: SlowPath<F>,
 {
     let result = ingress::<_, F>(packet);
-    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
+    conclude(packet, result, || ETHERNET_LEN + F::HEADER_LEN)
 }
 
 #[inline(never)]
@@ -125,7 +124,7 @@ where
     SkbPacket: SlowPath<F>,
 {
     let result = ingress::<_, F>(packet);
-    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
+    conclude(packet, result, || ETHERNET_LEN + F::HEADER_LEN)
 }
 
 #[inline(never)]
@@ -134,7 +133,7 @@ where
     SkbPacket: SlowPath<F>,
 {
     let result = egress::<F>(packet);
-    conclude(packet, ETHERNET_LEN + F::HEADER_LEN, result)
+    conclude(packet, result, || ETHERNET_LEN + F::HEADER_LEN)
 }
 
 #[inline(always)]
@@ -151,7 +150,7 @@ fn flow_at_ingress<P: SlowPath<F>, F: Header>(packet: &P, parsed: &Parsed<F>, no
         Found::Valid(flow) if flow.is_at_egress() => Err(Stop::NOT_OURS),
         Found::Valid(flow) => follow(packet, flow),
         Found::Orphaned(flow) => {
-            note_flow(packet, flow);
+            trace::note_flow(packet, flow);
             Err(reset::stop(parsed))
         }
         Found::Undecided => {
@@ -178,7 +177,17 @@ where
 fn flow_at_egress<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Stage<&'static mut Flow<F>> {
     match flow::find(parsed, now, packet.is_trace())? {
         Found::Valid(flow) if flow.is_at_egress() => follow(packet, flow),
-        _ => Err(Stop::NOT_OURS),
+        Found::Valid(_) | Found::Orphaned(_) => Err(Stop::NOT_OURS),
+        Found::Undecided => {
+            let scratch = maps::scratch::<F>()?;
+            scratch.parsed = *parsed;
+            F::find_young_apart(now, packet.is_trace()).unpack().map_err(|_| Stop::NOT_OURS)?;
+            if !scratch.original.is_at_egress() {
+                return Err(Stop::NOT_OURS);
+            }
+            trace::note_flow(packet, &scratch.original);
+            Ok(&mut scratch.original)
+        }
     }
 }
 
@@ -188,19 +197,10 @@ fn follow<P: Packet, F: Header>(packet: &P, flow: &'static mut Flow<F>) -> Stage
     if !packet.is_trace() {
         return Ok(flow);
     }
-    note_flow(packet, flow);
+    trace::note_flow(packet, flow);
     let scratch = maps::scratch::<F>()?;
     scratch.original = *flow;
     Ok(&mut scratch.original)
-}
-
-/// Lets `trace` say whose flow it is.
-#[inline(always)]
-fn note_flow<P: Packet, F: Header>(packet: &P, flow: &Flow<F>) {
-    trace::note(packet, |record| {
-        record.step = trace_step::FLOW;
-        record.backend = flow.backend;
-    });
 }
 
 /// The fast path's end: follow the instruction. How a packet is rewritten by it depends on where its headers are.
@@ -224,34 +224,34 @@ fn transmit<P: SlowPath<F>, F: Header>(
     Ok(packet.send(ifindex, exit))
 }
 
-/// The one place that turns the pipeline's result into the hook's action, or into the program that goes on. `l4` is where
-/// the packet's layer 4 begins.
+/// The one place that turns the pipeline's result into the hook's action, or into the program that goes on. `l4` tells
+/// where the packet's layer 4 begins.
 #[inline(always)]
-fn conclude<P: Packet>(packet: &mut P, l4: usize, result: Stage<i32>) -> i32 {
+fn conclude<P: Packet>(packet: &mut P, result: Stage<i32>, l4: impl FnOnce() -> usize) -> i32 {
     let mut stop = match result {
         Ok(action) => return action,
         Err(stop) => stop,
     };
-    let is_answered = matches!(stop.fate, Fate::Reject | Fate::Reset);
+    let is_answered = matches!(stop.fate(), Fate::Reject | Fate::Reset);
     if P::IS_XDP && is_answered && !packet.is_trace() {
         // TC makes the answer, and counts it.
         stop = Stop::LEAVE_TO_TC;
     }
-    if !matches!(stop.fate, Fate::NotOurs | Fate::Rare) {
-        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate as u32, stop.reason);
+    if !matches!(stop.fate(), Fate::NotOurs | Fate::Rare) {
+        log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate() as u32, stop.reason());
         if packet.is_trace() {
             trace::note_end(packet, stop);
         } else {
-            maps::count_reason(stop.reason);
+            maps::count_reason(stop.reason());
         }
     }
-    match stop.fate {
+    match stop.fate() {
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
         Fate::Drop => P::DROP,
         Fate::Rare => tail::RARE,
         Fate::Reject | Fate::Reset if packet.is_trace() => P::PASS,
         Fate::Reject | Fate::Reset => {
-            packet.ask_for_answer(stop, l4);
+            packet.ask_for_answer(stop, l4());
             tail::ANSWER
         }
     }

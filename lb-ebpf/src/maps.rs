@@ -48,6 +48,10 @@ static FLOWS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entrie
 #[map]
 static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
 #[map]
+static YOUNG_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(capacity::YOUNG_FLOWS, 0);
+#[map]
+static YOUNG_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(capacity::YOUNG_FLOWS, 0);
+#[map]
 static FILTER: Array<FilterPlane> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(capacity::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
@@ -207,6 +211,7 @@ pub struct Quote(pub [u8; 2 * (QUOTE_LEN + 4)]);
 /// The per-family maps: statics can't be generic.
 pub trait Tables: Family {
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    fn young_flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     fn scratch_map() -> &'static PerCpuArray<Scratch<Self>>;
 }
 
@@ -214,6 +219,11 @@ impl Tables for V4 {
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V4
+    }
+
+    #[inline(always)]
+    fn young_flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &YOUNG_V4
     }
 
     #[inline(always)]
@@ -229,12 +239,41 @@ impl Tables for V6 {
     }
 
     #[inline(always)]
+    fn young_flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &YOUNG_V6
+    }
+
+    #[inline(always)]
     fn scratch_map() -> &'static PerCpuArray<Scratch<Self>> {
         &SCRATCH_V6
     }
 }
 
-/// Why the flow table took no entry.
+/// One of the two flow tables of a family.
+pub trait FlowTable {
+    fn map<F: Tables>() -> &'static LruHashMap<FlowKey<F>, Flow<F>>;
+}
+
+/// Flows that were answered and went on.
+pub struct Grown;
+/// Flows that have only begun.
+pub struct Young;
+
+impl FlowTable for Grown {
+    #[inline(always)]
+    fn map<F: Tables>() -> &'static LruHashMap<FlowKey<F>, Flow<F>> {
+        F::flows()
+    }
+}
+
+impl FlowTable for Young {
+    #[inline(always)]
+    fn map<F: Tables>() -> &'static LruHashMap<FlowKey<F>, Flow<F>> {
+        F::young_flows()
+    }
+}
+
+/// Why a flow table took no entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum InsertError {
     /// Another CPU was faster.
@@ -245,18 +284,18 @@ pub enum InsertError {
 
 /// The flow of a packet, in either direction.
 #[inline(always)]
-pub fn find_flow<F: Tables>(key: &FlowKey<F>) -> Option<&'static mut Flow<F>> {
+pub fn find_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>) -> Option<&'static mut Flow<F>> {
     // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends (an
     // LRU element is reused, not freed). If it is reused meanwhile, this packet gets another flow's rewrite: the price
     // that LRU maps have; the window is one program run.
-    F::flows().get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    T::map().get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
 /// Inserts an entry that must be new.
 #[inline(always)]
-pub fn insert_new_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
+pub fn insert_new_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
     const EEXIST: i32 = -17;
-    match F::flows().insert(key, flow, BPF_NOEXIST) {
+    match T::map().insert(key, flow, BPF_NOEXIST) {
         Ok(()) => Ok(()),
         Err(EEXIST) => Err(InsertError::Exists),
         Err(_) => Err(InsertError::Refused),
@@ -265,14 +304,14 @@ pub fn insert_new_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<()
 
 /// Inserts or replaces an entry.
 #[inline(always)]
-pub fn put_flow<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
-    F::flows().insert(key, flow, BPF_ANY).map_err(|_| InsertError::Refused)
+pub fn put_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
+    T::map().insert(key, flow, BPF_ANY).map_err(|_| InsertError::Refused)
 }
 
 /// Removes an entry, if it is there.
 #[inline(always)]
-pub fn remove_flow<F: Tables>(key: &FlowKey<F>) {
-    let _ = F::flows().remove(key);
+pub fn remove_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>) {
+    let _ = T::map().remove(key);
 }
 
 /// The slow path's working memory on this CPU.

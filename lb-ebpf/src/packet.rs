@@ -379,7 +379,7 @@ impl Packet for SkbPacket {
 
     #[inline(always)]
     fn ask_for_answer(&mut self, stop: Stop, l4: usize) {
-        self.set_control(0, (stop.fate as u32) << 16 | stop.reason);
+        self.set_control(0, (stop.fate() as u32) << 16 | stop.reason());
         self.set_control(1, l4 as u32);
     }
 

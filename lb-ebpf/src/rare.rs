@@ -27,7 +27,7 @@ use crate::{
     dissect::{MOST_BYTES, kind},
     ethertype, flow_at_egress, flow_at_ingress, follow, fragment,
     header::{ETHERNET_LEN, Header, TAG_LEN, ethernet, is_tag},
-    maps::{self, Scratch},
+    maps::{self, Grown, Scratch, Young},
     packet::{Exit, Packet, SkbPacket, XdpPacket},
     parse::Hook,
     quote, sctp, tail, transmit,
@@ -144,10 +144,10 @@ fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, l3: u32, hook: H
 /// extension headers.
 #[inline(always)]
 fn unanswered<P: Packet>(packet: &P, stop: Stop) -> Stop {
-    if stop.fate != Fate::Reject || P::IS_XDP || packet.is_trace() {
+    if stop.fate() != Fate::Reject || P::IS_XDP || packet.is_trace() {
         return stop;
     }
-    maps::count_reason(stop.reason);
+    maps::count_reason(stop.reason());
     Stop::drop(Reason::AnswerForbidden)
 }
 
@@ -155,7 +155,7 @@ fn unanswered<P: Packet>(packet: &P, stop: Stop) -> Stop {
 /// flow's packets are translated. It changes nothing of the flow, nor does it matter to it that the backend may have gone.
 #[inline(always)]
 fn flow_of_other<F: Header>(kind: u32, key: &FlowKey<F>, hook: Hook) -> Stage<&'static mut Flow<F>> {
-    match maps::find_flow(key) {
+    match maps::find_flow::<F, Grown>(key).or_else(|| maps::find_flow::<F, Young>(key)) {
         Some(flow) if flow.is_at_egress() == (hook == Hook::Egress) => Ok(flow),
         None if kind == kind::LATER_FRAGMENT => Err(Stop::drop(Reason::OrphanFragment)),
         _ => Err(Stop::NOT_OURS),
@@ -177,6 +177,5 @@ pub fn rewrite<P: Packet, F: Header>(packet: &mut P, exit: Exit) -> Stage<()> {
 /// Concludes with the offset of layer 4 for whoever answers.
 #[inline(always)]
 fn finish<P: Packet, F: Header>(packet: &mut P, result: Stage<i32>) -> i32 {
-    let l4 = maps::scratch::<F>().map_or(0, |scratch| scratch.dissected.at.l4);
-    conclude(packet, l4 as usize, result)
+    conclude(packet, result, || maps::scratch::<F>().map_or(0, |scratch| scratch.dissected.at.l4 as usize))
 }

@@ -1,20 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! Stage 3, the slow path: a new flow gets a backend, and the decision is written down as a pair of flow entries.
 //!
-//! `admit -> select -> source -> install`. The outcome is the original direction's entry in the scratch space.
+//! `young flow? | admit -> select -> source -> install`. The outcome is the original direction's entry in the scratch space.
 
 use lb_common::{
     frontend::{Frontend, Scope},
     trace::trace_step,
-    verdict::Stage,
+    verdict::{Fate, Stage, Stop},
 };
 
 use crate::{admit, apart::SlowPath, header::Header, log, maps, packet::Packet, trace};
 
-/// Decides the packet in the scratch space, which belongs to no flow. On success the scratch space holds the original entry.
+/// Decides the packet in the scratch space, which belongs to no grown flow. On success the scratch space holds the original entry.
 #[inline(always)]
 pub fn decide<P: SlowPath<F>, F: Header>(packet: &P, now: u32) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
+    match F::find_young_apart(now, packet.is_trace()).unpack() {
+        Ok(()) if scratch.original.is_at_egress() => return Err(Stop::NOT_OURS),
+        Ok(()) => {
+            trace::note_flow(packet, &scratch.original);
+            return Ok(());
+        }
+        Err(stop) if stop.fate() != Fate::NotOurs => {
+            trace::note_flow(packet, &scratch.original);
+            return Err(stop);
+        }
+        Err(_) => {}
+    }
     admit::admit(packet, scratch)?;
     let hash = F::hash(&maps::config()?.seed, &scratch.parsed.key);
     F::select_apart((hash >> 32) as u32, now, packet.is_trace()).unpack()?;

@@ -138,11 +138,11 @@ fn find_question<F: SocketFamily>(socket: &Socket<F>) -> Option<&'static mut Tra
 #[inline(always)]
 fn conclude<F: SocketFamily>(socket: &Socket<F>, stop: Stop) -> i32 {
     // The stages that a socket passes know no other refusals than these two.
-    match stop.fate {
-        Fate::Drop | Fate::Reject => maps::count_reason_of_socket(stop.reason),
+    match stop.fate() {
+        Fate::Drop | Fate::Reject => maps::count_reason_of_socket(stop.reason()),
         _ => return ALLOW,
     }
-    if stop.fate == Fate::Drop {
+    if stop.fate() == Fate::Drop {
         return REFUSE;
     }
     if maps::has_set_retval() {
@@ -309,7 +309,7 @@ fn count_refusal(service: u32, stop: Stop, dry: bool) {
         return;
     }
     let Some(counters) = maps::service_counters(service) else { return };
-    match stop.fate {
+    match stop.fate() {
         Fate::Drop => maps::add_one(&mut counters.dropped),
         Fate::Reject => maps::add_one(&mut counters.rejected),
         _ => {}
@@ -327,8 +327,8 @@ fn note_end(record: &mut TraceRecord, result: Stage<()>) {
         }
         Err(stop) => stop,
     };
-    record.reason = stop.reason;
-    record.verdict = match stop.fate {
+    record.reason = stop.reason();
+    record.verdict = match stop.fate() {
         Fate::Reject => trace_verdict::REJECTED,
         Fate::Drop => trace_verdict::DROPPED,
         _ => trace_verdict::NOT_OURS,

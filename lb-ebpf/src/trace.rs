@@ -2,7 +2,9 @@
 //! Answers to `trace`: what the pipeline decided, written to the agent's record instead of to flows and counters.
 
 use lb_common::{
-    trace::{TraceRecord, trace_verdict},
+    address::Family,
+    flow::{Flow, flow_flags::ANSWERED},
+    trace::{TraceRecord, trace_step, trace_verdict},
     verdict::{Fate, Stop},
 };
 
@@ -21,13 +23,22 @@ pub fn note<P: Packet>(packet: &P, write: impl FnOnce(&mut TraceRecord)) {
     }
 }
 
+/// Writes whose flow it is.
+#[inline(always)]
+pub fn note_flow<P: Packet, F: Family>(packet: &P, flow: &Flow<F>) {
+    note(packet, |record| {
+        record.step = trace_step::FLOW;
+        record.backend = flow.backend;
+    });
+}
+
 /// Writes how the packet goes on.
 #[inline(always)]
 pub fn note_exit<P: Packet>(packet: &P, exit: Exit, ifindex: u32, flow_flags: u8) {
     note(packet, |record| {
         record.verdict = if exit == Exit::Stack { trace_verdict::TRANSLATED } else { trace_verdict::FORWARDED };
         record.ifindex = if exit == Exit::Stack { 0 } else { ifindex };
-        record.flow_flags = u32::from(flow_flags);
+        record.flow_flags = u32::from(flow_flags & !ANSWERED);
     });
 }
 
@@ -35,8 +46,8 @@ pub fn note_exit<P: Packet>(packet: &P, exit: Exit, ifindex: u32, flow_flags: u8
 #[inline(always)]
 pub fn note_end<P: Packet>(packet: &P, stop: Stop) {
     note(packet, |record| {
-        record.reason = stop.reason;
-        record.verdict = match stop.fate {
+        record.reason = stop.reason();
+        record.verdict = match stop.fate() {
             // What is rare is noted by the program that goes on.
             Fate::NotOurs | Fate::Rare => trace_verdict::NOT_OURS,
             Fate::LeaveToTc => trace_verdict::LEFT_TO_TC,

@@ -79,6 +79,10 @@ pub struct Maps {
     pub backends: Shared<Backend>,
     /// [`maps::TABLES`]
     pub tables: Shared<Chunk>,
+    /// [`maps::YOUNG_V4`]
+    pub young_v4: Hash<FlowKey<V4>, Flow<V4>>,
+    /// [`maps::YOUNG_V6`]
+    pub young_v6: Hash<FlowKey<V6>, Flow<V6>>,
     /// [`maps::FLOWS_V4`]
     pub flows_v4: Hash<FlowKey<V4>, Flow<V4>>,
     /// [`maps::FLOWS_V6`]
@@ -120,6 +124,8 @@ impl Maps {
             frontends: Hash::open(pins, maps::FRONTENDS)?,
             backends: Shared::open(pins, maps::BACKENDS)?,
             tables: Shared::open(pins, maps::TABLES)?,
+            young_v4: Hash::open(pins, maps::YOUNG_V4)?,
+            young_v6: Hash::open(pins, maps::YOUNG_V6)?,
             flows_v4: Hash::open(pins, maps::FLOWS_V4)?,
             flows_v6: Hash::open(pins, maps::FLOWS_V6)?,
             filter: Shared::open(pins, maps::FILTER)?,

@@ -174,6 +174,7 @@ impl Dataplane {
             backends: self.maps.backends.capacity(),
             table_slots: self.maps.tables.capacity() * SLOTS_PER_CHUNK,
             flows: self.maps.flows_v4.capacity(),
+            young_flows: self.maps.young_v4.capacity(),
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),

@@ -45,6 +45,7 @@ impl Place {
             backends: 64,
             table_slots: 4096,
             flows: 128,
+            young_flows: 128,
             services: 32,
             source_ranges: 16,
             affinity: 128,
@@ -140,7 +141,7 @@ fn what_is_written_is_adopted_after_a_restart() {
     assert!(!swept.contains(FILTER_EGRESS, &Ipv4Addr::new(10, 0, 0, 1).into()));
     let counters = dataplane.maps().counters().unwrap();
     assert_eq!((counters.services.len(), counters.backends.len()), (1, 1));
-    assert_eq!(dataplane.maps().flow_counts().unwrap(), [0, 0]);
+    assert!(dataplane.maps().flow_counts().unwrap().iter().all(|(_, count, _)| *count == 0));
 }
 
 #[test]

@@ -43,6 +43,8 @@ impl Maps {
             maps::FRONTENDS => Some(self.frontends.count()?),
             maps::FLOWS_V4 => Some(self.flows_v4.count()?),
             maps::FLOWS_V6 => Some(self.flows_v6.count()?),
+            maps::YOUNG_V4 => Some(self.young_v4.count()?),
+            maps::YOUNG_V6 => Some(self.young_v6.count()?),
             maps::AFFINITY => Some(self.affinity.count()?),
             maps::FRAGMENTS => Some(self.fragments.count()?),
             maps::SOURCE_RANGES => Some(self.source_ranges.entries()?.len() as u64),

@@ -60,6 +60,8 @@ pub struct Capacities {
     pub table_slots: u32,
     /// `--max-flows`: flow entries per family.
     pub flows: u32,
+    /// `--max-young-flows`: entries of flows that have only begun, per family.
+    pub young_flows: u32,
     /// `--max-services`: Service ports, each family counted. Index 0 is never used.
     pub services: u32,
     /// `--max-source-ranges`: source ranges of all Service ports together.
@@ -83,6 +85,7 @@ impl Default for Capacities {
             backends: capacity::BACKENDS,
             table_slots: capacity::TABLE_SLOTS,
             flows: capacity::FLOWS,
+            young_flows: capacity::YOUNG_FLOWS,
             services: capacity::SERVICES,
             source_ranges: capacity::SOURCE_RANGES,
             affinity: capacity::AFFINITY,

@@ -26,6 +26,7 @@ fn small() -> Capacities {
         backends: 6,
         table_slots: 3 * 416,
         flows: 16,
+        young_flows: 16,
         services: 4,
         source_ranges: 4,
         affinity: 1,

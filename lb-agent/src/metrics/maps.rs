@@ -9,7 +9,6 @@ use std::{
 use lb_common::{
     counters::{BackendCounters, ServiceCounters},
     flow::protocol,
-    maps::{FLOWS_V4, FLOWS_V6},
 };
 use prometheus_client::{
     collector::Collector,
@@ -44,10 +43,8 @@ impl Snapshot {
     /// Reads the counters; the flow tables are counted entry by entry, which takes its time.
     pub(super) fn read(mut directory: Directory, maps: &Maps) -> Result<Self, MapError> {
         let counters = maps.counters()?;
-        let capacities = [maps.flows_v4.capacity(), maps.flows_v6.capacity()];
-        for ((name, count), capacity) in [FLOWS_V4, FLOWS_V6].into_iter().zip(maps.flow_counts()?).zip(capacities) {
-            directory.usage.push((name, count, capacity.into()));
-        }
+        let tables = maps.flow_counts()?;
+        directory.usage.extend(tables.map(|(name, count, capacity)| (name, count, capacity.into())));
         Ok(Self { directory, counters })
     }
 

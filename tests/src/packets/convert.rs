@@ -133,7 +133,7 @@ pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Res
     let is_right = is_difference(flow.address_delta, from, to, addresses_sum)
         && is_difference(flow.port_delta, from, to, |tuple| u64::from(tuple.src.port()) + u64::from(tuple.dst.port()));
     ensure!(is_right, "a wrong checksum difference: {from:?} {flow:?}");
-    ensure!(key.pad == [0; 3] && flow.flags & !7 == 0, "something in the padding: {flow:?}");
+    ensure!(key.pad == [0; 3] && flow.flags & !15 == 0, "something in the padding: {flow:?}");
     let (ifindex, generation, addresses) = (flow.ifindex, flow.next_hop_generation, bytemuck::cast(flow.macs));
     let is_snat = flow.flags & flow_flags::SNAT != 0;
     let entry = Entry {

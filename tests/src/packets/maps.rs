@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytemuck::Pod;
 use lb_common::{
     address::{Address, V4, V6},
@@ -36,7 +36,7 @@ const SERVICES: u32 = 64;
 const AFFINITY: u32 = 4_096;
 
 /// All of them, by name, with room for so many flow entries of each family.
-pub const fn capacities(flows: u32) -> [(&'static str, u32); 8] {
+pub const fn capacities(flows: u32) -> [(&'static str, u32); 10] {
     [
         (names::BACKENDS, BACKENDS),
         (names::BACKEND_COUNTERS, BACKENDS),
@@ -45,6 +45,8 @@ pub const fn capacities(flows: u32) -> [(&'static str, u32); 8] {
         (names::SERVICE_COUNTERS, SERVICES),
         (names::FLOWS_V4, flows),
         (names::FLOWS_V6, flows),
+        (names::YOUNG_V4, flows),
+        (names::YOUNG_V6, flows),
         (names::AFFINITY, AFFINITY),
     ]
 }
@@ -57,6 +59,8 @@ pub struct Maps {
     tables: Map<u32, Chunk>,
     flows_v4: Map<FlowKey<V4>, Flow<V4>>,
     flows_v6: Map<FlowKey<V6>, Flow<V6>>,
+    young_v4: Map<FlowKey<V4>, Flow<V4>>,
+    young_v6: Map<FlowKey<V6>, Flow<V6>>,
     // Programs that came before fragments have none.
     fragments: Option<Map<FragmentKey, Fragment>>,
     filter: Map<u32, FilterPlane>,
@@ -82,6 +86,8 @@ impl Maps {
             tables: object.map(names::TABLES, 1)?,
             flows_v4: object.map(names::FLOWS_V4, 1)?,
             flows_v6: object.map(names::FLOWS_V6, 1)?,
+            young_v4: object.map(names::YOUNG_V4, 1)?,
+            young_v6: object.map(names::YOUNG_V6, 1)?,
             fragments: object.map("FRAGMENTS", 1).ok(),
             filter: object.map(names::FILTER, 1)?,
             node_addresses: object.map(names::NODE_ADDRESSES, 1)?,
@@ -165,11 +171,23 @@ impl Maps {
         Ok(counters)
     }
 
-    /// The flow tables of both families.
+    /// All flows of both families, grown and young.
     pub fn flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        let v4 = self.flows_v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
-        let v6 = self.flows_v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
-        v4.chain(v6).collect()
+        let (mut flows, young) = (self.grown_flows()?, self.young_flows()?);
+        for (tuple, entry) in young {
+            ensure!(flows.insert(tuple, entry).is_none(), "{tuple:?} is both grown and young");
+        }
+        Ok(flows)
+    }
+
+    /// The flows that were answered and went on.
+    pub fn grown_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
+        entries(&self.flows_v4, &self.flows_v6)
+    }
+
+    /// The flows that have only begun.
+    pub fn young_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
+        entries(&self.young_v4, &self.young_v6)
     }
 
     /// The affinity table.
@@ -203,8 +221,14 @@ impl Maps {
     /// Removes a flow entry, as the table does when it is full.
     pub fn evict(&self, tuple: Tuple) -> Result<()> {
         match Version::of(tuple.src.ip()) {
-            Version::V4 => self.flows_v4.remove(&flow_key_of(tuple))?,
-            Version::V6 => self.flows_v6.remove(&flow_key_of(tuple))?,
+            Version::V4 => {
+                let key = flow_key_of(tuple);
+                self.flows_v4.remove(&key).or_else(|_| self.young_v4.remove(&key))?;
+            }
+            Version::V6 => {
+                let key = flow_key_of(tuple);
+                self.flows_v6.remove(&key).or_else(|_| self.young_v6.remove(&key))?;
+            }
         }
         Ok(())
     }
@@ -216,13 +240,17 @@ impl Maps {
             age(fragments, ticks, |fragment| &mut fragment.last_seen)?;
         }
         age(&self.flows_v4, ticks, |flow| &mut flow.last_seen)?;
-        age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)
+        age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)?;
+        age(&self.young_v4, ticks, |flow| &mut flow.last_seen)?;
+        age(&self.young_v6, ticks, |flow| &mut flow.last_seen)
     }
 
     /// Removes all flows, affinities and datagrams, and gives this tick's budget of ICMP errors back.
     pub fn clear(&self) -> Result<()> {
         clear(&self.flows_v4)?;
         clear(&self.flows_v6)?;
+        clear(&self.young_v4)?;
+        clear(&self.young_v6)?;
         clear(&self.affinity)?;
         self.fragments.as_ref().map_or(Ok(()), clear)?;
         Ok(self.reject_budget.zero(&0)?)
@@ -238,6 +266,12 @@ impl Maps {
         let (_, record) = self.trace.pairs()?[0];
         Ok(TraceRecord { cookie: [0; 4], ..record })
     }
+}
+
+fn entries(v4: &Map<FlowKey<V4>, Flow<V4>>, v6: &Map<FlowKey<V6>, Flow<V6>>) -> Result<BTreeMap<Tuple, Entry>> {
+    let v4 = v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+    let v6 = v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+    v4.chain(v6).collect()
 }
 
 /// Leaves out what has never moved.

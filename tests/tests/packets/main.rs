@@ -21,3 +21,4 @@ mod translate;
 mod vanish;
 mod vlan;
 mod workers;
+mod young;

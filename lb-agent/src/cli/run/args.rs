@@ -141,6 +141,9 @@ pub struct CapacityArgs {
     /// Flow entries of each family; a flow takes two
     #[arg(long, value_name = "N", default_value_t = capacity::FLOWS)]
     pub max_flows: u32,
+    /// Entries of each family for flows that have only begun; of more than that, as in a flood, the oldest are forgotten
+    #[arg(long, value_name = "N", default_value_t = capacity::YOUNG_FLOWS)]
+    pub max_young_flows: u32,
     /// Service ports, each family's counted
     #[arg(long, value_name = "N", default_value_t = capacity::SERVICES)]
     pub max_services: u32,
@@ -177,6 +180,7 @@ impl CapacityArgs {
             backends: self.max_backends,
             table_slots: self.max_table_slots,
             flows: self.max_flows,
+            young_flows: self.max_young_flows,
             services: self.max_services,
             source_ranges: self.max_source_ranges,
             affinity: self.max_affinity,

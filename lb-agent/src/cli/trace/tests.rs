@@ -63,7 +63,7 @@ fn the_live_program_says_where_a_packet_goes_and_leaves_no_mark() {
          translation 10.0.0.9:1234 -> 10.0.0.1:8080\n\
          verdict     translated, and handed to the network stack\n"
     );
-    assert_eq!(dataplane.maps().flow_counts().unwrap(), [0, 0]);
+    assert!(dataplane.maps().flow_counts().unwrap().iter().all(|(_, count, _)| *count == 0));
     let counters = dataplane.maps().counters().unwrap();
     assert!(counters.services.values().all(|counters| *counters == Default::default()));
     assert!(counters.backends.values().all(|counters| *counters == Default::default()));

@@ -300,6 +300,7 @@ fn roomy() -> Capacities {
         backends: 256,
         table_slots: 65_536,
         flows: 16,
+        young_flows: 16,
         services: 64,
         source_ranges: 64,
         affinity: 1,
@@ -347,7 +348,7 @@ proptest! {
 
     #[test]
     fn scarcity_hurts_no_packet_and_passes(steps in steps(0.1, 0.1)) {
-        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, services: 4, source_ranges: 4, affinity: 1, fragments: 16, interfaces: 16, node_addresses: 16, sockets: 16 };
+        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, young_flows: 16, services: 4, source_ranges: 4, affinity: 1, fragments: 16, interfaces: 16, node_addresses: 16, sockets: 16 };
         let mut history = History::new(scarce);
         for step in steps {
             history.step(step);
