@@ -3,18 +3,29 @@
 
 use std::io::{Write, stderr};
 
-use anyhow::{Result, ensure};
-use shunt_tests::packets::Object;
+use anyhow::{Context, Result, ensure};
+use aya::util::KernelVersion;
+use shunt_tests::packets::sizes;
 
-/// Half of what the kernel allows (since 5.2).
-const VERIFIED: u32 = 500_000;
+/// Half of what kernels since 5.2 allow: another one may count otherwise, and a small change must not be the last.
+const HALF: u32 = 500_000;
+/// What we allow ourselves, on the kernel that it was set on: others count a little more or less.
+const BUDGET: u32 = 20_000;
+const DEVELOPMENT: KernelVersion = KernelVersion::new(6, 18, 0);
 
+/// Each program is "too large" long before it looks so (cilium 30266, 18584).
 #[test]
 fn programs_stay_far_below_the_verifiers_limit() -> Result<()> {
-    for size in Object::load(&[])?.sizes()? {
+    let kernel = KernelVersion::current()?;
+    let is_ours = kernel >= DEVELOPMENT && kernel < KernelVersion::new(6, 19, 0);
+    let limit = if is_ours { BUDGET } else { HALF };
+    let sizes = sizes()?;
+    for size in &sizes {
         // Past libtest's capture: this is to be seen whenever the tests run.
         writeln!(stderr(), "{size}")?;
-        ensure!(size.verified < VERIFIED, "{size}");
     }
+    // A kernel that does not count (before 5.16) has at least taken them all.
+    let largest = sizes.iter().max_by_key(|size| size.verified).context("no programs")?;
+    ensure!(largest.verified.is_none_or(|verified| verified < limit), "more than {limit}: {largest}");
     Ok(())
 }

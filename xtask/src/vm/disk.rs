@@ -19,7 +19,7 @@ use super::{
 use crate::shell;
 
 /// What tests run besides the agent.
-const PROGRAMS: [&str; 8] = ["ip", "nginx", "dnsmasq", "iperf3", "tcpdump", "ethtool", "curl", "dig"];
+const PROGRAMS: [&str; 9] = ["ip", "tc", "nginx", "dnsmasq", "iperf3", "tcpdump", "ethtool", "curl", "dig"];
 
 /// Devices and hooks of the tests' worlds.
 const MODULES: [&str; 8] = ["veth", "bridge", "sch_ingress", "cls_bpf", "8021q", "vxlan", "tcp_diag", "udp_diag"];
