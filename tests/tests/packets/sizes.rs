@@ -3,7 +3,7 @@
 
 use std::io::{Write, stderr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::util::KernelVersion;
 use shunt_tests::packets::sizes;
 
@@ -11,6 +11,8 @@ use shunt_tests::packets::sizes;
 const HALF: u32 = 500_000;
 /// What we allow ourselves, on the kernel that it was set on: others count a little more or less.
 const BUDGET: u32 = 20_000;
+/// Programs that are allowed more, because few packets or calls come to them.
+const ALLOWED_MORE: [(&str, u32); 2] = [("shunt_tc_ingress_rare", 25_000), ("shunt_sendmsg6", 22_000)];
 const DEVELOPMENT: KernelVersion = KernelVersion::new(6, 18, 0);
 
 /// Each program is "too large" long before it looks so (cilium 30266, 18584).
@@ -18,14 +20,17 @@ const DEVELOPMENT: KernelVersion = KernelVersion::new(6, 18, 0);
 fn programs_stay_far_below_the_verifiers_limit() -> Result<()> {
     let kernel = KernelVersion::current()?;
     let is_ours = kernel >= DEVELOPMENT && kernel < KernelVersion::new(6, 19, 0);
-    let limit = if is_ours { BUDGET } else { HALF };
+    let budget =
+        |name: &str| ALLOWED_MORE.iter().find(|(program, _)| *program == name).map_or(BUDGET, |(_, more)| *more);
     let sizes = sizes()?;
     for size in &sizes {
         // Past libtest's capture: this is to be seen whenever the tests run.
         writeln!(stderr(), "{size}")?;
     }
-    // A kernel that does not count (before 5.16) has at least taken them all.
-    let largest = sizes.iter().max_by_key(|size| size.verified).context("no programs")?;
-    ensure!(largest.verified.is_none_or(|verified| verified < limit), "more than {limit}: {largest}");
+    for size in &sizes {
+        let limit = if is_ours { budget(&size.name) } else { HALF };
+        // A kernel that does not count (before 5.16) has at least taken it.
+        ensure!(size.verified.is_none_or(|verified| verified < limit), "more than {limit}: {size}");
+    }
     Ok(())
 }

@@ -9,16 +9,19 @@ use super::kernel::Kernel;
 /// Test programs, and which of their tests are wanted: those with this in their names.
 const PROGRAMS: [(&str, &str); 10] = [
     ("lb_agent", "dataplane::"),
-    ("packets", ""),
-    ("world", ""),
     ("lifecycle", ""),
     ("clusterip", ""),
     ("nodeport", ""),
     ("reject", ""),
     ("changes", ""),
     ("tools", ""),
+    ("world", ""),
     ("sockets", "rule_"),
+    ("packets", ""),
 ];
+
+/// Those of them that run where time is short: the programs on the kernel and the agent's use of it, one packet at a time.
+const QUICK: [&str; 2] = ["lb_agent", "packets"];
 
 /// A test, by its program and name; the kernels that it can't run on, or none for all; and why.
 type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
@@ -54,8 +57,8 @@ pub struct Run {
     pub skipped: Vec<(&'static str, &'static str)>,
 }
 
-/// The runs for a kernel, with programs as `find` gives them; `filter` narrows them down.
-pub fn runs(kernel: Kernel, filter: Option<&str>, find: impl Fn(&str) -> Option<PathBuf>) -> Vec<Run> {
+/// The runs for a kernel, with programs as `find` gives them; `filter` narrows them down, and so does `is_quick`.
+pub fn runs(kernel: Kernel, filter: Option<&str>, is_quick: bool, find: impl Fn(&str) -> Option<PathBuf>) -> Vec<Run> {
     let run = |(name, wanted): (&'static str, &'static str)| {
         let skipped = SKIPPED
             .iter()
@@ -69,7 +72,7 @@ pub fn runs(kernel: Kernel, filter: Option<&str>, find: impl Fn(&str) -> Option<
             skipped: skipped.map(|(_, test, _, why)| (*test, *why)).collect(),
         })
     };
-    PROGRAMS.into_iter().filter_map(run).collect()
+    PROGRAMS.into_iter().filter(|(name, _)| !is_quick || QUICK.contains(name)).filter_map(run).collect()
 }
 
 impl Run {
