@@ -61,21 +61,25 @@ fn sigterm_leaves_forwarding_in_place() -> Result<()> {
     world.serves()
 }
 
-/// Programs attached to a node's interfaces, XDP ones too.
+/// Programs attached to a node's interfaces by links or filters, XDP ones too.
 fn attached(node: &Node) -> Result<usize> {
     let links = node.namespace().run("ip", &["-o", "link"])?;
     let names = links.lines().filter_map(|line| line.split([':', '@']).nth(1)).map(|name| name.trim().to_owned());
     let names: Vec<String> = names.collect();
-    let tcx = node.namespace().enter(|| -> Result<usize> {
-        let mut count = 0;
-        for name in &names {
-            for kind in [TcAttachType::Ingress, TcAttachType::Egress] {
-                count += SchedClassifier::query_tcx(name, kind)?.1.len();
-            }
-        }
-        Ok(count)
-    })??;
-    Ok(tcx + links.lines().filter(|line| line.contains("xdp")).count())
+    let tcx = node.namespace().enter(|| {
+        let hooks =
+            names.iter().flat_map(|name| [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| (name, hook)));
+        // Unknown before Linux 6.6, where filters serve.
+        let programs = hooks.filter_map(|(name, hook)| SchedClassifier::query_tcx(name, hook).ok());
+        programs.map(|(_, programs)| programs.len()).sum::<usize>()
+    })?;
+    let mut filters = 0;
+    for (name, hook) in names.iter().flat_map(|name| ["ingress", "egress"].map(|hook| (name, hook))) {
+        // Fails on a device that never had any.
+        let output = node.namespace().command("tc").args(["filter", "show", "dev", name, hook]).output()?;
+        filters += String::from_utf8_lossy(&output.stdout).matches(" shunt_tc_").count();
+    }
+    Ok(tcx + filters + links.lines().filter(|line| line.contains("xdp")).count())
 }
 
 #[test]

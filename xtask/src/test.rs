@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build_ebpf, packages, shell, summary::Summary};
+use crate::{
+    build_ebpf, packages, shell,
+    summary::Summary,
+    vm::{Kernel, Programs, Ready},
+};
 
 /// What the namespace tests run: programs' packages on Debian and Ubuntu.
 const PACKAGES: [&str; 13] = [
@@ -34,6 +38,9 @@ pub struct Arguments {
     /// Random packets that are compared with the reference model; 100,000 if not said.
     #[arg(long, value_name = "N")]
     packets: Option<u64>,
+    /// Then run those tests of `vm` on another kernel that take little time; repeat it for several.
+    #[arg(long = "vm", value_enum, value_name = "KERNEL")]
+    kernels: Vec<Kernel>,
 }
 
 /// Sets up, builds and runs everything. Fails when a test has failed.
@@ -59,6 +66,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let status = child.wait().context("can't wait for cargo test")?;
     if summary.failed == 0 && !status.success() {
         bail!("cargo test failed ({status}), although no test did: see above");
+    }
+    for &kernel in &arguments.kernels {
+        match Ready::new(kernel) {
+            Ok(ready) => summary.add(ready.test(&Programs::build()?, arguments.filter.as_deref(), true)?),
+            Err(error) => summary.skipped.push(format!("all tests on {kernel}: {error:#}")),
+        }
     }
     summary.conclude();
     Ok(())

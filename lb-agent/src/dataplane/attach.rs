@@ -10,10 +10,7 @@ use std::{
 };
 
 use aya::{Ebpf, programs::ProgramError};
-use nix::{
-    libc,
-    net::if_::{if_indextoname, if_nametoindex},
-};
+use nix::{libc, net::if_::if_nametoindex};
 use tracing::warn;
 
 use super::{
@@ -22,7 +19,7 @@ use super::{
     filters,
     pins::{self, Pins},
     remove::remove_layout,
-    sys,
+    sys::{self, device_name},
 };
 
 /// How a device's programs run.
@@ -186,18 +183,29 @@ impl Links {
         for (&ifindex, (place, is_ours)) in former {
             let Some(name) = device_name(ifindex) else { continue };
             match filters::attach(ebpf, &self.pins, &name, ifindex) {
-                Ok(()) => (*place, *is_ours) = (self.pins.clone(), true),
+                Ok(()) => {
+                    if *place != self.pins {
+                        // The directory of another layout, which shall go.
+                        let _ = filters::unmark(place, ifindex);
+                    }
+                    (*place, *is_ours) = (self.pins.clone(), true);
+                }
                 Err(cause) => refused.push(AttachError::Filter { name, cause }),
             }
         }
-        let held = || self.open.values().flat_map(BTreeMap::values);
-        for other in self.pins.others().iter().filter(|other| held().all(|held| !held.path.starts_with(other.layout())))
-        {
+        for other in self.pins.others().iter().filter(|other| !self.needs(other)) {
             if let Err(error) = remove_layout(&other.layout()) {
                 warn!("{error}");
             }
         }
         refused
+    }
+
+    /// Whether links or filters still run that another layout's directory tells of.
+    fn needs(&self, other: &Pins) -> bool {
+        let mut links = self.open.values().flat_map(BTreeMap::values);
+        links.any(|held| held.path.starts_with(other.layout()))
+            || self.filtered.values().any(|(place, _)| place == other)
     }
 
     /// In place where the kernel lets us. Else a second link is made beside the first, which goes only then; XDP has no
@@ -352,8 +360,4 @@ fn remove(path: &Path) {
     if let Err(error) = pins::remove_link(path) {
         warn!("removing {}: {error}", path.display());
     }
-}
-
-fn device_name(ifindex: u32) -> Option<String> {
-    if_indextoname(ifindex).ok()?.into_string().ok()
 }

@@ -87,3 +87,6 @@ fn errno(error: &TcError) -> Option<i32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,7 @@ pub use self::{
     question::{Answer, QuestionError, ask, ask_socket},
     remove::{Item, remove_all},
     sockets::{SocketError, SocketMode, SocketOptions},
+    sys::device_name,
     usage::MapUsage,
 };
 pub use crate::diff::Capacities;

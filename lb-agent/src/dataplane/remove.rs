@@ -8,7 +8,7 @@ use std::{
 
 use nix::{
     mount::{MntFlags, umount2},
-    net::if_::{if_indextoname, if_nameindex},
+    net::if_::if_nameindex,
 };
 use tracing::debug;
 
@@ -16,6 +16,7 @@ use super::{
     filters,
     pins::{self, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
     sockets,
+    sys::device_name,
 };
 
 /// What an agent has made.
@@ -204,8 +205,4 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(error)?;
     paths.sort();
     Ok(paths)
-}
-
-fn device_name(ifindex: u32) -> Option<String> {
-    if_indextoname(ifindex).ok()?.into_string().ok()
 }

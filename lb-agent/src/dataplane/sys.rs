@@ -19,7 +19,7 @@ use std::{
 
 use aya_obj::generated::bpf_cmd;
 use bytemuck::{NoUninit, Pod, Zeroable};
-use nix::libc;
+use nix::{libc, net::if_::if_indextoname};
 
 /// What the kernel says of a map: the start of `struct bpf_map_info`.
 #[repr(C)]
@@ -468,6 +468,11 @@ fn socket_option(socket: BorrowedFd<'_>, option: i32) -> io::Result<u64> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Name of a device of this network namespace; `None` for an index that no device has, where nix gives an empty name.
+pub fn device_name(ifindex: u32) -> Option<String> {
+    if_indextoname(ifindex).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }
 
 /// Lets this process lock any amount of memory: kernels before 5.11 charge maps to that limit.

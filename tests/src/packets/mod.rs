@@ -24,7 +24,7 @@ mod wrapper;
 pub use build::{ETHERNET, Error, Segment, chunk, icmp_error, port_unreachable, reset};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
-pub use object::{Object, Size};
+pub use object::{Object, Size, sizes};
 pub use random::Random;
 pub use rig::{Rig, with_rig, with_rig_for};
 pub use shape::{behind_headers, fragments, tagged, with_options};

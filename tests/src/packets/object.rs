@@ -2,6 +2,7 @@
 //! The object that `cargo xtask build-ebpf` makes, loaded with small maps.
 
 use std::{
+    collections::BTreeSet,
     env, fmt, fs,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
@@ -30,13 +31,13 @@ pub struct Object {
 /// What a program costs the kernel.
 pub struct Size {
     /// The program.
-    pub name: &'static str,
+    pub name: String,
     /// Instructions, after the verifier's changes.
     pub instructions: u32,
     /// Bytes of machine code.
     pub jitted: u32,
-    /// Instructions that the verifier walked through on all paths.
-    pub verified: u32,
+    /// Instructions that the verifier walked through on all paths; kernels before 5.16 don't say.
+    pub verified: Option<u32>,
 }
 
 impl Object {
@@ -45,17 +46,7 @@ impl Object {
     /// # Errors
     /// When there is no object, or the kernel refuses it.
     pub fn load(capacities: &[(&'static str, u32)]) -> Result<Self> {
-        let path = env::var_os(OBJECT).map_or_else(|| bpf_directory().join("shunt"), PathBuf::from);
-        let bytes = read(&path)?;
-        let mut loader = EbpfLoader::new();
-        for &(map, capacity) in capacities {
-            loader.map_max_entries(map, capacity);
-        }
-        let globals = Lacks::find().globals();
-        for (name, value) in &globals {
-            loader.override_global(name, value, true);
-        }
-        let mut ebpf = loader.load(&bytes).with_context(|| format!("can't load {}", path.display()))?;
+        let mut ebpf = open(capacities)?;
         for name in names() {
             load_program(&mut ebpf, name).with_context(|| format!("the kernel refuses {name}"))?;
         }
@@ -86,23 +77,6 @@ impl Object {
         bpf::Map::new(map_fd(map)?, values).with_context(|| format!("map {name}"))
     }
 
-    /// What each program costs.
-    ///
-    /// # Errors
-    /// When the kernel does not say (before 5.16).
-    pub fn sizes(&self) -> Result<Vec<Size>> {
-        let sizes = names().map(|name| {
-            let info = self.ebpf.program(name).expect("loaded").info()?;
-            Ok(Size {
-                name,
-                instructions: info.size_translated().context("the kernel hides the size")? / 8,
-                jitted: info.size_jitted(),
-                verified: info.verified_instruction_count().context("the kernel does not count")?,
-            })
-        });
-        sizes.collect()
-    }
-
     /// Bytes of kernel memory that a map takes.
     ///
     /// # Errors
@@ -113,9 +87,41 @@ impl Object {
     }
 }
 
+/// What each program of the object costs.
+///
+/// # Errors
+/// When there is no object, or the kernel refuses it.
+pub fn sizes() -> Result<Vec<Size>> {
+    let mut ebpf = open(&[])?;
+    let names: BTreeSet<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+    let size = |name: String| {
+        load_program(&mut ebpf, &name).with_context(|| format!("the kernel refuses {name}"))?;
+        let info = ebpf.program(&name).context("loaded")?.info()?;
+        let instructions = info.size_translated().context("the kernel hides the size")? / 8;
+        Ok(Size { name, instructions, jitted: info.size_jitted(), verified: info.verified_instruction_count() })
+    };
+    names.into_iter().map(size).collect()
+}
+
+/// Makes the object's maps. Programs are told of the kernel what the agent would tell them.
+fn open(capacities: &[(&'static str, u32)]) -> Result<Ebpf> {
+    let path = env::var_os(OBJECT).map_or_else(|| bpf_directory().join("shunt"), PathBuf::from);
+    let bytes = read(&path)?;
+    let mut loader = EbpfLoader::new();
+    for &(map, capacity) in capacities {
+        loader.map_max_entries(map, capacity);
+    }
+    let globals = Lacks::find().globals();
+    for (name, value) in &globals {
+        loader.override_global(name, value, true);
+    }
+    loader.load(&bytes).with_context(|| format!("can't load {}", path.display()))
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, instructions, jitted, verified } = self;
+        let verified = verified.map_or("?".to_owned(), |verified| verified.to_string());
         write!(f, "{name:<20} {instructions:>6} instructions {jitted:>6} bytes of code {verified:>7} verified")
     }
 }
@@ -139,6 +145,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     match ebpf.program_mut(name).context("the object has no such program")? {
         Program::Xdp(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
+        Program::CgroupSockAddr(program) => program.load()?,
         other => bail!("a program of another kind: {:?}", other.prog_type()),
     }
     Ok(())

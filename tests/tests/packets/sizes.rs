@@ -4,17 +4,34 @@
 use std::io::{Write, stderr};
 
 use anyhow::{Result, ensure};
-use shunt_tests::packets::Object;
+use aya::util::KernelVersion;
+use shunt_tests::packets::sizes;
 
-/// Half of what the kernel allows (since 5.2).
-const VERIFIED: u32 = 500_000;
+/// Half of what kernels since 5.2 allow: another one may count otherwise, and a small change must not be the last.
+const HALF: u32 = 500_000;
+/// What we allow ourselves, on the kernel that it was set on: others count a little more or less.
+const BUDGET: u32 = 20_000;
+/// Programs that are allowed more, because few packets or calls come to them.
+const ALLOWED_MORE: [(&str, u32); 3] =
+    [("shunt_xdp_rare", 32_000), ("shunt_tc_ingress_rare", 32_000), ("shunt_sendmsg6", 22_000)];
+const DEVELOPMENT: KernelVersion = KernelVersion::new(6, 18, 0);
 
+/// Each program is "too large" long before it looks so (cilium 30266, 18584).
 #[test]
 fn programs_stay_far_below_the_verifiers_limit() -> Result<()> {
-    for size in Object::load(&[])?.sizes()? {
+    let kernel = KernelVersion::current()?;
+    let is_ours = kernel >= DEVELOPMENT && kernel < KernelVersion::new(6, 19, 0);
+    let budget =
+        |name: &str| ALLOWED_MORE.iter().find(|(program, _)| *program == name).map_or(BUDGET, |(_, more)| *more);
+    let sizes = sizes()?;
+    for size in &sizes {
         // Past libtest's capture: this is to be seen whenever the tests run.
         writeln!(stderr(), "{size}")?;
-        ensure!(size.verified < VERIFIED, "{size}");
+    }
+    for size in &sizes {
+        let limit = if is_ours { budget(&size.name) } else { HALF };
+        // A kernel that does not count (before 5.16) has at least taken it.
+        ensure!(size.verified.is_none_or(|verified| verified < limit), "more than {limit}: {size}");
     }
     Ok(())
 }

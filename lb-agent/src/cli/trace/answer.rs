@@ -12,12 +12,11 @@ use lb_common::{
     trace::{trace_step, trace_verdict},
     verdict::Reason,
 };
-use nix::net::if_::if_indextoname;
 use serde::Serialize;
 
 use super::{device::Device, packet};
 use crate::{
-    dataplane::Answer,
+    dataplane::{self, Answer},
     diff::{Dump, FrontendText, ProtocolText, unit_of_name},
 };
 
@@ -206,6 +205,5 @@ pub(super) const fn verdict(verdict: u32) -> &'static str {
 }
 
 fn device_name(ifindex: u32) -> String {
-    let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
-    name.unwrap_or_else(|| format!("index {ifindex}"))
+    dataplane::device_name(ifindex).unwrap_or_else(|| format!("index {ifindex}"))
 }

@@ -10,13 +10,13 @@ use lb_common::{
     config::{Interface, role},
     frontend::{backend_flags, backend_state},
 };
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::net::if_::if_nametoindex;
 use rtnetlink::{
     RouteMessageBuilder,
     packet_route::route::{RouteAttribute, RouteMessage},
 };
 
-use crate::diff::Dump;
+use crate::{dataplane, diff::Dump};
 
 /// A device that the programs know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +33,7 @@ pub struct Device {
 
 impl Device {
     fn new(ifindex: u32, interface: &Interface) -> Self {
-        let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
-        let name = name.unwrap_or_else(|| format!("index {ifindex}"));
+        let name = dataplane::device_name(ifindex).unwrap_or_else(|| format!("index {ifindex}"));
         Self { ifindex, name, mac: interface.mac, role: interface.role }
     }
 }

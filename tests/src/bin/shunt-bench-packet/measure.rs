@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lb_common::{bench, maps};
 use shunt_tests::{
-    packets::{Rig, Target, Wrapper, with_rig_for},
+    packets::{Rig, Target, Wrapper, sizes, with_rig_for},
     reference::Outcome,
 };
 
@@ -39,7 +39,7 @@ pub fn measure(rounds: u32) -> Result<Report> {
         }
         let memory = [maps::FLOWS_V4, maps::FLOWS_V6].map(|map| Ok((map, rig.object().memory(map)?)));
         let memory = memory.into_iter().collect::<Result<Vec<_>>>()?;
-        Ok(Report::new(&cases, &times, rig.object().sizes()?, memory))
+        Ok(Report::new(&cases, &times, sizes()?, memory))
     })
 }
 

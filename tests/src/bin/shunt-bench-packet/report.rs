@@ -39,9 +39,10 @@ struct Row {
 
 #[derive(Serialize)]
 struct Program {
-    name: &'static str,
+    name: String,
     instructions: u32,
     jitted_bytes: u32,
+    /// 0 where the kernel does not count.
     verified: u32,
 }
 
@@ -62,7 +63,7 @@ impl Report {
             name: size.name,
             instructions: size.instructions,
             jitted_bytes: size.jitted,
-            verified: size.verified,
+            verified: size.verified.unwrap_or_default(),
         });
         Self {
             rounds: times[0].len(),
