@@ -37,8 +37,11 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
     if is_overtaken(flow, parsed) {
         return Ok(if is_open(parsed) { Found::Orphaned(flow) } else { Found::Undecided });
     }
+    if is_of_another(flow, parsed) {
+        return Ok(Found::Undecided);
+    }
     if flow.last_seen != now {
-        if is_over(flow, now)? {
+        if is_expired(flow, maps::config()?, now) {
             return Ok(Found::Undecided);
         }
         if !dry {
@@ -68,7 +71,7 @@ pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
         scratch.original = *flow;
         return Err(if is_open(parsed) { reset::stop(parsed) } else { Stop::NOT_OURS });
     }
-    if is_over(flow, now)? {
+    if is_of_another(flow, parsed) || is_expired(flow, maps::config()?, now) {
         return Err(Stop::NOT_OURS);
     }
     if dry {
@@ -135,10 +138,15 @@ pub fn grow<F: Header>() -> Stage<()> {
     Ok(())
 }
 
-/// Whether the entry is one of the client's direction that has been idle for too long.
+/// Whether the packet is the answer to a connection that the client made to the backend itself, by the ports of one through a
+/// Service that is over.
 #[inline(always)]
-fn is_over<F: Header>(flow: &Flow<F>, now: u32) -> Stage<bool> {
-    Ok(flow.direction() == Direction::Original && is_expired(flow, maps::config()?, now))
+fn is_of_another<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
+    const ANSWER: u8 = tcp_flags::SYN | tcp_flags::ACK;
+    flow.direction() == Direction::Reply
+        && parsed.key.protocol == protocol::TCP
+        && parsed.tcp_flags & ANSWER == ANSWER
+        && flow.state.is_over()
 }
 
 /// Whether an entry has been idle for longer than its state allows.

@@ -119,6 +119,14 @@ impl Entry {
         may_move && self.has_lost_backend(setup) || is_over || self.is_expired(setup, now)
     }
 
+    /// Whether a packet of the backend answers a connection that the client made to it without the Service, by the ports of
+    /// one that is over.
+    fn is_of_another(&self, key: Tuple, flags: u8) -> bool {
+        let answer = tcp_flags::SYN | tcp_flags::ACK;
+        let is_over = matches!(self.state, FlowState::CLOSING | FlowState::RESET);
+        key.protocol == protocol::TCP && flags & answer == answer && is_over
+    }
+
     /// Whether a packet of the client belongs to a TCP connection that shall be reset, as its backend has gone. A SYN begins
     /// another one.
     fn is_orphaned(&self, key: Tuple, flags: u8, setup: &Setup) -> bool {
@@ -206,6 +214,9 @@ impl Flows {
         let Some(&(mut entry)) = self.0.get(&key) else { return Found::Nothing };
         if !entry.is_reply && entry.is_orphaned(key, flags, setup) {
             return Found::Orphan(entry);
+        }
+        if entry.is_reply && (entry.is_expired(setup, now) || entry.is_of_another(key, flags)) {
+            return Found::Nothing;
         }
         if !entry.is_reply && entry.is_outdated(key, flags, setup, now) {
             return Found::Nothing;

@@ -346,3 +346,27 @@ fn a_next_hop_is_looked_up_again_after_routes_have_changed() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_direct_connection_by_the_ports_of_one_that_is_over_is_let_alone() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend, backend) =
+                (end(CALLER, version, 40_000), HERE.at_cluster_ip(version), HERE.backend(version));
+            let there = |flags| ((Door::Ingress, POD), Segment::tcp(client, frontend, flags).build());
+            let back = |flags| ((Door::Egress, POD), Segment::tcp(backend, client, flags).build());
+            let whole = [there(SYN), back(SYN | ACK), there(ACK), there(FIN | ACK), back(FIN | ACK), there(ACK)];
+            for (at, frame) in whole {
+                send(rig, at, frame)?;
+            }
+            let (at, frame) = back(ACK);
+            ensure!(send(rig, at, frame.clone())?.frame != frame, "the last of the old connection");
+            let (at, frame) = back(SYN | ACK);
+            take(rig, [Step::untouched("the first of a direct one", at, frame, "")])?;
+            rig.wait(node::TIMEOUTS[FlowState::CLOSING.index()] + 1)?;
+            let (at, frame) = back(ACK);
+            take(rig, [Step::untouched("a later one", at, frame, "")])?;
+        }
+        Ok(())
+    })
+}
