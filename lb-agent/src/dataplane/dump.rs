@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the maps hold, read back: for adoption, for the filter's sweep, and for `get`.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
+};
 
 use lb_common::{
     address::{Address, Family, V4, V6},
-    flow::{Flow, FlowKey, FlowState},
+    flow::{Flow, FlowKey, FlowState, flow_flags},
     frontend::{Backend, Target},
     maps::{self, FILTER_EGRESS, FILTER_INGRESS},
     socket::SocketEntry,
@@ -156,6 +160,21 @@ impl Maps {
             (maps::YOUNG_V4, self.young_v4.count()?, self.young_v4.capacity()),
             (maps::YOUNG_V6, self.young_v6.count()?, self.young_v6.capacity()),
         ])
+    }
+
+    /// Source ports in use towards that endpoint, from that address of this node, towards which most are: each such pair has the
+    /// whole reserved range to itself. Looks at all flows, as [`Maps::flow_counts`] does.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn source_ports_in_use(&self) -> Result<u64, MapError> {
+        let mut uses: BTreeMap<(u8, SocketAddr, IpAddr), u64> = BTreeMap::new();
+        self.for_each_flow(|flow| {
+            if flow.flags & (flow_flags::SNAT | flow_flags::REPLY) == flow_flags::SNAT {
+                *uses.entry((flow.protocol, flow.leaves[1], flow.leaves[0].ip())).or_default() += 1;
+            }
+        })?;
+        Ok(uses.into_values().max().unwrap_or(0))
     }
 
     /// Takes out of the filter what nothing needs any more: neither `needed`, nor a flow. Returns what is left.

@@ -37,6 +37,8 @@ pub struct Directory {
 pub(super) struct Snapshot {
     directory: Directory,
     counters: Counters,
+    /// In use towards the endpoint that most are used towards, and how many there are.
+    source_ports: [u64; 2],
 }
 
 impl Snapshot {
@@ -45,7 +47,9 @@ impl Snapshot {
         let counters = maps.counters()?;
         let tables = maps.flow_counts()?;
         directory.usage.extend(tables.map(|(name, count, capacity)| (name, count, capacity.into())));
-        Ok(Self { directory, counters })
+        let config = maps.config.get(0).unwrap_or_default();
+        let range = u64::from(config.source_port_last.saturating_sub(config.source_port_first)) + 1;
+        Ok(Self { directory, counters, source_ports: [maps.source_ports_in_use()?, range] })
     }
 
     /// Decisions, by Service port.
@@ -78,7 +82,12 @@ impl Collector for MapCounters {
             snapshot.directory.usage.iter().map(move |map| ([("map", map.0)], pick(map))).collect::<Vec<_>>()
         };
         gauges(&mut encoder, "shunt_map_entries", "Entries in a map", sizes(|map| map.1))?;
-        gauges(&mut encoder, "shunt_map_capacity", "Entries that a map can hold", sizes(|map| map.2))
+        gauges(&mut encoder, "shunt_map_capacity", "Entries that a map can hold", sizes(|map| map.2))?;
+        let [in_use, range] = snapshot.source_ports;
+        let help = "Reserved source ports in use towards the endpoint that most are used towards";
+        encoder.encode_descriptor("shunt_source_ports_in_use", help, None, MetricType::Gauge)?.encode_gauge(&in_use)?;
+        let help = "Source ports in the reserved range";
+        encoder.encode_descriptor("shunt_source_ports", help, None, MetricType::Gauge)?.encode_gauge(&range)
     }
 }
 
@@ -203,7 +212,7 @@ mod tests {
             services: BTreeMap::from([(1, ServiceCounters { flows: 3, rejected: 0, dropped: 0 })]),
             backends: BTreeMap::from([(7, BackendCounters { packets: [5, 4], bytes: [500, 400], flows: 3 })]),
         };
-        let snapshot = Snapshot { directory, counters };
+        let snapshot = Snapshot { directory, counters, source_ports: [5, 100] };
         let text = text(snapshot);
         let unit = "namespace=\"default\",service=\"web\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"";
         for line in [
@@ -212,6 +221,8 @@ mod tests {
             format!("shunt_backend_bytes_total{{{unit},backend=\"10.0.0.1:8080\",direction=\"original\"}} 500\n"),
             "shunt_reasons_total{reason=\"no-route\"} 2\n".into(),
             "shunt_map_capacity{map=\"FRONTENDS\"} 10\n".into(),
+            "shunt_source_ports_in_use 5\n".into(),
+            "shunt_source_ports 100\n".into(),
         ] {
             assert!(text.contains(&line), "{line} in\n{text}");
         }
