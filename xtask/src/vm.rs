@@ -45,6 +45,9 @@ pub struct Arguments {
     /// The kernel; repeat it for several. Default: all
     #[arg(long = "kernel", value_enum)]
     kernels: Vec<Kernel>,
+    /// Run only those tests that `cargo xtask test --vm` runs.
+    #[arg(long)]
+    quick: bool,
     /// Run only tests whose name contains this.
     filter: Option<String>,
 }
@@ -58,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let programs = Programs::build()?;
     let mut sums = Summary::default();
     for ready in ready {
-        sums.add(ready.test(&programs, arguments.filter.as_deref(), false)?);
+        sums.add(ready.test(&programs, arguments.filter.as_deref(), arguments.quick)?);
     }
     sums.conclude();
     Ok(())
