@@ -9,8 +9,9 @@ use aya::{
     maps::ProgramArray,
     programs::{ProgramFd, Xdp},
 };
+use bytemuck::Pod;
 use lb_common::{
-    address::V4,
+    address::{Family, V4, V6},
     bench::{self, FRAME_LEN_V4, FRAME_LEN_V6, Template},
     flow::{Flow, FlowKey},
     maps,
@@ -87,6 +88,15 @@ impl Wrapper {
         ProgramArray::try_from(map)?.set(0, &program, 0).context("can't aim the wrapper")
     }
 
+    /// Lets all flows grow up, as answers and the clients' next packets would.
+    ///
+    /// # Errors
+    /// When they can't be read or written.
+    pub fn grow_flows(&self, object: &Object) -> Result<()> {
+        grow::<V4>(object, maps::YOUNG_V4, maps::FLOWS_V4)?;
+        grow::<V6>(object, maps::YOUNG_V6, maps::FLOWS_V6)
+    }
+
     /// Gives the bare look-up the flows that the programs have.
     ///
     /// # Errors
@@ -121,4 +131,18 @@ impl Wrapper {
     fn program(&self, name: &str) -> Result<&ProgramFd> {
         Ok(self.ebpf.program(name).with_context(|| format!("no program {name}"))?.fd()?)
     }
+}
+
+/// Moves all entries from one flow table to the other.
+fn grow<F: Family>(object: &Object, young: &str, grown: &str) -> Result<()>
+where
+    FlowKey<F>: Pod,
+    Flow<F>: Pod,
+{
+    let young: Map<FlowKey<F>, Flow<F>> = object.map(young, 1)?;
+    let grown: Map<FlowKey<F>, Flow<F>> = object.map(grown, 1)?;
+    for (key, flow) in young.pairs().context("can't read young flows")? {
+        grown.put(&key, &flow).and_then(|()| young.remove(&key)).context("can't move a flow")?;
+    }
+    Ok(())
 }

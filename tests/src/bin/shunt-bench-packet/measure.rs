@@ -30,6 +30,7 @@ pub fn measure(rounds: u32) -> Result<Report> {
         for (case, outcome) in cases.iter_mut().zip(&outcomes) {
             prepare(rig, &mut wrapper, case, outcome).with_context(|| format!("before `{}`", case.name))?;
         }
+        wrapper.grow_flows(rig.object())?;
         wrapper.copy_flows(rig.object())?;
         let before = cases.iter().map(|case| sample(rig, &mut wrapper, case)).collect::<Result<Vec<_>>>()?;
         let times = take_turns(rig, &mut wrapper, &mut cases, rounds)?;
