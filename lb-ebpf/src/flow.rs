@@ -59,7 +59,7 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
 }
 
 /// Looks the flow of the packet in the scratch space up among the young ones, and lets it live: on success the scratch space
-/// holds a copy of its entry. Next hops that are found for it later are not kept. Off the hot path, so that nothing is put off to the next tick.
+/// holds a copy of its entry. Next hops that are found for it later are not kept. Off the hot path: what can be written at once is.
 ///
 /// [`Stop::NOT_OURS`] where the slow path must decide; [`reset::stop`] where the backend has gone.
 #[inline(always)]
