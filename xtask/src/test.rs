@@ -15,8 +15,9 @@ use crate::{
 };
 
 /// What the namespace tests run: programs' packages on Debian and Ubuntu.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     "iproute2",
+    "iputils-ping",
     "nginx-light",
     "dnsmasq-base",
     "iperf3",
