@@ -82,6 +82,9 @@ reasons! {
     /// An answer was due, but nobody answers such a packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4): dropped.
     /// Counted beside the reason for the answer.
     AnswerForbidden = 22, "answer-forbidden";
+    /// A process's socket that is bound to a loopback address, and a backend elsewhere: packets from there never leave the
+    /// machine. Its call fails with EPERM.
+    LoopbackSource = 23, "loopback-source";
 }
 
 /// Number of reasons: size of the counter array.

@@ -3,8 +3,10 @@
 //! is shown afterwards is the Service again. No packet is touched, and no flow entry made.
 //!
 //! ```text
-//!  connect, sendmsg:     whose socket? -> frontend -> admit -> select -> remember -> address of the backend
+//!  connect:              whose socket? -> frontend -> admit -> select -> remember -> address of the backend
+//!  sendmsg:              the same, unless it has said something to this Service before: to the same backend then
 //!  recvmsg, getpeername: remembered? -> address of the Service
+//!  close:                forget
 //! ```
 //!
 //! These programs run in the context of a process, and a packet's program may interrupt them at any point: nothing here
@@ -15,7 +17,11 @@
 //! address decides and is not known yet. No packet door sees the packets of the node's own processes: their sockets are
 //! translated here, and closed by the agent.
 
-use aya_ebpf::{macros::cgroup_sock_addr, maps::lpm_trie::Key, programs::SockAddrContext};
+use aya_ebpf::{
+    macros::{cgroup_sock, cgroup_sock_addr},
+    maps::lpm_trie::Key,
+    programs::{SockAddrContext, SockContext},
+};
 use lb_common::{
     address::{Address, Family as _, V4, V6},
     config::family_index,
@@ -23,7 +29,9 @@ use lb_common::{
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
     hash,
     maps::{FILTER_EGRESS, FILTER_INGRESS},
-    socket::{SocketEntry, SocketKey, TRACE_ANSWERED, TRACE_SOCKET, namespace_client, socket_flags},
+    socket::{
+        SocketEntry, TRACE_ANSWERED, TRACE_SOCKET, TalkEntry, TalkKey, namespace_client, socket_flags, talk_side,
+    },
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::{Fate, Reason, Stage, Stop},
 };
@@ -32,7 +40,7 @@ use crate::{
     admit::{self, Admitted},
     clock, maps,
     select::{self, Chosen, Client},
-    socket_context::{Socket, SocketFamily, fail_with_refusal, random},
+    socket_context::{Socket, SocketFamily, cookie_of, fail_with_refusal, random},
 };
 
 /// Lets the system call go on.
@@ -81,28 +89,43 @@ pub fn shunt_recvmsg6(context: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn shunt_getpeername4(context: SockAddrContext) -> i32 {
-    show_service::<V4>(&Socket::new(context.sock_addr))
+    show_peer::<V4>(&Socket::new(context.sock_addr))
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn shunt_getpeername6(context: SockAddrContext) -> i32 {
-    show_service::<V6>(&Socket::new(context.sock_addr))
+    show_peer::<V6>(&Socket::new(context.sock_addr))
 }
 
-/// The sender of a datagram, where it may be a backend at all.
+#[cgroup_sock(sock_release)]
+pub fn shunt_sock_release(context: SockContext) -> i32 {
+    maps::remove_socket(cookie_of(&context));
+    ALLOW
+}
+
+/// The sender of a datagram: of a connected socket its peer, else where it may be a backend at all.
 #[inline(always)]
 fn show_sender<F: SocketFamily>(socket: &Socket<F>) -> i32 {
-    if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
-        return show_service(socket);
+    if !maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+        return ALLOW;
+    }
+    if socket.is_connected() {
+        return show_peer(socket);
+    }
+    let key = TalkKey::new(socket.cookie(), socket.peer(), socket.peer_port_be(), talk_side::BACKEND);
+    if let Some(talk) = maps::find_talk(&key) {
+        socket.set_peer(&talk.address, talk.port_be);
     }
     ALLOW
 }
 
-/// Puts the Service in the place of the backend that the socket was sent to.
+/// Puts the Service in the place of the backend that the socket is connected to.
 #[inline(always)]
-fn show_service<F: SocketFamily>(socket: &Socket<F>) -> i32 {
-    let key = SocketKey::new(socket.cookie(), socket.peer(), socket.peer_port_be());
-    if let Some(entry) = maps::find_socket(&key) {
+fn show_peer<F: SocketFamily>(socket: &Socket<F>) -> i32 {
+    if let Some(entry) = maps::find_socket(socket.cookie())
+        && entry.backend_address.is(&socket.peer())
+        && entry.backend_port_be == socket.peer_port_be()
+    {
         socket.set_peer(&entry.address, entry.port_be);
     }
     ALLOW
@@ -119,7 +142,7 @@ fn translate<F: SocketFamily>(socket: &Socket<F>, call: Call) -> i32 {
             REFUSE
         }
         (None, Ok(())) => ALLOW,
-        (None, Err(stop)) => conclude(socket, stop),
+        (None, Err(stop)) => conclude(socket, call, stop),
     }
 }
 
@@ -136,11 +159,14 @@ fn find_question<F: SocketFamily>(socket: &Socket<F>) -> Option<&'static mut Tra
 
 /// The one place that turns a refusal into the system call's outcome.
 #[inline(always)]
-fn conclude<F: SocketFamily>(socket: &Socket<F>, stop: Stop) -> i32 {
+fn conclude<F: SocketFamily>(socket: &Socket<F>, call: Call, stop: Stop) -> i32 {
     // The stages that a socket passes know no other refusals than these two.
     match stop.fate() {
         Fate::Drop | Fate::Reject => maps::count_reason_of_socket(stop.reason()),
-        _ => return ALLOW,
+        _ => {
+            forget(socket, call);
+            return ALLOW;
+        }
     }
     if stop.fate() == Fate::Drop {
         return REFUSE;
@@ -155,6 +181,17 @@ fn conclude<F: SocketFamily>(socket: &Socket<F>, stop: Stop) -> i32 {
     REFUSE
 }
 
+/// A socket that goes elsewhere is no Service's any more. It may go to a backend's own address: what comes from
+/// there is not to be shown as the Service's.
+#[inline(always)]
+fn forget<F: SocketFamily>(socket: &Socket<F>, call: Call) {
+    if call == Call::Connect {
+        maps::remove_socket(socket.cookie());
+    } else if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+        maps::remove_talk(&TalkKey::new(socket.cookie(), socket.peer(), socket.peer_port_be(), talk_side::BACKEND));
+    }
+}
+
 /// Sends the socket to a backend, if it is for a Service.
 #[inline(always)]
 fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&'static mut TraceRecord>) -> Stage<()> {
@@ -164,6 +201,9 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
         return Err(Stop::NOT_OURS);
     }
     let (address, port_be) = (socket.peer(), socket.peer_port_be());
+    if call == Call::Send && record.is_none() && goes_on(socket, &address, port_be) {
+        return Ok(());
+    }
     let frontend = find_frontend(FrontendKey::new(address, port_be, protocol), is_of_node)?;
     if let Some(record) = record {
         record.step = trace_step::FRONTEND;
@@ -184,24 +224,84 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
             return Err(stop);
         }
     };
-    let chosen = choose(socket, call, &admitted, record.is_some())?;
-    let entry = SocketEntry {
-        address,
-        port_be,
-        protocol,
-        flags: flags(call, &admitted.frontend),
-        backend: chosen.index,
-        generation: chosen.generation(),
-    };
+    let source = bound_address(socket);
+    let chosen = choose(socket, call, &admitted, &source, record.is_some())?;
+    let (backend_address, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
+    if source.is_loopback() && !maps::config()?.node_addresses[family_index(address.is_v4())].is(&backend_address) {
+        return Err(Stop::drop(Reason::LoopbackSource));
+    }
     if let Some(record) = record {
         record.step = trace_step::DECIDED;
         record.backend = chosen.index;
         return Ok(());
     }
-    let (backend, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
-    remember(&SocketKey::new(socket.cookie(), backend, backend_port_be), &entry, call, frontend.service);
-    socket.set_peer(&backend, backend_port_be);
+    if call == Call::Connect {
+        let wants_reset = admitted.frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0;
+        let reset = if wants_reset && protocol == protocol::TCP { socket_flags::RESET } else { 0 };
+        let bound = if is_bound(&source) { socket_flags::BOUND } else { 0 };
+        let entry = SocketEntry {
+            address,
+            backend_address,
+            port_be,
+            backend_port_be,
+            protocol,
+            flags: reset | bound,
+            pad: [0; 2],
+            backend: chosen.index,
+            generation: chosen.generation(),
+        };
+        maps::put_socket(socket.cookie(), &entry);
+    } else {
+        let (backend, generation) = (chosen.index, chosen.generation());
+        let talk = TalkEntry { address: backend_address, port_be: backend_port_be, pad: [0; 2], backend, generation };
+        maps::put_talk(&TalkKey::new(socket.cookie(), address, port_be, talk_side::SERVICE), &talk);
+        remember_service(socket.cookie(), (&address, port_be), &talk);
+    }
+    count_flow(frontend.service, chosen.index);
+    socket.set_peer(&backend_address, backend_port_be);
     Ok(())
+}
+
+/// Whether a datagram goes where the one before it went: to the backend of that Service that this socket has talked to, or is
+/// connected to, while it is there. Decided once, like a flow of packets.
+#[inline(always)]
+fn goes_on<F: SocketFamily>(socket: &Socket<F>, address: &Address, port_be: u16) -> bool {
+    let cookie = socket.cookie();
+    // From another backend than that it is connected to an answer would never reach it.
+    if socket.is_connected()
+        && let Some(entry) = maps::find_socket(cookie)
+        && entry.address.is(address)
+        && entry.port_be == port_be
+        && is_there(entry.backend, entry.generation)
+    {
+        socket.set_peer(&entry.backend_address, entry.backend_port_be);
+        return true;
+    }
+    let Some(talk) = maps::find_talk(&TalkKey::new(cookie, *address, port_be, talk_side::SERVICE)) else {
+        return false;
+    };
+    if !is_there(talk.backend, talk.generation) {
+        return false;
+    }
+    remember_service(cookie, (address, port_be), &talk);
+    socket.set_peer(&talk.address, talk.port_be);
+    true
+}
+
+#[inline(always)]
+fn is_there(backend: u32, generation: u32) -> bool {
+    maps::find_backend(backend).is_some_and(|backend| backend.generation == generation)
+}
+
+/// Sees to it that answers of the backend of a talk are shown as the Service's. The entry may have been evicted, or the socket
+/// may have asked this backend through another Service since.
+#[inline(always)]
+fn remember_service(cookie: u64, service: (&Address, u16), talk: &TalkEntry) {
+    let key = TalkKey::new(cookie, talk.address, talk.port_be, talk_side::BACKEND);
+    let entry = TalkEntry { address: *service.0, port_be: service.1, ..*talk };
+    if maps::find_talk(&key).is_none_or(|known| known != entry) {
+        maps::put_talk(&key, &entry);
+    }
 }
 
 /// A Service's address, a NodePort on an address of this node, or a NodePort on localhost (rule 30): that is the node's own
@@ -227,7 +327,7 @@ fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
 fn admit<F: SocketFamily>(socket: &Socket<F>, frontend: Frontend, is_v4: bool, is_of_node: bool) -> Stage<Admitted> {
     // Before the question whether anything serves (rule 36).
     if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
-        let mut source = socket.source();
+        let mut source = bound_address(socket);
         if !is_bound(&source) {
             if !is_of_node {
                 return Err(Stop::NOT_OURS);
@@ -247,9 +347,14 @@ fn admit<F: SocketFamily>(socket: &Socket<F>, frontend: Frontend, is_v4: bool, i
 /// A connection gets a backend by chance: a client's next one shall find another (rule 26), also one that tries again with
 /// the same socket. The datagrams of a socket without a connection keep together.
 #[inline(always)]
-fn choose<F: SocketFamily>(socket: &Socket<F>, call: Call, admitted: &Admitted, dry: bool) -> Stage<Chosen> {
-    let source = socket.source();
-    let address = if is_bound(&source) { source } else { namespace_client(socket.namespace()) };
+fn choose<F: SocketFamily>(
+    socket: &Socket<F>,
+    call: Call,
+    admitted: &Admitted,
+    source: &Address,
+    dry: bool,
+) -> Stage<Chosen> {
+    let address = if is_bound(source) { *source } else { namespace_client(socket.namespace()) };
     let hash = match call {
         Call::Connect => random(),
         Call::Send => {
@@ -273,32 +378,32 @@ fn choose<F: SocketFamily>(socket: &Socket<F>, call: Call, admitted: &Admitted, 
     select::choose(admitted, hash, client, clock::now())
 }
 
-/// Whether a socket has an address of its own already.
+/// The address that the application has given the socket; unspecified where the kernel has chosen it when the socket was
+/// connected.
+#[inline(always)]
+fn bound_address<F: SocketFamily>(socket: &Socket<F>) -> Address {
+    if socket.is_connected() {
+        let entry = maps::find_socket(socket.cookie());
+        if entry.is_none_or(|entry| entry.flags & socket_flags::BOUND == 0) {
+            return Address::UNSPECIFIED;
+        }
+    }
+    socket.source()
+}
+
+/// Whether it is an address.
 #[inline(always)]
 fn is_bound(source: &Address) -> bool {
-    !source.is_unspecified() && *source != FrontendKey::any_address(true)
+    !source.is_unspecified() && !source.is(&FrontendKey::any_address(true))
 }
 
+/// Counts a new flow: a connection, or a socket's first datagram to a backend.
 #[inline(always)]
-fn flags(call: Call, frontend: &Frontend) -> u8 {
-    let connected = if call == Call::Connect { socket_flags::CONNECTED } else { 0 };
-    let reset = if frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0 { socket_flags::RESET } else { 0 };
-    connected | reset
-}
-
-/// Notes where the application believes its peer to be, and counts a new flow: a connection, or a socket's first datagram
-/// to a backend.
-#[inline(always)]
-fn remember(key: &SocketKey, entry: &SocketEntry, call: Call, service: u32) {
-    let known = maps::find_socket(key);
-    if call == Call::Send && known.is_some_and(|known| known == *entry) {
-        return;
-    }
-    maps::put_socket(key, entry);
+fn count_flow(service: u32, backend: u32) {
     if let Some(counters) = maps::service_counters(service) {
         maps::add_one(&mut counters.flows);
     }
-    if let Some(counters) = maps::backend_counters(entry.backend) {
+    if let Some(counters) = maps::backend_counters(backend) {
         maps::add_one(&mut counters.flows);
     }
 }

@@ -59,7 +59,7 @@ impl SocketOptions {
 pub const PIN_PREFIX: &str = "socket-";
 
 /// A program's place: its name, its hook, and the name of its link's pin.
-const HOOKS: [(&str, bpf_attach_type, &str); 8] = [
+const HOOKS: [(&str, bpf_attach_type, &str); 9] = [
     (programs::CONNECT4, BPF_CGROUP_INET4_CONNECT, "socket-connect4"),
     (programs::CONNECT6, BPF_CGROUP_INET6_CONNECT, "socket-connect6"),
     (programs::SENDMSG4, BPF_CGROUP_UDP4_SENDMSG, "socket-sendmsg4"),
@@ -68,6 +68,7 @@ const HOOKS: [(&str, bpf_attach_type, &str); 8] = [
     (programs::RECVMSG6, BPF_CGROUP_UDP6_RECVMSG, "socket-recvmsg6"),
     (programs::GETPEERNAME4, BPF_CGROUP_INET4_GETPEERNAME, "socket-getpeername4"),
     (programs::GETPEERNAME6, BPF_CGROUP_INET6_GETPEERNAME, "socket-getpeername6"),
+    (programs::SOCK_RELEASE, BPF_CGROUP_INET_SOCK_RELEASE, "socket-release"),
 ];
 
 /// The door can't be opened.
@@ -290,10 +291,13 @@ fn remove(path: &Path) {
 fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<Vec<OwnedFd>, SocketError> {
     let load = |name: &'static str| {
         let refused = |cause: String| SocketError::Program { name, cause };
-        let Some(Program::CgroupSockAddr(program)) = ebpf.program_mut(name) else {
-            return Err(refused("it is not in the object".to_owned()));
+        let program = ebpf.program_mut(name).ok_or_else(|| refused("it is not in the object".to_owned()))?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => return Err(refused("it is of another type".to_owned())),
         };
-        program.load().map_err(|error| refused(load::verifier_text(&error)))?;
+        loaded.map_err(|error| refused(load::verifier_text(&error)))?;
         let path = pins.program(name);
         let fd = program.fd().map_err(|error| refused(error.to_string()))?;
         pins::replace(fd, &path).map_err(|error| refused(error.to_string()))?;

@@ -28,11 +28,13 @@ const SEGMENT: u64 = 500;
 const COMPARISON: u64 = 50;
 
 /// Reasons that no packet can bring about.
-const IMPOSSIBLE: [Reason; 6] = [
+const IMPOSSIBLE: [Reason; 7] = [
     Reason::RejectFailed,
     Reason::FlowInsertFailed,
     Reason::RewriteFailed,
     Reason::MapMissing,
+    // Of sockets.
+    Reason::LoopbackSource,
     // Of earlier layouts.
     Reason::Fragment,
     Reason::HeaderOptions,

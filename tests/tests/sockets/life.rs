@@ -51,7 +51,7 @@ fn agents_killed_and_restarted_under_load_lose_no_connection() -> Result<()> {
     }
     let [tally] = <[_; 1]>::try_from(load.finish()).expect("one phase");
     ensure!(tally.failed() == 0 && tally.requests() > 100, "{} requests, {:?}", tally.requests(), tally.errors);
-    ensure!(links(&world)?.len() == 8, "{:?}", links(&world)?);
+    ensure!(links(&world)?.len() == 9, "{:?}", links(&world)?);
     Ok(())
 }
 
@@ -149,7 +149,7 @@ fn get_and_trace_answer_and_cleanup_removes_the_links() -> Result<()> {
     ensure!(answer.contains("left alone"), "{answer}");
     ensure!(agent("get sockets -o json")? == before, "a question leaves no mark");
 
-    ensure!(links(&world)?.len() == 8, "{:?}", links(&world)?);
+    ensure!(links(&world)?.len() == 9, "{:?}", links(&world)?);
     for node in world.nodes_mut() {
         node.agent_mut().terminate()?;
     }

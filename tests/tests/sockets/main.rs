@@ -4,6 +4,7 @@
 mod addresses;
 mod clients;
 mod follow;
+mod keep;
 mod life;
 mod pods;
 mod rules;

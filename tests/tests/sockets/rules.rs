@@ -14,7 +14,7 @@ use shunt_tests::{
         Protocol,
         talk::{self, Outcome},
     },
-    world::{Family, Options, for_each_kind, wait_for, wait_to_meet},
+    world::{Echo, Family, Options, for_each_kind, wait_for, wait_to_meet},
 };
 
 use crate::service::{ALL, NAME, NODE_PORT, at_node, inside, localhost, node, serve, service, world};
@@ -161,6 +161,39 @@ fn rule_54_the_nodes_processes_are_one_client() -> Result<()> {
         })?;
         let first = met(protocol, inside(family))?;
         ensure!(first == met(protocol, localhost(family))?, "by {protocol:?} another one at localhost than {first:?}");
+        Ok(())
+    })
+}
+
+/// Packets from a loopback address never leave the machine: a socket that is bound to one is refused at once where its backend
+/// is elsewhere, and served where that is the node itself.
+#[test]
+fn a_socket_bound_to_loopback_is_refused_or_served_here() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS, &[])?;
+    let _server = Echo::start(node(&world), "node-a")?;
+    let attempt = |protocol, family| {
+        let from = SocketAddr::new(localhost(family).ip(), 0);
+        let limit = Duration::from_secs(5);
+        talk::outcome(node(&world).enter(|| talk::Talk::begin_at(protocol, from, localhost(family), limit)?.ask())?)
+    };
+    for_each_kind(|protocol, family| {
+        let start = Instant::now();
+        let outcome = attempt(protocol, family)?;
+        ensure!(outcome == Outcome::Denied && start.elapsed() < AT_ONCE, "{outcome:?}");
+        Ok(())
+    })?;
+    let mut slices = world.slices(NAME, &["web-1"]);
+    for (slice, family) in slices.iter_mut().zip(Family::BOTH) {
+        slice["endpoints"][0]["addresses"] = json!([world.node("node-a").address(family)]);
+    }
+    world.put(slices)?;
+    for_each_kind(|protocol, family| {
+        wait_to_meet(node(&world), protocol, localhost(family), &["node-a"])?;
+        // A UDP server of all addresses answers loopback from loopback, whom the client did not ask: so it does without us.
+        if protocol == Protocol::Tcp {
+            let outcome = attempt(protocol, family)?;
+            ensure!(outcome == Outcome::Answered("node-a".to_owned()), "{outcome:?}");
+        }
         Ok(())
     })
 }

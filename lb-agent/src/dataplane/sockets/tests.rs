@@ -108,7 +108,7 @@ fn tcp_is_translated_and_refused_with_and_without_new_features() {
     for features in [SocketFeatures::detect(), SocketFeatures { namespace: None, has_set_retval: false }] {
         let dataplane = serve(&place, &cgroup, &features, true);
         assert_eq!(cgroup.curl(service), (0, "10.96.0.1".to_owned()), "{features:?}");
-        assert_eq!(dataplane.maps().socket_uses().unwrap().len(), 1);
+        assert_eq!(dataplane.maps().socket_uses().unwrap(), [], "a socket that was closed is forgotten");
         drop(dataplane);
         let dataplane = serve(&place, &cgroup, &features, false);
         let start = Instant::now();
