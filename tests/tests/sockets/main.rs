@@ -5,6 +5,7 @@ mod addresses;
 mod clients;
 mod follow;
 mod keep;
+mod kinds;
 mod life;
 mod pods;
 mod rules;
