@@ -16,7 +16,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    compile::{self, Part, ServiceKey, Unit, UnitId},
+    compile::{self, BackendKey, Part, ServiceKey, Unit, UnitId},
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
 };
@@ -121,6 +121,21 @@ impl Model {
         let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
         let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
         is_possible && (!self.is_incomplete || is_all_told())
+    }
+
+    /// Whether a Service wants a split that names Services which have not been there since the start: an earlier agent may
+    /// have known a better one.
+    #[must_use]
+    pub fn lacks_good_split(&self, key: &ServiceKey) -> bool {
+        self.services.get(key).is_some_and(|service| service.split.is_some()) && !self.splits.has_good(key)
+    }
+
+    /// Whether any slice of a namespace has an endpoint that serves there.
+    #[must_use]
+    pub fn has_endpoint(&self, namespace: &str, backend: &BackendKey) -> bool {
+        let from = self.slices.range(ServiceKey::new(namespace, "")..);
+        let slices = from.take_while(|(key, _)| key.namespace == namespace).flat_map(|(_, slices)| slices.values());
+        slices.into_iter().any(|slice| slice.serves(backend))
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
