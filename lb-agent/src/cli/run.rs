@@ -227,7 +227,7 @@ async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<sourc
 }
 
 fn kube_options(args: &RunArgs, node_name: &str) -> source::KubeOptions {
-    source::KubeOptions { kubeconfig: args.kubeconfig.clone(), node_name: node_name.to_owned() }
+    source::KubeOptions::new(args.kubeconfig.clone(), node_name.to_owned())
 }
 
 /// Ends with the first SIGTERM or SIGINT.
