@@ -4,10 +4,7 @@
 //! In: [`Event`]s, in any order. Out: which Services a change concerns, and what the maps should hold for each of them.
 //! The cost of an event is that of the Services it concerns, not of the cluster. It must not know of the maps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -221,10 +218,10 @@ impl Model {
         })
     }
 
-    /// InternalIPs of the agent's own Node object; empty without one.
+    /// What the agent's own Node object says; of an unknown one, the name alone.
     #[must_use]
-    pub fn node_internal_addresses(&self) -> Vec<IpAddr> {
-        self.node.internal_addresses.clone()
+    pub const fn node(&self) -> &Node {
+        &self.node
     }
 
     /// The ranges from which ClusterIPs are allocated; empty where that is not known.
@@ -326,7 +323,7 @@ impl Model {
     /// Any Service may hang on the zone (rule 5); those with source ranges hang on the addresses, too (rule 35).
     fn replace_node(&mut self, node: Node) {
         let has_moved = node.zone != self.node.zone;
-        let has_other_addresses = node.internal_addresses != self.node.internal_addresses;
+        let has_other_addresses = !node.addresses().eq(self.node.addresses());
         let is_concerned = |service: &&Service| has_moved || (has_other_addresses && !service.source_ranges.is_empty());
         self.dirty.extend(self.services.values().filter(is_concerned).map(|service| service.key.clone()));
         self.node = node;

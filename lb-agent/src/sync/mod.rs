@@ -167,7 +167,8 @@ impl<D: Doors> Loop<D> {
         self.devices.take_told(Told {
             is_synced: model.is_synced(),
             is_complete: model.is_complete(),
-            internal_addresses: model.node_internal_addresses(),
+            internal_addresses: model.node().internal_addresses.clone(),
+            external_addresses: model.node().external_addresses.clone(),
         });
         self.health.set_node(node_status(model));
         self.devices.work(&mut self.maps, &mut self.reporter, now);

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::api::core::v1::NodeAddress;
 use lb_common::{
     address::Address,
     config::role,
@@ -34,7 +35,7 @@ use crate::{
         state::{Change, Link, LocalAddress, NodeState},
     },
     problem::Problem,
-    source::{Event, Kind},
+    source::{Event, Kind, Object},
 };
 
 mod writes;
@@ -370,6 +371,23 @@ fn an_adopted_role_that_hangs_on_the_node_object_outlives_the_restart() {
     assert_eq!(after.doors().attached.get(&5), Some(&role::UPLINK), "the Node may stand in a broken file");
     after.event(Event::Incomplete(false)).settle();
     assert_eq!(after.doors().attached.get(&5), None, "there is no Node");
+}
+
+#[test]
+fn rule_5_an_external_address_is_the_nodes_where_it_has_no_internal_one_and_holds_it() {
+    let mut world = World::new(fake_doors());
+    world.change(Change::Address { ifindex: 2, address: address("198.51.100.7") });
+    let with = |external: &str| {
+        let Event::Apply(Object::Node(mut object)) = node("node-1", None, &["fd00::1"]) else { unreachable!() };
+        let addresses = object.status.as_mut().and_then(|status| status.addresses.as_mut()).unwrap();
+        addresses.push(NodeAddress { type_: "ExternalIP".into(), address: external.into() });
+        Event::Apply(Object::Node(object))
+    };
+    let primary = |world: &mut World| world.doors().node_addresses[0].to_string();
+    world.event(with("198.51.100.7")).event(Event::Synced).settle();
+    assert_eq!(primary(&mut world), "198.51.100.7");
+    world.event(with("203.0.113.9")).settle();
+    assert_eq!(primary(&mut world), "192.0.2.1", "a router's address can't be a source");
 }
 
 #[test]
