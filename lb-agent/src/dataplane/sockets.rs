@@ -156,6 +156,8 @@ pub struct SocketDoor {
     pins: Pins,
     /// `None` where it stays closed.
     open: Option<Open>,
+    /// Whether every hook has its program.
+    is_attached: bool,
 }
 
 struct Open {
@@ -200,7 +202,7 @@ impl SocketDoor {
     /// Loads the programs. What keeps the door closed is said, and is no error: the packet doors work without it.
     pub fn load(ebpf: &mut Ebpf, pins: Pins, options: &SocketOptions, features: &SocketFeatures) -> Self {
         if options.mode == SocketMode::Off {
-            return Self { pins, open: None };
+            return Self { pins, open: None, is_attached: false };
         }
         let open = Cgroup::open(options.cgroup.as_deref()).and_then(|cgroup| {
             let programs = load_programs(ebpf, &pins)?;
@@ -212,17 +214,22 @@ impl SocketDoor {
                 "no socket door: {why}; the node's own processes reach no Service, and NodePorts are not served on localhost"
             ),
         }
-        Self { pins, open: open.ok() }
+        Self { pins, open: open.ok(), is_attached: false }
     }
 
-    /// Whether sockets are translated.
+    /// Whether sockets are translated: the door could be opened, and has been.
+    pub const fn is_attached(&self) -> bool {
+        self.is_attached
+    }
+
+    /// Whether the door can be opened.
     pub const fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
     /// Opens the door, or lets the links of an earlier agent run this agent's programs, in place; closes it where it is not
     /// wanted any more. The maps must hold what they should. What is refused runs on as it is.
-    pub fn take_over(&self) -> Vec<SocketError> {
+    pub fn take_over(&mut self) -> Vec<SocketError> {
         let mut refused = Vec::new();
         for (index, (name, attach_type, pin)) in HOOKS.into_iter().enumerate() {
             let own = self.pins.links().join(pin);
@@ -253,6 +260,7 @@ impl SocketDoor {
                 Err(cause) => refused.push(SocketError::Link { name, path: cgroup.path.clone(), cause }),
             }
         }
+        self.is_attached = self.open.is_some() && refused.is_empty();
         refused
     }
 }

@@ -80,7 +80,9 @@ fn serve(place: &Place, cgroup: &OwnCgroup, features: &SocketFeatures, backends:
     let now = Instant::now();
     let plan = state.plan(&ServiceKey::new("default", "web"), 0, &units, now);
     state.carry_out(plan, &mut dataplane, now).unwrap();
+    assert!(!dataplane.is_socket_door_open());
     assert!(dataplane.take_over_sockets().is_empty());
+    assert!(dataplane.is_socket_door_open());
     dataplane
 }
 
