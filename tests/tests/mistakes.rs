@@ -1,31 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Mistakes of all kinds: each is named with its subject and what to do, and what worked before keeps working.
 
-use std::{
-    process::{Command, Output},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use shunt_tests::{
     load,
-    world::{Node, Options, Process, World, Xdp, agent_binary, wait_until},
+    world::{Node, Options, Process, World, Xdp, wait_until},
 };
 
 const LIMIT: Duration = Duration::from_secs(15);
 /// Frontends that there is room for in a map that is to be full: more than the sample takes.
 const ROOM: usize = 40;
 
-/// What an agent said that was expected to give up.
-fn said(output: Output) -> Result<String> {
+/// What an agent says that is expected to give up.
+fn fails(node: &Node, arguments: &[String]) -> Result<String> {
+    let output = node.agent_command(arguments)?.output().context("can't start the agent")?;
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     ensure!(!output.status.success(), "it should have failed: {said}");
     Ok(said)
-}
-
-/// Runs an agent that is expected to give up.
-fn fails(node: &Node, arguments: &[String]) -> Result<String> {
-    said(node.agent_command(arguments)?.output().context("can't start the agent")?)
 }
 
 fn replace(arguments: &mut [String], option: &str, value: &str) {
@@ -156,13 +149,11 @@ current-context: x
 /// Without the capabilities that it needs it says which.
 #[test]
 fn a_missing_capability_is_named() -> Result<()> {
-    let world = World::new(Options::TC)?;
+    let mut world = World::new(Options::TC)?;
     world.apply_sample()?;
-    let node = world.node("node-a");
-    let mut command: Command = node.namespace().command("setpriv");
-    command.args(["--bounding-set", "-all", "--inh-caps", "-all"]).arg(agent_binary()?);
-    command.args(node.agent_arguments(Xdp::Off)).env("RUST_BACKTRACE", "0");
-    let said = said(command.output().context("can't start setpriv")?)?;
+    let node = world.node_mut("node-a");
+    node.limit_capabilities(&[]);
+    let said = fails(node, &node.agent_arguments(Xdp::Off))?;
     ensure!(said.contains("CAP_BPF") && said.contains("CAP_NET_ADMIN"), "{said}");
     Ok(())
 }

@@ -6,10 +6,13 @@
 use std::fmt;
 
 use aya::{
-    programs::{ProgramType, SchedClassifier, TcAttachType},
+    programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
     util::KernelVersion,
 };
+use nix::net::if_::if_nametoindex;
+
+use super::{doors::Door, sys};
 
 /// What not every kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,10 @@ impl Feature {
             }
             // No question would tell: old kernels pass over flags that they don't know.
             Self::Ipv6Checksum => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 16, 0)),
-            Self::TcLinks => SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok(),
+            Self::TcLinks => {
+                let (attach_type, _) = Door::TcIngress.attach();
+                if_nametoindex("lo").is_ok_and(|loopback| sys::count_attached(loopback, attach_type).is_ok())
+            }
         }
     }
 }

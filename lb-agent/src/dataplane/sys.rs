@@ -132,6 +132,23 @@ struct LinkDetachAttr {
     link_fd: u32,
 }
 
+/// Whole, because the kernel writes to its end.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct QueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    pad: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct TestRunAttr {
@@ -234,6 +251,15 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attr = LinkUpdateAttr { link_fd: raw(link), new_program_fd: raw(program), ..LinkUpdateAttr::default() };
     // SAFETY: the attributes hold no addresses.
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Asks how many programs are attached to a device. Unlike aya's question this one opens none of them, which would take
+/// `CAP_SYS_ADMIN`.
+pub fn count_attached(ifindex: u32, attach_type: u32) -> io::Result<u32> {
+    let mut attr = QueryAttr { target_ifindex: ifindex, attach_type, ..QueryAttr::default() };
+    // SAFETY: the attributes hold no addresses, and with room for no program none is written.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
+    Ok(attr.count)
 }
 
 /// Takes a link off its device at once. Closing and unpinning would do it a little later.

@@ -86,6 +86,15 @@ impl HealthPorts {
         self.services.keys().cloned().collect()
     }
 
+    /// Tells at once of endpoints that have gone. Of new ones, and of all else, [`HealthPorts::set`] tells.
+    pub fn lower(&self, key: &ServiceKey, check: Option<HealthCheck>) {
+        let local_endpoints = check.map_or([None; 2], |check| check.local_endpoints);
+        let counts = self.services.get(key).into_iter().flat_map(|checked| &checked.counts);
+        for (count, now) in counts.zip(local_endpoints) {
+            count.fetch_min(now.unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
     /// Opens, corrects or closes the ports of a Service, as `check` wants them. Must be called within a Tokio runtime.
     ///
     /// # Errors

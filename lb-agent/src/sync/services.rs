@@ -160,6 +160,9 @@ impl Services {
                 reporter.set(Scope::Service(key), problems);
                 continue;
             }
+            // Before the maps: they drop what a load balancer goes on sending to a node without endpoints (kubernetes 85643).
+            let check = self.model.health_check(&key);
+            self.health_ports.lower(&key, check);
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
             problems.append(&mut plan.problems);
             let written = maps.state.carry_out(plan, &mut maps.doors, now);
@@ -174,13 +177,17 @@ impl Services {
                 Err(_) => drop(self.unwritten.insert(key.clone())),
             }
             // After the maps: who is told that there are endpoints here must find them.
-            let opened = self.health_ports.set(&key, self.model.health_check(&key));
-            if written.is_ok() && opened.is_ok() {
-                self.queue.succeed(&key);
-            } else {
-                self.queue.fail(key.clone(), now);
+            let outcome = match written {
+                Ok(()) => self.health_ports.set(&key, check),
+                Err(error) => Err(unwritten_problem(&key, &error)),
+            };
+            match outcome {
+                Ok(()) => self.queue.succeed(&key),
+                Err(problem) => {
+                    self.queue.fail(key.clone(), now);
+                    problems.push(problem);
+                }
             }
-            problems.extend(written.err().map(|error| unwritten_problem(&key, &error)).into_iter().chain(opened.err()));
             reporter.set(Scope::Service(key), problems);
         }
     }

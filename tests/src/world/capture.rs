@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use super::{Namespace, Site, wait_until};
+use super::{Namespace, Node, Site, World, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -48,20 +48,63 @@ impl Capture {
     ///
     /// # Errors
     /// When a checksum is wrong, or nothing was captured at all.
-    pub fn finish(mut self) -> Result<String> {
+    pub fn finish(self) -> Result<String> {
+        let file = self.file.display().to_string();
+        let text = self.read()?;
+        if text.trim().is_empty() {
+            bail!("no packet in {file}");
+        }
+        Ok(text)
+    }
+
+    /// The same, also of nothing.
+    fn read(mut self) -> Result<String> {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), Signal::SIGINT).context("can't end tcpdump")?;
         self.child.wait().context("can't wait for tcpdump")?;
         let output = Command::new("tcpdump").args(["-vv", "-nn", "-r"]).arg(&self.file).output();
         let text = String::from_utf8_lossy(&output.context("can't start tcpdump")?.stdout).into_owned();
-        if text.trim().is_empty() {
-            bail!("no packet in {}", self.file.display());
-        }
         let bad: Vec<&str> = text.lines().filter(|line| is_bad(line)).take(5).collect();
         if !bad.is_empty() {
             bail!("wrong checksums in {}:\n{}", self.file.display(), bad.join("\n"));
         }
         Ok(text)
+    }
+}
+
+/// Captures on many links.
+pub struct Captures(Vec<(String, Capture)>);
+
+impl Captures {
+    /// Ends them and returns the packets of each link, as `tcpdump -vv` prints them.
+    ///
+    /// # Errors
+    /// When a checksum is wrong, or nothing was captured anywhere.
+    pub fn finish(self) -> Result<Vec<(String, String)>> {
+        let read = |(place, capture): (String, Capture)| {
+            let text = capture.read().with_context(|| place.clone())?;
+            Ok((place, text))
+        };
+        let texts = self.0.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        ensure!(texts.iter().any(|(_, text)| !text.is_empty()), "no packet on any link");
+        Ok(texts)
+    }
+}
+
+impl World {
+    /// Captures on the links of all pods and of the outside client, on the nodes' uplinks, and in these places besides.
+    /// Without offloads every checksum on them must be right.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn capture(&self, more: &[(&Namespace, &str)]) -> Result<Captures> {
+        let pods = self.nodes().flat_map(Node::pods).map(|pod| (pod.namespace(), "eth0"));
+        let hosts = [(self.outside(), "eth0"), (self.switch(), "sw-node-a"), (self.switch(), "sw-node-b")];
+        let start = |(place, interface): (&Namespace, &str)| {
+            let capture = Capture::start(self.site(), place, interface, "ip or ip6")?;
+            Ok((format!("{interface} in {}", place.name()), capture))
+        };
+        pods.chain(hosts).chain(more.iter().copied()).map(start).collect::<Result<_>>().map(Captures)
     }
 }
 

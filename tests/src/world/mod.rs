@@ -39,7 +39,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use self::{
     agent::{Agent, agent_binary},
-    capture::Capture,
+    capture::{Capture, Captures},
     echo::{Echo, echo_port},
     far::Far,
     interrupt::catch as catch_interrupts,

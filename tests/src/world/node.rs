@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Agent, Family, Namespace, Site, Sockets, Xdp, agent_binary, cgroup::Cgroups};
@@ -30,6 +30,8 @@ pub struct Node {
     kubeconfig: Option<PathBuf>,
     /// Of its agent, beside the usual ones.
     flags: Vec<String>,
+    /// Of root's, those that its agent has, where not all.
+    capabilities: Option<Vec<String>>,
     bpffs: PathBuf,
     /// Whose sockets its agent translates.
     sockets: Sockets,
@@ -48,8 +50,21 @@ impl Node {
         let namespace = Arc::new(Namespace::create(site, &name)?.within(cgroup.as_deref())?);
         let bpffs = site.bpffs().join(&name);
         let log = site.directory().join(format!("agent-{name}.log"));
-        let (agent, kubeconfig, pods, flags) = (None, None, Vec::new(), Vec::new());
-        Ok(Self { name, number, agent, pods, namespace, manifests, kubeconfig, flags, bpffs, sockets, cgroup, log })
+        Ok(Self {
+            name,
+            number,
+            agent: None,
+            pods: Vec::new(),
+            namespace,
+            manifests,
+            kubeconfig: None,
+            flags: Vec::new(),
+            capabilities: None,
+            bpffs,
+            sockets,
+            cgroup,
+            log,
+        })
     }
 
     /// Makes the sockets of a namespace this node's.
@@ -163,6 +178,11 @@ impl Node {
         self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
     }
 
+    /// Leaves its agents these of root's capabilities (`net_admin`) and no others, from the next one on.
+    pub fn limit_capabilities(&mut self, names: &[&str]) {
+        self.capabilities = Some(names.iter().map(|&name| name.to_owned()).collect());
+    }
+
     /// The arguments with which its agent runs.
     #[must_use]
     pub fn agent_arguments(&self, xdp: Xdp) -> Vec<String> {
@@ -240,7 +260,16 @@ impl Node {
     /// # Errors
     /// When the program has not been built.
     pub fn agent_command(&self, arguments: &[String]) -> Result<Command> {
-        let mut command = self.namespace.command(agent_binary()?);
+        let agent = agent_binary()?;
+        let mut command = match &self.capabilities {
+            None => self.namespace.command(agent),
+            Some(names) => {
+                let bounds = names.iter().fold("-all".to_owned(), |bounds, name| format!("{bounds},+{name}"));
+                let mut command = self.namespace.command("setpriv");
+                command.args(["--no-new-privs", "--inh-caps", "-all", "--bounding-set", &bounds]).arg(agent);
+                command
+            }
+        };
         command.args(arguments).env("RUST_LOG", "info").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
         Ok(command)
     }
@@ -251,9 +280,10 @@ impl Node {
     /// When it fails; the error holds what it printed.
     pub fn lb_agent(&self, words: &str) -> Result<String> {
         let bpffs = self.bpffs.display().to_string();
-        let agent = agent_binary()?.display().to_string();
-        let arguments: Vec<&str> = words.split_whitespace().chain(["--bpffs", &bpffs]).collect();
-        self.namespace.run(&agent, &arguments)
+        let arguments: Vec<String> = words.split_whitespace().chain(["--bpffs", &bpffs]).map(str::to_owned).collect();
+        let output = self.agent_command(&arguments)?.output().context("can't start the agent")?;
+        ensure!(output.status.success(), "lb-agent {words}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

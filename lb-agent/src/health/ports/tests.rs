@@ -84,6 +84,19 @@ async fn rule_67_without_local_endpoints_or_health_it_is_503() {
 }
 
 #[tokio::test]
+async fn pitfall_16_endpoints_that_go_are_told_before_the_rest() {
+    let port = free_port();
+    let mut ports = ports(&Health::default());
+    ports.lower(&key(), check(port, 1));
+    assert!(get(port).await.is_err(), "nothing is opened");
+    ports.set(&key(), check(port, 2)).unwrap();
+    ports.lower(&key(), check(port, 3));
+    assert!(get(port).await.unwrap().contains("\"localEndpoints\": 2"), "new ones wait");
+    ports.lower(&key(), check(port, 0));
+    assert!(get(port).await.unwrap().starts_with("HTTP/1.1 503"));
+}
+
+#[tokio::test]
 async fn rule_68_ports_follow_their_service_and_the_nodes_addresses() {
     let (first, second) = (free_port(), free_port());
     let mut ports = ports(&Health::default());
