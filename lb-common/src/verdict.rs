@@ -82,6 +82,8 @@ reasons! {
     /// An answer was due, but nobody answers such a packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4): dropped.
     /// Counted beside the reason for the answer.
     AnswerForbidden = 22, "answer-forbidden";
+    /// The first fragment of an SCTP packet whose ports would change: its checksum is over bytes that are in other fragments.
+    SctpFragment = 23, "sctp-fragment";
 }
 
 /// Number of reasons: size of the counter array.
