@@ -182,12 +182,12 @@ impl Maps {
 
     /// The flows that were answered and went on.
     pub fn grown_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        entries(&self.flows_v4, &self.flows_v6)
+        entries(&self.flows_v4, &self.flows_v6, false)
     }
 
     /// The flows that have only begun.
     pub fn young_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        entries(&self.young_v4, &self.young_v6)
+        entries(&self.young_v4, &self.young_v6, true)
     }
 
     /// The affinity table.
@@ -268,9 +268,13 @@ impl Maps {
     }
 }
 
-fn entries(v4: &Map<FlowKey<V4>, Flow<V4>>, v6: &Map<FlowKey<V6>, Flow<V6>>) -> Result<BTreeMap<Tuple, Entry>> {
-    let v4 = v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
-    let v6 = v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+fn entries(
+    v4: &Map<FlowKey<V4>, Flow<V4>>,
+    v6: &Map<FlowKey<V6>, Flow<V6>>,
+    is_young: bool,
+) -> Result<BTreeMap<Tuple, Entry>> {
+    let v4 = v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow, is_young));
+    let v6 = v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow, is_young));
     v4.chain(v6).collect()
 }
 

@@ -20,7 +20,7 @@ use super::{
     network::{Network, with_network},
     object::Object,
 };
-use crate::reference::{Arrival, Counters, Datagram, Model, Outcome, Setup, Tuple};
+use crate::reference::{Arrival, Counters, Datagram, Entry, Model, Outcome, Setup, Tuple};
 
 const REFUSED: &str = "the kernel won't take such a frame for a test";
 
@@ -165,6 +165,23 @@ impl Rig {
     pub fn ages(&self) -> Result<[BTreeSet<Tuple>; 2]> {
         let flows = [self.kernel.maps.grown_flows()?, self.kernel.maps.young_flows()?];
         Ok(flows.map(|flows| flows.into_keys().collect()))
+    }
+
+    /// What the kernel holds under a tuple.
+    ///
+    /// # Errors
+    /// When its flows can't be read.
+    pub fn kernel_flow(&self, tuple: Tuple) -> Result<Option<Entry>> {
+        Ok(self.kernel.maps.flows()?.remove(&tuple))
+    }
+
+    /// Makes all flows, affinities and datagrams seem to have been used a tick from now: by a CPU that saw it begin before this
+    /// one did.
+    ///
+    /// # Errors
+    /// As [`Rig::wait`].
+    pub fn overtake(&mut self) -> Result<()> {
+        self.wait(u32::MAX)
     }
 
     /// The loaded programs.
