@@ -25,6 +25,7 @@ use super::{
         interface_of, source_range_of,
     },
     object::Object,
+    rig::Room,
 };
 use crate::reference::{Affinity, Counters, Datagram, Entry, Ports, Setup, Tuple, Version};
 
@@ -35,18 +36,18 @@ const FRONTENDS: u32 = 256;
 const SERVICES: u32 = 64;
 const AFFINITY: u32 = 4_096;
 
-/// All of them, by name, with room for so many flow entries of each family.
-pub const fn capacities(flows: u32) -> [(&'static str, u32); 10] {
+/// All of them, by name, with this room for flow entries.
+pub const fn capacities(room: Room) -> [(&'static str, u32); 10] {
     [
         (names::BACKENDS, BACKENDS),
         (names::BACKEND_COUNTERS, BACKENDS),
         (names::TABLES, CHUNKS),
         (names::FRONTENDS, FRONTENDS),
         (names::SERVICE_COUNTERS, SERVICES),
-        (names::FLOWS_V4, flows),
-        (names::FLOWS_V6, flows),
-        (names::YOUNG_V4, flows),
-        (names::YOUNG_V6, flows),
+        (names::FLOWS_V4, room.flows),
+        (names::FLOWS_V6, room.flows),
+        (names::YOUNG_V4, room.young),
+        (names::YOUNG_V6, room.young),
         (names::AFFINITY, AFFINITY),
     ]
 }

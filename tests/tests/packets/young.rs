@@ -9,7 +9,7 @@ use lb_common::flow::{
 };
 use shunt_tests::{
     packets::{
-        POD, Rig, Segment, UPLINK,
+        POD, Rig, Room, Segment, UPLINK,
         node::{self, CALLER, HERE, OUTSIDE, THERE},
         with_rig, with_rig_for,
     },
@@ -91,7 +91,7 @@ fn either_half_of_a_young_flow_may_be_lost() -> Result<()> {
 #[test]
 fn a_flood_of_first_packets_spares_the_flows_that_live() -> Result<()> {
     const LIVING: u16 = 100;
-    with_rig_for(512, node::setup, |rig| {
+    with_rig_for(Room::of(512), node::setup, |rig| {
         let version = Version::V4;
         let frontend = HERE.at_cluster_ip(version);
         let client = |port| end(CALLER, version, port);
