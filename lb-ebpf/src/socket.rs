@@ -38,6 +38,7 @@ use lb_common::{
 
 use crate::{
     admit::{self, Admitted},
+    apart::SocketApart,
     clock, maps,
     select::{self, Chosen, Client},
     socket_context::{Socket, SocketFamily, cookie_of, fail_with_refusal, random},
@@ -132,7 +133,7 @@ fn show_peer<F: SocketFamily>(socket: &Socket<F>) -> i32 {
 }
 
 #[inline(always)]
-fn translate<F: SocketFamily>(socket: &Socket<F>, call: Call) -> i32 {
+fn translate<F: SocketApart>(socket: &Socket<F>, call: Call) -> i32 {
     let mut record = find_question(socket);
     let result = decide(socket, call, &mut record);
     match (record, result) {
@@ -194,7 +195,7 @@ fn forget<F: SocketFamily>(socket: &Socket<F>, call: Call) {
 
 /// Sends the socket to a backend, if it is for a Service.
 #[inline(always)]
-fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&'static mut TraceRecord>) -> Stage<()> {
+fn decide<F: SocketApart>(socket: &Socket<F>, call: Call, record: &mut Option<&'static mut TraceRecord>) -> Stage<()> {
     let Some(protocol) = socket.protocol() else { return Err(Stop::NOT_OURS) };
     let is_of_node = socket.is_of_node();
     if !is_of_node && !maps::serves_all_sockets() {
@@ -217,17 +218,18 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
     if !is_of_node && needs_attention {
         return Err(Stop::NOT_OURS);
     }
-    let admitted = match admit(socket, frontend, address.is_v4(), is_of_node) {
+    let source_kind = F::source_kind_apart(socket);
+    let admitted = match admit(socket, frontend, source_kind, is_of_node) {
         Ok(admitted) => admitted,
         Err(stop) => {
             count_refusal(frontend.service, stop, record.is_some());
             return Err(stop);
         }
     };
-    let source = bound_address(socket);
-    let chosen = choose(socket, call, &admitted, &source, record.is_some())?;
+    let chosen = choose(socket, call, &admitted, source_kind, record.is_some())?;
     let (backend_address, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
-    if source.is_loopback() && !maps::config()?.node_addresses[family_index(address.is_v4())].is(&backend_address) {
+    let own_address = &maps::config()?.node_addresses[family_index(backend_address.is_v4())];
+    if source_kind & LOOPBACK != 0 && !own_address.is(&backend_address) {
         return Err(Stop::drop(Reason::LoopbackSource));
     }
     if let Some(record) = record {
@@ -238,7 +240,7 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
     if call == Call::Connect {
         let wants_reset = admitted.frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0;
         let reset = if wants_reset && protocol == protocol::TCP { socket_flags::RESET } else { 0 };
-        let bound = if is_bound(&source) { socket_flags::BOUND } else { 0 };
+        let bound = if source_kind & BOUND != 0 { socket_flags::BOUND } else { 0 };
         let entry = SocketEntry {
             address,
             backend_address,
@@ -324,16 +326,21 @@ fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
 
 /// Whether the client may come in, and which table serves it. Whoever has a socket here is inside.
 #[inline(always)]
-fn admit<F: SocketFamily>(socket: &Socket<F>, frontend: Frontend, is_v4: bool, is_of_node: bool) -> Stage<Admitted> {
+fn admit<F: SocketFamily>(
+    socket: &Socket<F>,
+    frontend: Frontend,
+    source_kind: u32,
+    is_of_node: bool,
+) -> Stage<Admitted> {
     // Before the question whether anything serves (rule 36).
     if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
-        let mut source = bound_address(socket);
-        if !is_bound(&source) {
-            if !is_of_node {
-                return Err(Stop::NOT_OURS);
-            }
-            source = maps::config()?.node_addresses[family_index(is_v4)];
-        }
+        let source = if source_kind & BOUND != 0 {
+            socket.source()
+        } else if is_of_node {
+            maps::config()?.node_addresses[family_index(socket.peer().is_v4())]
+        } else {
+            return Err(Stop::NOT_OURS);
+        };
         let key = Key::new(SourceRange::FULL_LEN, SourceRange { service: frontend.service, address: source });
         if !maps::is_in_source_ranges(&key) {
             return Err(Stop::drop(Reason::SourceRange));
@@ -351,10 +358,10 @@ fn choose<F: SocketFamily>(
     socket: &Socket<F>,
     call: Call,
     admitted: &Admitted,
-    source: &Address,
+    source_kind: u32,
     dry: bool,
 ) -> Stage<Chosen> {
-    let address = if is_bound(source) { *source } else { namespace_client(socket.namespace()) };
+    let address = if source_kind & BOUND != 0 { socket.source() } else { namespace_client(socket.namespace()) };
     let hash = match call {
         Call::Connect => random(),
         Call::Send => {
@@ -378,23 +385,29 @@ fn choose<F: SocketFamily>(
     select::choose(admitted, hash, client, clock::now())
 }
 
-/// The address that the application has given the socket; unspecified where the kernel has chosen it when the socket was
-/// connected.
+/// [`source_kind`]: the application has given the socket an address.
+const BOUND: u32 = 1;
+/// [`source_kind`]: one from which packets don't leave the machine.
+const LOOPBACK: u32 = 2;
+
+/// What is to be known of a socket's own address: bits, none where the socket has no address, or the kernel has chosen it when
+/// the socket was connected.
 #[inline(always)]
-fn bound_address<F: SocketFamily>(socket: &Socket<F>) -> Address {
+pub fn source_kind<F: SocketFamily>(socket: &Socket<F>) -> u32 {
     if socket.is_connected() {
         let entry = maps::find_socket(socket.cookie());
         if entry.is_none_or(|entry| entry.flags & socket_flags::BOUND == 0) {
-            return Address::UNSPECIFIED;
+            return 0;
         }
     }
-    socket.source()
-}
-
-/// Whether it is an address.
-#[inline(always)]
-fn is_bound(source: &Address) -> bool {
-    !source.is_unspecified() && !source.is(&FrontendKey::any_address(true))
+    let source = socket.source();
+    if source.is_unspecified() || source.is(&FrontendKey::any_address(true)) {
+        0
+    } else if source.is_loopback() {
+        BOUND | LOOPBACK
+    } else {
+        BOUND
+    }
 }
 
 /// Counts a new flow: a connection, or a socket's first datagram to a backend.
