@@ -61,6 +61,33 @@ fn sigterm_leaves_forwarding_in_place() -> Result<()> {
     world.serves()
 }
 
+/// Rule 76: with `--config` the agent ends when that file changes, so that it is started with what it says then.
+#[test]
+fn rule_76_an_agent_ends_when_its_configuration_changes_and_forwarding_goes_on() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("config.conf");
+    let write = |cidr: &str| {
+        let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        std::fs::write(&file, format!("{text}clusterCIDR: {cidr}\n"))
+    };
+    write("10.244.0.0/16")?;
+    let mut world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    for node in world.nodes_mut() {
+        node.add_flags(&["--config", &file.display().to_string()]);
+    }
+    world.start_agents()?;
+    write("10.0.0.0/8")?;
+    for node in world.nodes_mut() {
+        let status = node.agent_mut().wait_end("the agent's end after a change of its configuration")?;
+        ensure!(status.code() == Some(1), "{}: {status}", node.name());
+        ensure!(node.agent().log().contains("--config has changed"), "{}", node.agent().log_tail());
+    }
+    world.serves()?;
+    world.start_agents()?;
+    world.serves()
+}
+
 /// Programs attached to a node's interfaces by links or filters, XDP ones too.
 fn attached(node: &Node) -> Result<usize> {
     let links = node.namespace().run("ip", &["-o", "link"])?;
