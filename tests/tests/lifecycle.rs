@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent comes and goes: packets must not notice.
 
-use std::{thread::sleep, time::Duration};
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    thread::sleep,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use shunt_tests::{
     load::{self, Target},
     world::{Family, Node, Options, World, sample},
@@ -124,6 +133,18 @@ fn cleanup_removes_everything() -> Result<()> {
     }
     let targets = [Target::Http(sample::web_at(world.node("node-a").address(Family::V4)))];
     ensure!(load::send(world.outside(), &targets, 1, &|| {})?.failed() == 1, "still served after cleanup");
+    // As in a DaemonSet: it stays, until it is told to stop.
+    let node = world.node("node-a");
+    let arguments = ["cleanup", "--stay", "--bpffs"].map(str::to_owned).into_iter();
+    let mut staying = node.agent_command(&arguments.chain([node.bpffs().display().to_string()]).collect::<Vec<_>>())?;
+    let mut staying = staying.stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(staying.stdout.take().context("a pipe")?).read_line(&mut line)?;
+    ensure!(line.starts_with("nothing of Shunt's at "), "{line}");
+    sleep(PAUSE);
+    ensure!(staying.try_wait()?.is_none(), "it has ended");
+    kill(Pid::from_raw(staying.id().try_into()?), Signal::SIGTERM)?;
+    ensure!(staying.wait()?.success());
     // And everything can be made anew.
     world.start_agents()?;
     world.serves()

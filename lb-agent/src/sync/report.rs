@@ -87,6 +87,12 @@ impl Reporter {
         std::mem::take(&mut self.has_changed).then(|| self.standing.values().flatten())
     }
 
+    /// The problems that stand now, as people read them.
+    #[cfg(test)]
+    pub fn texts(&self) -> Vec<String> {
+        self.standing.values().flatten().map(ToString::to_string).collect()
+    }
+
     /// Problems so far, passing ones as often as they came.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -150,16 +150,14 @@ impl Services {
     pub fn work(&mut self, limit: usize, maps: &mut Maps<impl Doors>, reporter: &mut Reporter, now: Instant) {
         for _ in 0..limit {
             let Some(key) = self.queue.pop(now) else { return };
-            let (units, mut problems) = self.model.compile(&key);
-            problems.extend(source_port_problems(&key, &units, self.source_ports));
             if self.is_kept(&key, &maps.state) {
-                for problem in &mut problems {
-                    problem.remedy.push_str("; until then the Service stays as it was before the agent started");
-                }
                 self.queue.succeed(&key);
+                let problems = self.model.problems_while_kept(&key);
                 reporter.set(Scope::Service(key), problems);
                 continue;
             }
+            let (units, mut problems) = self.model.compile(&key);
+            problems.extend(source_port_problems(&key, &units, self.source_ports));
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
             problems.append(&mut plan.problems);
             let written = maps.state.carry_out(plan, &mut maps.doors, now);
