@@ -112,6 +112,15 @@ impl Agent {
 
     /// Starts one with the credentials in a file.
     pub fn run(kubeconfig: &Path, maps: Fake) -> Result<Self> {
+        Self::run_as(Some(kubeconfig), maps)
+    }
+
+    /// Starts one on empty maps that looks for credentials where the agent does by default: in a pod, its own.
+    pub fn run_in_cluster() -> Result<Self> {
+        Self::run_as(None, empty())
+    }
+
+    fn run_as(kubeconfig: Option<&Path>, maps: Fake) -> Result<Self> {
         let maps = SharedMaps(Arc::new(Mutex::new(maps)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.context("a runtime")?;
@@ -128,7 +137,7 @@ impl Agent {
         let (change_sender, changes) = mpsc::channel(1);
         let (_, requests) = mpsc::channel(1);
         runtime.spawn(agent.run(Inputs { events, changes, requests }));
-        let options = KubeOptions { kubeconfig: Some(kubeconfig.to_owned()), node_name: NODE.into() };
+        let options = KubeOptions { kubeconfig: kubeconfig.map(Path::to_owned), node_name: NODE.into() };
         let client = runtime.block_on(source::connect(&options))?;
         runtime.spawn(events::post(client, NODE.into(), notes));
         runtime.spawn(source::run_kube(options, event_sender));
@@ -152,7 +161,12 @@ impl Agent {
 
     /// Waits until the maps serve just that.
     pub fn wait_served(&self, wanted: &Served) -> Result<()> {
-        let waited = wait_until("the maps serving what is wanted", PATIENCE, || Ok(self.served() == *wanted));
+        self.wait_served_within(PATIENCE, wanted)
+    }
+
+    /// The same, for longer or not as long as usual.
+    pub fn wait_served_within(&self, limit: Duration, wanted: &Served) -> Result<()> {
+        let waited = wait_until("the maps serving what is wanted", limit, || Ok(self.served() == *wanted));
         waited.with_context(|| format!("wanted {wanted:?}, but there is\n{}", *self.maps.lock()))
     }
 
