@@ -2,10 +2,11 @@
 //! Kubernetes Events: what is wrong with a Service, told where its owner looks (`kubectl describe service`), and that the
 //! agent has started (rules 68 and 79).
 //!
-//! The one loop only puts notes into a queue and never waits. Whatever can't be posted is in the log all the same.
+//! The one loop only puts notes into a queue and never waits. Notes that are too many at once, and those that a server
+//! does not take now, wait in a [`Backlog`]. Whatever is never posted is in the log all the same.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -26,13 +27,15 @@ use tracing::debug;
 
 use crate::{compile::ServiceKey, problem::Problem};
 
-/// Notes that may wait; more are only logged.
+/// Notes that may wait, for the loop to be heard and then for their turn; more are only logged.
 const QUEUE_LENGTH: usize = 256;
 /// How long the same note is not posted again.
 const SILENCE: Duration = Duration::from_secs(3600);
 /// Events that may be posted at once, and the pause for each one after these.
 const BURST: u32 = 25;
 const PAUSE: Duration = Duration::from_secs(5);
+/// The first pause after a server that did not answer, and the longest.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 /// The API takes no longer notes, in bytes.
 const MAX_NOTE_LEN: usize = 1024;
 /// Who says it, to the API.
@@ -86,21 +89,51 @@ impl Recorder {
 
 /// Posts notes until their sender is gone. `node_name` is the agent's own.
 pub async fn post(client: Client, node_name: String, mut notes: mpsc::Receiver<Note>) {
-    let mut limiter = Limiter::new(Instant::now());
-    while let Some(note) = notes.recv().await {
-        if !limiter.admits(&note, Instant::now()) {
-            debug!(?note, "too many Events: not posted");
-            continue;
+    let mut backlog = Backlog::new(Instant::now());
+    loop {
+        let due = backlog.due();
+        tokio::select! {
+            note = notes.recv() => match note {
+                Some(note) => backlog.add(note, Timestamp::now(), Instant::now()),
+                None => return,
+            },
+            () = sleep_until(due) => {}
         }
-        if let Err(error) = post_one(&client, &node_name, note).await {
-            debug!("an Event is not posted: {error}");
+        let Some((note, noted)) = backlog.take(Instant::now()) else { continue };
+        match post_one(&client, &node_name, &note, noted).await {
+            Err(error) if may_pass(&error) => {
+                debug!("an Event is posted later: {error}");
+                backlog.put_back(note, noted, Instant::now());
+            }
+            result => {
+                backlog.resume();
+                if let Err(error) = result {
+                    debug!("an Event is not posted: {error}");
+                }
+            }
         }
     }
 }
 
-async fn post_one(client: &Client, node_name: &str, note: Note) -> kube::Result<()> {
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the same request may succeed later: the server was not there, had enough to do, or knew us no more. All other
+/// refusals stand, an Event that is there already among them.
+fn may_pass(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => matches!(status.code, 401 | 408 | 429 | 500..),
+        _ => true,
+    }
+}
+
+async fn post_one(client: &Client, node_name: &str, note: &Note, noted: Timestamp) -> kube::Result<()> {
     let Some(regarding) = refer(client, &note.subject).await? else { return Ok(()) };
-    let event = event(node_name, &note, regarding, Timestamp::now());
+    let event = event(node_name, note, regarding, noted);
     let namespace = event.metadata.namespace.clone().unwrap_or_default();
     Api::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await?;
     Ok(())
@@ -162,21 +195,50 @@ fn shorten(text: &str) -> String {
     format!("{}{MARK}", &text[..end])
 }
 
-/// Keeps a cluster full of mistakes from burying its API server. Pure: `now` comes in.
+/// Notes that wait for their turn: a cluster full of mistakes shall not bury its API server, and a server that is away shall
+/// be told later. Pure: `now` comes in.
 #[derive(Debug)]
-struct Limiter {
+struct Backlog {
+    /// Each with the time at which it came.
+    waiting: VecDeque<(Note, Timestamp)>,
+    /// Notes that have come, and when.
     told: BTreeMap<Note, Instant>,
+    /// Events that may be posted at once, since when.
     allowed: u32,
     refilled: Instant,
+    /// A server that did not answer is not asked before then, and the pause after the next such time.
+    not_before: Instant,
+    pause: Duration,
 }
 
-impl Limiter {
+impl Backlog {
     fn new(now: Instant) -> Self {
-        Self { told: BTreeMap::new(), allowed: BURST, refilled: now }
+        let (waiting, told) = Default::default();
+        Self { waiting, told, allowed: BURST, refilled: now, not_before: now, pause: RETRY_PAUSES[0] }
     }
 
-    fn admits(&mut self, note: &Note, now: Instant) -> bool {
+    /// A note comes; the same one is not taken again for a while.
+    fn add(&mut self, note: Note, wall: Timestamp, now: Instant) {
         self.told.retain(|_, at| now.duration_since(*at) < SILENCE);
+        if self.told.contains_key(&note) {
+            return;
+        }
+        if self.waiting.len() >= QUEUE_LENGTH {
+            debug!(?note, "too many Events wait: not posted");
+            return;
+        }
+        self.told.insert(note.clone(), now);
+        self.waiting.push_back((note, wall));
+    }
+
+    /// When the first note can be posted.
+    fn due(&self) -> Option<Instant> {
+        let allowed_at = if self.allowed > 0 { self.refilled } else { self.refilled + PAUSE };
+        (!self.waiting.is_empty()).then(|| self.not_before.max(allowed_at))
+    }
+
+    /// The note that is to be posted now.
+    fn take(&mut self, now: Instant) -> Option<(Note, Timestamp)> {
         while self.allowed < BURST && now.duration_since(self.refilled) >= PAUSE {
             self.allowed += 1;
             self.refilled += PAUSE;
@@ -184,12 +246,24 @@ impl Limiter {
         if self.allowed == BURST {
             self.refilled = now;
         }
-        if self.allowed == 0 || self.told.contains_key(note) {
-            return false;
+        if self.allowed == 0 || now < self.not_before {
+            return None;
         }
+        let first = self.waiting.pop_front()?;
         self.allowed -= 1;
-        self.told.insert(note.clone(), now);
-        true
+        Some(first)
+    }
+
+    /// The server did not take it now.
+    fn put_back(&mut self, note: Note, noted: Timestamp, now: Instant) {
+        self.waiting.push_front((note, noted));
+        self.not_before = now + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_PAUSES[1]);
+    }
+
+    /// The server answers.
+    fn resume(&mut self) {
+        self.pause = RETRY_PAUSES[0];
     }
 }
 
@@ -201,19 +275,74 @@ mod tests {
         Note { subject: Subject::Service(ServiceKey::new("default", "web")), reason: "Bad", text: text.into() }
     }
 
-    #[test]
-    fn the_same_problem_is_posted_once_and_many_are_limited() {
-        let start = Instant::now();
-        let mut limiter = Limiter::new(start);
-        assert!(limiter.admits(&note("a"), start));
-        assert!(!limiter.admits(&note("a"), start + SILENCE / 2));
-        assert!(limiter.admits(&note("a"), start + SILENCE));
+    const WALL: Timestamp = Timestamp::constant(1, 0);
 
-        let now = start + 2 * SILENCE;
-        let admitted = (0..100).filter(|number| limiter.admits(&note(&number.to_string()), now)).count();
-        assert_eq!(admitted, BURST as usize);
-        assert!(limiter.admits(&note("later"), now + PAUSE));
-        assert!(!limiter.admits(&note("too soon"), now + PAUSE));
+    #[test]
+    fn the_same_problem_is_posted_once_and_many_take_turns() {
+        let start = Instant::now();
+        let mut backlog = Backlog::new(start);
+        let offer = |backlog: &mut Backlog, text: &str, now| {
+            backlog.add(note(text), WALL, now);
+            backlog.take(now).map(|(note, _)| note.text)
+        };
+        assert_eq!(offer(&mut backlog, "a", start).as_deref(), Some("a"));
+        assert_eq!(offer(&mut backlog, "a", start + SILENCE / 2), None);
+        assert_eq!(offer(&mut backlog, "a", start + SILENCE).as_deref(), Some("a"));
+
+        let mut now = start + 2 * SILENCE;
+        (0..100).for_each(|number| backlog.add(note(&number.to_string()), WALL, now));
+        let at_once = std::iter::from_fn(|| backlog.take(now)).count();
+        assert_eq!(at_once, BURST as usize);
+        for number in BURST..100 {
+            now = backlog.due().expect("more");
+            assert_eq!(backlog.take(now), Some((note(&number.to_string()), WALL)), "nothing is lost");
+        }
+        assert_eq!(now, start + 2 * SILENCE + PAUSE * (100 - BURST));
+        assert_eq!(backlog.due(), None);
+    }
+
+    #[test]
+    fn what_a_server_does_not_take_is_offered_again_after_a_growing_pause() {
+        let mut now = Instant::now();
+        let mut backlog = Backlog::new(now);
+        backlog.add(note("a"), WALL, now);
+        backlog.add(note("b"), WALL, now);
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let (first, noted) = backlog.take(now).expect("it is due");
+            assert_eq!(first.text, "a");
+            backlog.put_back(first, noted, now);
+            assert_eq!(backlog.due(), Some(now + Duration::from_secs(seconds)));
+            assert_eq!(backlog.take(now), None);
+            now = backlog.due().unwrap();
+        }
+        assert_eq!(backlog.take(now).unwrap().0.text, "a");
+        backlog.resume();
+        let (second, noted) = backlog.take(now).unwrap();
+        backlog.put_back(second, noted, now);
+        assert_eq!(backlog.due(), Some(now + RETRY_PAUSES[0]));
+    }
+
+    #[test]
+    fn notes_that_wait_are_bounded() {
+        let now = Instant::now();
+        let mut backlog = Backlog::new(now);
+        (0..2 * QUEUE_LENGTH).for_each(|number| backlog.add(note(&number.to_string()), WALL, now));
+        assert_eq!(backlog.waiting.len(), QUEUE_LENGTH);
+        assert_eq!(backlog.told.len(), QUEUE_LENGTH, "those left out may come again");
+    }
+
+    #[test]
+    fn a_refusal_that_stands_is_not_asked_for_again() {
+        let refusal = |code| {
+            let status = kube::core::Status::failure("no", "Because").with_code(code);
+            kube::Error::Api(status.boxed())
+        };
+        for (code, expected) in
+            [(401, true), (403, false), (404, false), (409, false), (422, false), (429, true), (503, true)]
+        {
+            assert_eq!(may_pass(&refusal(code)), expected, "{code}");
+        }
+        assert!(may_pass(&kube::Error::LinesCodecMaxLineLengthExceeded), "a connection that broke");
     }
 
     #[test]

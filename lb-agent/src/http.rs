@@ -3,12 +3,19 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use axum::Router;
-use tokio::net::TcpListener;
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt::Ipv6V6Only},
+};
+use tokio::net::{TcpListener, TcpSocket};
 use tracing::error;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 128;
 
 /// A port that can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +37,29 @@ fn remedy(source: &io::Error) -> &'static str {
     }
 }
 
-/// Opens a port.
+/// Opens a port. Like kube-proxy's, one on `0.0.0.0` answers on the addresses of both families.
 ///
 /// # Errors
 /// Where it can't be had.
 pub async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError { address, flag, source })
+    let opened = if address.ip() == Ipv4Addr::UNSPECIFIED {
+        match bind_both(address.port()) {
+            // A kernel without IPv6.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => TcpListener::bind(address).await,
+            other => other,
+        }
+    } else {
+        TcpListener::bind(address).await
+    };
+    opened.map_err(|source| BindError { address, flag, source })
+}
+
+fn bind_both(port: u16) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    setsockopt(&socket, Ipv6V6Only, &false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 /// Answers requests for as long as the process lives.
@@ -47,7 +71,24 @@ pub async fn serve(listener: TcpListener, router: Router) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+
+    #[tokio::test]
+    async fn rule_69_the_unspecified_address_is_that_of_both_families() {
+        let listener = bind(SocketAddr::from(([0; 4], 0)), "--healthz-bind-address").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for ip in ["127.0.0.1", "::1"] {
+            let to: SocketAddr = (ip.parse::<IpAddr>().unwrap(), port).into();
+            tokio::net::TcpStream::connect(to).await.unwrap_or_else(|error| panic!("{to}: {error}"));
+        }
+        let text = bind(SocketAddr::from(([0; 4], port)), "--healthz-bind-address").await.unwrap_err().to_string();
+        assert!(text.contains(&format!("0.0.0.0:{port}")), "{text}");
+        let own = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--healthz-bind-address").await.unwrap();
+        let port = own.local_addr().unwrap().port();
+        assert!(tokio::net::TcpStream::connect(("::1", port)).await.is_err(), "an address is just that");
+    }
 
     #[tokio::test]
     async fn a_taken_port_names_its_flag_and_a_remedy() {

@@ -14,7 +14,7 @@ use lb_common::{
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{self, FilterPlane, ServiceName},
-    socket::{SocketEntry, SocketKey},
+    socket::{SocketEntry, TalkEntry, TalkKey},
 };
 
 use crate::diff::Capacities;
@@ -81,7 +81,8 @@ impl Bill {
             (maps::BACKENDS, u64::from(backends) * size_of::<Backend>() as u64),
             (maps::INTERFACES, hash(interfaces, size_of::<u32>(), size_of::<Interface>())),
             (maps::NODE_ADDRESSES, hash(node_addresses, size_of::<Address>(), size_of::<u32>())),
-            (maps::SOCKETS, hash(sockets, size_of::<SocketKey>(), size_of::<SocketEntry>())),
+            (maps::SOCKETS, hash(sockets, size_of::<u64>(), size_of::<SocketEntry>())),
+            (maps::TALKS, hash(sockets, size_of::<TalkKey>(), size_of::<TalkEntry>())),
             (maps::FILTER, 2 * size_of::<FilterPlane>() as u64),
         ];
         Self { lines }

@@ -47,11 +47,19 @@ impl Address {
         &self.words
     }
 
+    /// Whether both are the same. One branch, where `==` has four: the verifier follows each way out of each.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(&self, other: &Self) -> bool {
+        let [a, b] = [&self.words, &other.words];
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
+
     /// Whether this is the v4-mapped form of an IPv4 address.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_MAPPED
+        self.words[0] | self.words[1] | (self.words[2] ^ V4_MAPPED) == 0
     }
 
     /// Whether an application that names this address means its own machine: `127.0.0.1`, `::1`, or an unspecified address,
@@ -63,7 +71,19 @@ impl Address {
         if self.is_v4() {
             last == 0x7f00_0001_u32.to_be() || last == 0
         } else {
-            self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && (last == 1_u32.to_be() || last == 0)
+            self.words[0] | self.words[1] | self.words[2] == 0 && (last == 1_u32.to_be() || last == 0)
+        }
+    }
+
+    /// Whether packets from here stay on the machine: `127.0.0.0/8` or `::1`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        let last = self.words[3];
+        if self.is_v4() {
+            u32::from_be(last) >> 24 == 127
+        } else {
+            self.words[0] | self.words[1] | self.words[2] | (last ^ 1_u32.to_be()) == 0
         }
     }
 
@@ -78,7 +98,7 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn is_unspecified(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 0
+        self.words[0] | self.words[1] | self.words[2] | self.words[3] == 0
     }
 }
 
@@ -269,6 +289,12 @@ mod tests {
             assert!(!address(text).is_this_machine(), "{text}");
         }
         assert_eq!([true, false].map(Address::loopback), ["127.0.0.1", "::1"].map(address));
+        for text in ["127.0.0.1", "127.255.0.9", "::1"] {
+            assert!(address(text).is_loopback(), "{text}");
+        }
+        for text in ["0.0.0.0", "128.0.0.1", "10.0.0.127", "::", "::2", "7f00::1"] {
+            assert!(!address(text).is_loopback(), "{text}");
+        }
     }
 
     #[test]

@@ -17,6 +17,14 @@ pub const fn ticks(seconds: u32) -> u32 {
     (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32
 }
 
+/// Ticks from `then` to `now`. Negative where `then` is of another CPU, which saw a tick begin that had not begun yet when this
+/// one looked at the clock.
+#[inline(always)]
+#[must_use]
+pub const fn elapsed(now: u32, then: u32) -> i64 {
+    (now.wrapping_sub(then) as i32) as i64
+}
+
 /// Index of a family in arrays of two.
 #[inline(always)]
 #[must_use]
@@ -121,6 +129,14 @@ mod tests {
         assert!(!cidr.contains(&address("10.245.0.1")));
         assert!(!cidr.contains(&address("fd00::1")));
         assert!(!Cidr::default().contains(&Address::UNSPECIFIED));
+    }
+
+    #[test]
+    fn a_tick_that_another_cpu_saw_earlier_is_no_age() {
+        assert_eq!(elapsed(7, 5), 2);
+        assert_eq!(elapsed(7, 8), -1);
+        assert_eq!(elapsed(0, u32::MAX), 1);
+        assert_eq!(elapsed(u32::MAX, 0), -1);
     }
 
     #[test]

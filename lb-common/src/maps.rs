@@ -3,7 +3,7 @@
 
 /// Goes into the path of every pin: re-using a pinned map checks nothing, so maps of another layout must not be found.
 /// Raise it with every change of a key, a value or their meaning.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Configuration: array of one [`crate::config::Config`], memory-mapped.
 pub const CONFIG: &str = "CONFIG";
@@ -49,11 +49,13 @@ pub const TRACE: &str = "TRACE";
 pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
 /// Program array: where the TC programs go on, by [`tail`].
 pub const TC_PROGRAMS: &str = "TC_PROGRAMS";
-/// LRU hash: [`crate::socket::SocketKey`] -> [`crate::socket::SocketEntry`].
+/// LRU hash: cookie of a connected socket (`u64`) -> [`crate::socket::SocketEntry`].
 pub const SOCKETS: &str = "SOCKETS";
+/// LRU hash: [`crate::socket::TalkKey`] -> [`crate::socket::TalkEntry`].
+pub const TALKS: &str = "TALKS";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 23] = [
+pub const PINNED: [&str; 24] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
@@ -77,6 +79,7 @@ pub const PINNED: [&str; 23] = [
     XDP_PROGRAMS,
     TC_PROGRAMS,
     SOCKETS,
+    TALKS,
 ];
 
 /// Names of the programs.
@@ -111,6 +114,8 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "shunt_getpeername4";
     /// The same, IPv6.
     pub const GETPEERNAME6: &str = "shunt_getpeername6";
+    /// Socket door: a socket is closed.
+    pub const SOCK_RELEASE: &str = "shunt_sock_release";
 
     /// Where programs go on: map, index and program.
     pub const TAILS: [(&str, u32, &str); 4] = [
@@ -193,6 +198,6 @@ pub mod capacity {
     pub const SOURCE_RANGES: u32 = 16_384;
     /// Network devices.
     pub const INTERFACES: u32 = 4_096;
-    /// Sockets that the socket door has sent to backends.
+    /// Sockets that the socket door has connected to backends, and as many entries of those that send without a connection.
     pub const SOCKETS: u32 = 65_536;
 }

@@ -1,70 +1,104 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What the socket door remembers of a socket that it sent to a backend: so that the application is shown the Service's
-//! address, and the agent finds the sockets whose backend has gone.
+//! address, that its datagrams keep together, and that the agent finds the sockets whose backend has gone.
 //!
-//! The map is an LRU. Without its entry a socket works on: the application sees the backend's own address then, and the
-//! agent does not close the socket when the backend goes.
+//! Both maps are LRUs. Without its entry a socket works on: the application sees the backend's own address then, its next
+//! datagram may go to another backend, and the agent does not close the socket when the backend goes.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
 
-/// A socket and the backend that it was sent to. A UDP socket without a connection may have been sent to many.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-pub struct SocketKey {
-    /// The kernel's name for the socket, never used twice while the machine runs.
-    pub cookie: u64,
-    /// The backend, also for a v6 socket that uses IPv4.
-    pub address: Address,
-    /// Its port, network byte order.
-    pub port_be: u16,
-    /// Zero: hash maps compare padding too.
-    pub pad: [u8; 6],
-}
-
-impl SocketKey {
-    /// The key of a socket at a backend.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(cookie: u64, address: Address, port_be: u16) -> Self {
-        Self { cookie, address, port_be, pad: [0; 6] }
-    }
-}
-
-/// Bits of [`SocketEntry::flags`].
-pub mod socket_flags {
-    /// The socket is connected to the backend, and follows its Service only by being closed.
-    pub const CONNECTED: u8 = 1;
-    /// TCP that is reset when its backend goes (`shunt.dev/on-backend-removal: reset`).
-    pub const RESET: u8 = 2;
-}
-
-/// Where the application believes its peer to be.
+/// What is remembered of a connected socket, by its cookie: the kernel's name for it, never used twice while the machine
+/// runs. The entry goes when the socket is closed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SocketEntry {
     /// The address that the application named.
     pub address: Address,
-    /// Its port, network byte order.
+    /// That of the backend, also for a v6 socket that uses IPv4.
+    pub backend_address: Address,
+    /// Port to [`SocketEntry::address`], network byte order.
     pub port_be: u16,
+    /// Port to [`SocketEntry::backend_address`], network byte order.
+    pub backend_port_be: u16,
     /// IP protocol number.
     pub protocol: u8,
     /// [`socket_flags`].
     pub flags: u8,
+    /// Zero.
+    pub pad: [u8; 2],
     /// Index of the backend.
     pub backend: u32,
     /// Its generation when it was chosen; another one now says that it has gone.
     pub generation: u32,
 }
 
+/// Bits of [`SocketEntry::flags`].
+pub mod socket_flags {
+    /// TCP that is reset when its backend goes (`shunt.dev/on-backend-removal: reset`).
+    pub const RESET: u8 = 1;
+    /// The application had chosen the socket's address before it connected, which chooses one too.
+    pub const BOUND: u8 = 2;
+}
+
 impl SocketEntry {
-    /// Whether the socket is to be closed when its backend goes.
+    /// Whether the socket is to be closed when its backend goes: connected UDP follows its Service only so.
     #[must_use]
     pub const fn is_closed_with_backend(&self) -> bool {
-        let is_udp = self.protocol == crate::flow::protocol::UDP;
-        self.flags & socket_flags::RESET != 0 || (is_udp && self.flags & socket_flags::CONNECTED != 0)
+        self.flags & socket_flags::RESET != 0 || self.protocol == crate::flow::protocol::UDP
     }
+}
+
+/// One end of what a UDP socket without a connection says to a Service. There are two entries for each such talk: one finds
+/// the backend by the Service's address, so that the next datagram goes there too, one the Service's address by the
+/// backend's, so that the application is shown whom it asked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct TalkKey {
+    /// The socket's, see [`SocketEntry`].
+    pub cookie: u64,
+    /// The Service's, or the backend's.
+    pub address: Address,
+    /// Its port, network byte order.
+    pub port_be: u16,
+    /// [`talk_side`]: whose address it is.
+    pub side: u16,
+    /// Zero: hash maps compare padding too.
+    pub pad: [u8; 4],
+}
+
+/// Values of [`TalkKey::side`].
+pub mod talk_side {
+    /// The Service's, as the application knows it.
+    pub const SERVICE: u16 = 0;
+    /// The backend's.
+    pub const BACKEND: u16 = 1;
+}
+
+impl TalkKey {
+    /// The key of a socket's talk by one of its ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(cookie: u64, address: Address, port_be: u16, side: u16) -> Self {
+        Self { cookie, address, port_be, side, pad: [0; 4] }
+    }
+}
+
+/// The other end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TalkEntry {
+    /// The backend's address, or the Service's.
+    pub address: Address,
+    /// Its port, network byte order.
+    pub port_be: u16,
+    /// Zero.
+    pub pad: [u8; 2],
+    /// Index of the backend.
+    pub backend: u32,
+    /// Its generation when it was chosen; another one now says that it has gone.
+    pub generation: u32,
 }
 
 /// Which sockets the door serves.
@@ -90,8 +124,9 @@ pub const fn namespace_client(cookie: u64) -> Address {
     Address::from_words_be([0x0100_0000_u32.to_be(), 0, (cookie >> 32) as u32, cookie as u32])
 }
 
-const _: () = assert!(size_of::<SocketKey>() == 32);
-const _: () = assert!(size_of::<SocketEntry>() == 28);
+const _: () = assert!(size_of::<SocketEntry>() == 48);
+const _: () = assert!(size_of::<TalkKey>() == 32);
+const _: () = assert!(size_of::<TalkEntry>() == 28);
 
 #[cfg(test)]
 mod tests {
@@ -110,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn only_connected_udp_and_tcp_with_reset_end_with_their_backend() {
+    fn only_udp_and_tcp_with_reset_end_with_their_backend() {
         let entry = |protocol, flags| SocketEntry { protocol, flags, ..Zeroable::zeroed() };
         for (protocol, flags, is_closed) in [
-            (protocol::UDP, socket_flags::CONNECTED, true),
-            (protocol::UDP, 0, false),
-            (protocol::TCP, socket_flags::CONNECTED, false),
-            (protocol::TCP, socket_flags::CONNECTED | socket_flags::RESET, true),
+            (protocol::UDP, 0, true),
+            (protocol::UDP, socket_flags::BOUND, true),
+            (protocol::TCP, socket_flags::BOUND, false),
+            (protocol::TCP, socket_flags::RESET, true),
         ] {
             assert_eq!(entry(protocol, flags).is_closed_with_backend(), is_closed);
         }

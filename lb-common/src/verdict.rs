@@ -43,8 +43,9 @@ reasons! {
     RejectLimit = 2, "reject-limit";
     /// The reject could not be built or sent.
     RejectFailed = 3, "reject-failed";
-    /// Not counted any more: fragments to Service addresses are translated.
-    Fragment = 4, "fragment";
+    /// A process's socket that is bound to a loopback address, and a backend elsewhere: packets from there never leave the
+    /// machine. Its call fails with EPERM.
+    LoopbackSource = 4, "loopback-source";
     /// Not counted any more: so are packets with options and extension headers.
     HeaderOptions = 5, "header-options";
     /// A packet to be forwarded whose TTL or hop limit has run out: answered.
@@ -82,6 +83,8 @@ reasons! {
     /// An answer was due, but nobody answers such a packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4): dropped.
     /// Counted beside the reason for the answer.
     AnswerForbidden = 22, "answer-forbidden";
+    /// The first fragment of an SCTP packet whose ports would change: its checksum is over bytes that are in other fragments.
+    SctpFragment = 23, "sctp-fragment";
 }
 
 /// Number of reasons: size of the counter array.

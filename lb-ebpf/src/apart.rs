@@ -6,7 +6,7 @@
 //! once, for any arguments. The price: arguments are the context and plain numbers only (that is what 5.10 takes), so the
 //! packet's parsed form travels in the scratch space; and it must have a name and no type parameters.
 
-use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr, xdp_md};
 use lb_common::{
     address::{Family, V4, V6},
     crc32c,
@@ -21,7 +21,9 @@ use crate::{
     install,
     packet::{Exit, Packet, SkbPacket, XdpPacket},
     parse::{Hook, Parsed},
-    rare, select, service, source,
+    rare, select, service, socket,
+    socket_context::{Socket, SocketFamily},
+    source,
 };
 
 /// Per-family functions, proven apart.
@@ -58,6 +60,38 @@ pub trait SlowPath<F: Header>: Packet {
     fn look_up_apart(&self, protocol: u8) -> Packed;
     /// [`forward::check_mtu`].
     fn check_mtu_apart(&self, protocol: u8, mtu: u16) -> Packed;
+}
+
+/// Per-family functions of the socket door.
+pub trait SocketApart: SocketFamily {
+    /// [`socket::source_kind`].
+    fn source_kind_apart(socket: &Socket<Self>) -> u32;
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn source_kind_v4(context: *mut bpf_sock_addr) -> u32 {
+    socket::source_kind(&Socket::<V4>::new(context))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn source_kind_v6(context: *mut bpf_sock_addr) -> u32 {
+    socket::source_kind(&Socket::<V6>::new(context))
+}
+
+impl SocketApart for V4 {
+    #[inline(always)]
+    fn source_kind_apart(socket: &Socket<Self>) -> u32 {
+        source_kind_v4(socket.context().cast())
+    }
+}
+
+impl SocketApart for V6 {
+    #[inline(always)]
+    fn source_kind_apart(socket: &Socket<Self>) -> u32 {
+        source_kind_v6(socket.context().cast())
+    }
 }
 
 /// [`XdpPacket::has_trace_cookie`]: the words that it compares would take stack from every function that asks.

@@ -6,7 +6,7 @@
 //! of the pair is found and made again.
 
 use lb_common::{
-    config::Config,
+    config::{Config, elapsed},
     flow::{Direction, Flow, FlowState, flow_flags, protocol, tcp_flags},
     verdict::{Reason, Stage, Stop},
 };
@@ -66,7 +66,7 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
 pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
     let parsed = &scratch.parsed;
-    let flow = maps::find_flow::<F, Young>(&parsed.key).ok_or(Stop::NOT_OURS)?;
+    let Some(flow) = maps::find_flow::<F, Young>(&parsed.key) else { return find_just_grown(scratch, now) };
     if is_overtaken(flow, parsed) {
         scratch.original = *flow;
         return Err(if is_open(parsed) { reset::stop(parsed) } else { Stop::NOT_OURS });
@@ -84,7 +84,9 @@ pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
     flow.write_peer(&parsed.key, &mut scratch.peer);
     let next = next_state_apart(flow, parsed);
     let is_original = flow.direction() == Direction::Original;
-    let is_grown = is_original && flow.flags & flow_flags::ANSWERED != 0 && !next.is_over();
+    // A SYN or INIT that is sent again takes up no answer.
+    let is_going_on = !next.is_over() && next != FlowState::HALF_OPEN;
+    let is_grown = is_original && flow.flags & flow_flags::ANSWERED != 0 && is_going_on;
     // A refusal is no answer.
     let answered = if is_original || next.is_over() { 0 } else { flow_flags::ANSWERED };
     scratch.peer.state = next;
@@ -96,6 +98,21 @@ pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
     if is_grown {
         F::grow_apart().unpack()?;
     }
+    Ok(())
+}
+
+/// Looks the flow of the packet in the scratch space up among the grown ones again: between the first look there and that among
+/// the young ones another CPU may have moved it ([`grow`]). What has been there before and was refused then is refused again.
+#[inline(always)]
+fn find_just_grown<F: Header>(scratch: &mut Scratch<F>, now: u32) -> Stage<()> {
+    let Scratch { parsed, peer_key, original, .. } = scratch;
+    let flow = maps::find_flow::<F, Grown>(&parsed.key).ok_or(Stop::NOT_OURS)?;
+    flow.write_peer_key(&parsed.key, peer_key);
+    let is_pair = maps::find_flow::<F, Grown>(peer_key).is_some_and(|peer| peer.is_peer_key(peer_key, &parsed.key));
+    if !is_pair || is_overtaken(flow, parsed) || is_of_another(flow, parsed) || is_expired(flow, maps::config()?, now) {
+        return Err(Stop::NOT_OURS);
+    }
+    *original = *flow;
     Ok(())
 }
 
@@ -154,7 +171,7 @@ fn is_of_another<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
 pub fn is_expired<F: Header>(flow: &Flow<F>, config: &Config, now: u32) -> bool {
     // verifier: 6.1 and older lose the bound of a 32-bit copy ("invalid access to map value").
     let timeout = config.timeouts.get(opaque(flow.state.to_bits().into())).copied().unwrap_or_default();
-    now.wrapping_sub(flow.last_seen) > timeout
+    elapsed(now, flow.last_seen) > i64::from(timeout)
 }
 
 /// Whether it matters to this packet that its backend is still there: to UDP, to a fresh SYN, and to TCP that is reset

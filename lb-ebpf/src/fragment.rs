@@ -3,6 +3,7 @@
 //! ports in a table, and get the addresses that the first one got. Earlier than the first one they find nothing.
 
 use lb_common::{
+    config::elapsed,
     fragment::{FRAGMENT_TICKS, Fragment, FragmentKey},
     verdict::{Reason, Stage, Stop},
 };
@@ -46,7 +47,7 @@ pub fn find<F: Header>(scratch: &mut Scratch<F>, hook: Hook) -> Stage<()> {
     write_key(scratch);
     scratch.dissected.kind = kind::LATER_FRAGMENT;
     match maps::find_fragment(&scratch.fragment_key) {
-        Some(fragment) if clock::now().wrapping_sub(fragment.last_seen) < FRAGMENT_TICKS => {
+        Some(fragment) if elapsed(clock::now(), fragment.last_seen) < i64::from(FRAGMENT_TICKS) => {
             scratch.parsed.key.sport_be = fragment.sport_be;
             scratch.parsed.key.dport_be = fragment.dport_be;
             Ok(())

@@ -6,6 +6,7 @@
 //! range. An entry that is this very flow's, left over from an earlier decision, is taken over, port and all.
 
 use lb_common::{
+    config::elapsed,
     flow::{Flow, FlowState, flow_flags},
     hash,
     verdict::{Reason, Stage, Stop},
@@ -20,6 +21,10 @@ use crate::{
 /// Ports that are tried before the flow is refused: at 90 % occupancy 1 of 5 such flows finds none, at 75 % 1 of 100.
 const PROBES: u32 = 16;
 
+/// Searches for a source port before a new flow is refused: one more for each time that another CPU takes the port that was
+/// found (cilium 35010).
+const ATTEMPTS: u32 = 3;
+
 /// Who has a reply tuple: another flow.
 const OTHER: u32 = 0;
 /// Nobody.
@@ -33,14 +38,30 @@ const EXPIRED: u32 = 3;
 const ENDING: u32 = 4;
 
 /// Ticks after which a half-open flow counts as [`ENDING`]: the client has sent its SYN again twice by then.
-const HALF_OPEN_TICKS: u32 = 4;
+const HALF_OPEN_TICKS: i64 = 4;
 
 /// Installs the pair for the original entry in the scratch space; chooses its source port. `dry` for a trace, which
 /// installs nothing.
 #[inline(always)]
 pub fn install<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        if claim::<F>(start, now, dry)? {
+            return Ok(());
+        }
+        attempt += 1;
+    }
+    // The client will send again.
+    Err(Stop::drop(Reason::NoSourcePort))
+}
+
+/// One attempt. False where another CPU took the tuple for another flow a moment after it was found free.
+#[inline(always)]
+fn claim<F: Header>(start: u32, now: u32, dry: bool) -> Stage<bool> {
     let scratch = maps::scratch::<F>()?;
     let key = &scratch.parsed.key;
+    // An earlier attempt may have chosen another.
+    scratch.original.sport_be = key.sport_be;
     scratch.original.write_peer_key(key, &mut scratch.peer_key);
     let holder = F::choose_source_port_apart(start, now);
     if holder == OTHER {
@@ -48,19 +69,21 @@ pub fn install<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> {
     }
     scratch.original.set_deltas(key);
     if dry {
-        return Ok(());
+        return Ok(true);
     }
     scratch.original.write_peer(key, &mut scratch.peer);
     if maps::find_flow::<F, Grown>(&scratch.peer_key).is_some() && holder == OWN {
         // The other half of a grown flow was evicted. The same tuple may have been young since.
         maps::remove_flow::<F, Young>(key);
-        return put_pair::<F, Grown>(scratch);
+        put_pair::<F, Grown>(scratch);
+        return Ok(true);
     }
     if maps::find_flow::<F, Grown>(key).is_some() {
         maps::remove_flow::<F, Grown>(key);
     }
     if holder == OWN {
-        return put_pair::<F, Young>(scratch);
+        put_pair::<F, Young>(scratch);
+        return Ok(true);
     }
     if holder != NOBODY {
         // Not overwritten: another CPU may be taking it too, and one of us must fail.
@@ -69,24 +92,22 @@ pub fn install<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> {
     }
     let claimed = maps::insert_new_flow::<F, Young>(&scratch.peer_key, &scratch.peer);
     if claimed == Err(InsertError::Exists) && F::holder_apart(now) != OWN {
-        // Another CPU took the tuple for another flow a moment ago. The client will send again.
-        return Err(Stop::drop(Reason::NoSourcePort));
+        return Ok(false);
     }
     if claimed == Err(InsertError::Refused) || maps::put_flow::<F, Young>(key, &scratch.original).is_err() {
         count_refusal();
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Both entries, over those that are there.
 #[inline(always)]
-fn put_pair<F: Header, T: FlowTable>(scratch: &Scratch<F>) -> Stage<()> {
+fn put_pair<F: Header, T: FlowTable>(scratch: &Scratch<F>) {
     if maps::put_flow::<F, T>(&scratch.peer_key, &scratch.peer).is_err()
         || maps::put_flow::<F, T>(&scratch.parsed.key, &scratch.original).is_err()
     {
         count_refusal();
     }
-    Ok(())
 }
 
 /// Never a drop: the packet goes on, and the next one tries again (cilium 35010).
@@ -154,7 +175,7 @@ pub fn holder<F: Header>(now: u32) -> u32 {
 
 #[inline(always)]
 fn is_ending<F: Header>(flow: &Flow<F>, now: u32) -> bool {
-    let idle = now.wrapping_sub(flow.last_seen);
+    let idle = elapsed(now, flow.last_seen);
     let may_end = flow.state == FlowState::HALF_OPEN || flow.state == FlowState::RESET;
     (flow.state == FlowState::CLOSING && idle > 0) || (may_end && idle >= HALF_OPEN_TICKS)
 }

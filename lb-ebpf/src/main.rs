@@ -221,6 +221,9 @@ fn transmit<P: SlowPath<F>, F: Header>(
         counters.bytes[direction] += u64::from(packet.len());
     }
     rewrite(packet, flow, exit)?;
+    if exit != Exit::Stack {
+        packet.leave_vlan();
+    }
     Ok(packet.send(ifindex, exit))
 }
 

@@ -23,7 +23,7 @@ use lb_common::{
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
     maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
-    socket::{SocketEntry, SocketKey, socket_mode},
+    socket::{SocketEntry, TalkEntry, TalkKey, socket_mode},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
@@ -80,7 +80,9 @@ pub static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COU
 #[map]
 pub static TC_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
-static SOCKETS: LruHashMap<SocketKey, SocketEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+static SOCKETS: LruHashMap<u64, SocketEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+#[map]
+static TALKS: LruHashMap<TalkKey, TalkEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 #[map]
 static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -448,17 +450,48 @@ pub fn count_reason_of_socket(reason: u32) {
     }
 }
 
-/// What is remembered of a socket at a backend.
+/// What is remembered of a connected socket.
 #[inline(always)]
-pub fn find_socket(key: &SocketKey) -> Option<SocketEntry> {
+pub fn find_socket(cookie: u64) -> Option<SocketEntry> {
     // SAFETY: as in `find_flow`; the entry is copied at once.
-    unsafe { SOCKETS.get(key).copied() }
+    unsafe { SOCKETS.get(cookie).copied() }
 }
 
-/// Remembers a socket at a backend. A table that refuses costs the application the Service's address, not its connection.
+/// Remembers a connected socket. A table that refuses costs the application the Service's address, not its connection.
 #[inline(always)]
-pub fn put_socket(key: &SocketKey, entry: &SocketEntry) {
-    let _ = SOCKETS.insert(key, entry, BPF_ANY);
+pub fn put_socket(cookie: u64, entry: &SocketEntry) {
+    let _ = SOCKETS.insert(cookie, entry, BPF_ANY);
+}
+
+/// Forgets a socket. Most were never remembered, and looking takes no lock.
+#[inline(always)]
+pub fn remove_socket(cookie: u64) {
+    // SAFETY: as in `find_flow`; nothing is read.
+    if unsafe { SOCKETS.get(cookie) }.is_some() {
+        let _ = SOCKETS.remove(cookie);
+    }
+}
+
+/// The other end of what a socket says without a connection.
+#[inline(always)]
+pub fn find_talk(key: &TalkKey) -> Option<TalkEntry> {
+    // SAFETY: as in `find_flow`; the entry is copied at once.
+    unsafe { TALKS.get(key).copied() }
+}
+
+/// Remembers it. A refusal costs what that of [`put_socket`] does.
+#[inline(always)]
+pub fn put_talk(key: &TalkKey, entry: &TalkEntry) {
+    let _ = TALKS.insert(key, entry, BPF_ANY);
+}
+
+/// Forgets it; most were never there.
+#[inline(always)]
+pub fn remove_talk(key: &TalkKey) {
+    // SAFETY: as in `find_flow`; nothing is read.
+    if unsafe { TALKS.get(key) }.is_some() {
+        let _ = TALKS.remove(key);
+    }
 }
 
 /// This CPU's budget of ICMP errors.

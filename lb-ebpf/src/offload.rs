@@ -13,26 +13,35 @@ use lb_common::{
 };
 
 use crate::{
-    header::{UDP_LEN, tcp, udp},
+    header::{SCTP_LEN, UDP_LEN, sctp, tcp, udp},
     packet::{Packet, SkbPacket},
 };
 
-/// Cuts the packet down to `len` bytes, of which all from `l4` on are lost unless the checksum is left to the device; then
-/// tells where in layer 4 its field is.
-// verifier: a number that is never zero, so that "none" is a zero and not an unwritten word, which 5.10 won't copy
+/// Where in layer 4 the field of each kind of checksum is.
+// verifier: numbers that are never zero, so that "none" is a zero and not an unwritten word, which 5.10 won't copy
 // ("invalid read from stack").
+const FIELD_OF_UDP: NonZeroUsize = NonZeroUsize::new(udp::CHECK).unwrap();
+const FIELD_OF_TCP: NonZeroUsize = NonZeroUsize::new(tcp::CHECK).unwrap();
+/// SCTP's, which is no sum but a CRC.
+pub const FIELD_OF_SCTP: NonZeroUsize = NonZeroUsize::new(sctp::CHECK).unwrap();
+
+/// Cuts the packet down to `len` bytes, of which all from `l4` on are lost unless the checksum is left to the device; then
+/// tells where in layer 4 its field is. Of an SCTP packet with such a checksum the common header alone is left.
 #[inline(always)]
 pub fn cut(packet: &mut SkbPacket, l4: usize, len: usize) -> Stage<Option<NonZeroUsize>> {
-    const FIELD_OF_UDP: NonZeroUsize = NonZeroUsize::new(udp::CHECK).unwrap();
-    const FIELD_OF_TCP: NonZeroUsize = NonZeroUsize::new(tcp::CHECK).unwrap();
     // SAFETY: a valid context; the helper checks the length, and frames are taken anew after it.
     let resize = |len: usize| unsafe { bpf_skb_change_tail(packet.skb(), len as u32, 0) == 0 };
+    // Nor does the kernel cut off the field: of any checksum the two bytes that a sum has.
     let field = if resize(l4) {
         None
+    } else if resize(l4 + UDP_LEN) {
+        Some(FIELD_OF_UDP)
+    } else if resize(l4 + sctp::CHECK + 2) {
+        Some(FIELD_OF_SCTP)
     } else {
-        // Nor cuts it off the field.
-        Some(if resize(l4 + UDP_LEN) { FIELD_OF_UDP } else { FIELD_OF_TCP })
+        Some(FIELD_OF_TCP)
     };
+    let len = if field == Some(FIELD_OF_SCTP) { l4 + SCTP_LEN } else { len };
     if !resize(len) {
         return Err(Stop::drop(Reason::RejectFailed));
     }

@@ -8,7 +8,9 @@ use core::{ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
-    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data, bpf_skb_vlan_pop,
+    },
 };
 use lb_common::{
     checksum,
@@ -100,6 +102,8 @@ pub trait Packet {
     /// Tells the kernel that the sum of the packet has changed by this difference, in case that the device has summed it up:
     /// where no checksum of the packet makes up for it.
     fn add_to_sum(&mut self, delta: u16);
+    /// Takes the VLAN tag off that the packet came with, where it is not in the frame: the next hop's device puts on its own.
+    fn leave_vlan(&mut self);
     /// The hook's action for a translated packet.
     fn send(&self, ifindex: u32, exit: Exit) -> i32;
 
@@ -278,6 +282,9 @@ impl Packet for XdpPacket {
     fn add_to_sum(&mut self, _delta: u16) {}
 
     #[inline(always)]
+    fn leave_vlan(&mut self) {}
+
+    #[inline(always)]
     fn send(&self, ifindex: u32, exit: Exit) -> i32 {
         match exit {
             Exit::Stack | Exit::Neighbour => Self::PASS,
@@ -435,6 +442,15 @@ impl Packet for SkbPacket {
     fn add_to_sum(&mut self, delta: u16) {
         // SAFETY: a valid context. It fails where the device has not.
         unsafe { bpf_csum_update(self.context, u32::from(delta)) };
+    }
+
+    #[inline(always)]
+    fn leave_vlan(&mut self) {
+        // SAFETY: as in `data`.
+        if unsafe { (*self.context).vlan_present } != 0 {
+            // SAFETY: a valid context, and no frame is used after it. A tag in the metadata can always be taken off.
+            unsafe { bpf_skb_vlan_pop(self.context) };
+        }
     }
 
     #[inline(always)]

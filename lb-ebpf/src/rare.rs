@@ -126,8 +126,11 @@ fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, l3: u32, hook: H
         Hook::Ingress => flow_at_ingress(packet, parsed, now)?,
         Hook::Egress => flow_at_egress(packet, parsed, now)?,
     };
-    if dissected.kind == kind::FIRST_FRAGMENT && !packet.is_trace() {
-        F::remember_apart(now).unpack()?;
+    if dissected.kind == kind::FIRST_FRAGMENT {
+        sctp::check_fragment(parsed, flow)?;
+        if !packet.is_trace() {
+            F::remember_apart(now).unpack()?;
+        }
     }
     if l3 != ETHERNET_LEN as u32 && flow.is_forwarded() {
         // Another device may want another tag, or none: the stack knows.
@@ -155,7 +158,9 @@ fn unanswered<P: Packet>(packet: &P, stop: Stop) -> Stop {
 /// flow's packets are translated. It changes nothing of the flow, nor does it matter to it that the backend may have gone.
 #[inline(always)]
 fn flow_of_other<F: Header>(kind: u32, key: &FlowKey<F>, hook: Hook) -> Stage<&'static mut Flow<F>> {
-    match maps::find_flow::<F, Grown>(key).or_else(|| maps::find_flow::<F, Young>(key)) {
+    let flow = maps::find_flow::<F, Grown>(key).or_else(|| maps::find_flow::<F, Young>(key));
+    // Once more among the grown ones: it may have been moved there meanwhile (see `flow::grow`).
+    match flow.or_else(|| maps::find_flow::<F, Grown>(key)) {
         Some(flow) if flow.is_at_egress() == (hook == Hook::Egress) => Ok(flow),
         None if kind == kind::LATER_FRAGMENT => Err(Stop::drop(Reason::OrphanFragment)),
         _ => Err(Stop::NOT_OURS),

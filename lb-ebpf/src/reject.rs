@@ -11,14 +11,16 @@ use lb_common::{
     address::{Family, V4, V6},
     checksum,
     config::family_index,
+    crc32c,
     flow::protocol,
     verdict::{Reason, Stage, Stop},
 };
 
 use crate::{
+    apart,
     bounds::opaque,
     clock,
-    header::{ETHERNET_LEN, Header, UDP_LEN, ethernet},
+    header::{ETHERNET_LEN, Header, SCTP_LEN, UDP_LEN, ethernet, sctp},
     maps::{self, QUOTE_LEN, Quote},
     offload,
     packet::{Frame, Packet, Request, SkbPacket, swapped},
@@ -164,7 +166,7 @@ pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Sta
     let source = if node.is_unspecified() { service } else { F::narrow(&node) };
 
     let quote = maps::quote().ok_or(Stop::drop(Reason::MapMissing))?;
-    let quote_len = quote_packet(packet, quote, request)?;
+    let Quoted { len: quote_len, late } = quote_packet(packet, quote, request)?;
     let shift = F::HEADER_LEN + ICMP_LEN;
     let headers_len = ETHERNET_LEN + shift;
     // SAFETY: a valid context; the helper checks its arguments, and frames are taken anew after it.
@@ -181,7 +183,7 @@ pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Sta
     let pseudo = if F::ICMP_HAS_PSEUDO_HEADER { F::pseudo_sum(&source, &client, F::ICMP, icmp_len) } else { 0 };
     let error = F::error(request);
     frame.store(ETHERNET_LEN + F::HEADER_LEN, error);
-    let total = pseudo + u64::from(error[0]) + u64::from(error[1]) + sum(quote, 0, quote_len)?;
+    let total = pseudo + late + u64::from(error[0]) + u64::from(error[1]) + sum(quote, 0, quote_len)?;
     frame.store(ETHERNET_LEN + F::HEADER_LEN + 2, checksum::finish(total));
     Ok(())
 }
@@ -225,9 +227,17 @@ fn bounded(len: usize) -> Stage<usize> {
     if one_less >= QUOTE_LEN { Err(FAILED) } else { Ok(one_less + 1) }
 }
 
-/// Copies what is to be quoted, and cuts the rest of the packet off. Gives the quote's length, a multiple of 4.
+/// What is quoted.
+struct Quoted {
+    /// Length in bytes, a multiple of 4.
+    len: usize,
+    /// Sum of the words that the device will write where the quote has zeroes.
+    late: u64,
+}
+
+/// Copies what is to be quoted, and cuts the rest of the packet off.
 #[inline(always)]
-fn quote_packet(packet: &mut SkbPacket, quote: &mut Quote, request: Request) -> Stage<usize> {
+fn quote_packet(packet: &mut SkbPacket, quote: &mut Quote, request: Request) -> Stage<Quoted> {
     let l4 = request.l4 as usize;
     let header_len = l4.wrapping_sub(ETHERNET_LEN);
     let quote_len = (packet.len() as usize).wrapping_sub(ETHERNET_LEN).min(QUOTE_LEN) & !3;
@@ -241,11 +251,28 @@ fn quote_packet(packet: &mut SkbPacket, quote: &mut Quote, request: Request) -> 
     if read != 0 {
         return Err(FAILED);
     }
-    if let Some(check) = offload::cut(packet, l4, ETHERNET_LEN + quote_len)? {
+    let field = offload::cut(packet, l4, ETHERNET_LEN + quote_len)?;
+    if field == Some(offload::FIELD_OF_SCTP) {
+        let late = zero_crc(quote, header_len)?;
+        return Ok(Quoted { len: header_len + SCTP_LEN, late });
+    }
+    if let Some(check) = field {
         // The device may still complete the quoted checksum, and must not spoil ours by that.
         set_field(quote, header_len + check.get(), 0)?;
         let rest = sum(quote, bounded(header_len)?, quote_len - header_len)?;
         set_field(quote, header_len + check.get(), offload::fixed_point(rest))?;
     }
-    Ok(quote_len)
+    Ok(Quoted { len: quote_len, late: 0 })
+}
+
+/// Zeroes the checksum of the SCTP header at this offset, and gives the one that the device will write there: a CRC has no such
+/// field as would stay what it is, but that of twelve bytes is soon made.
+#[inline(always)]
+fn zero_crc(quote: &mut Quote, offset: usize) -> Stage<u64> {
+    set_field(quote, offset + sctp::CHECK, 0)?;
+    set_field(quote, offset + sctp::CHECK + 2, 0)?;
+    let header = (&raw const quote.0) as usize + bounded(offset)?;
+    // SAFETY: the offset is bounded to lie in the quote's room, which is longer than that by more than a header.
+    let (ports, tag) = unsafe { (u32::load(header), u32::load(header + 4)) };
+    Ok(u64::from(crc32c::of_header([ports, tag, 0], apart::multiply)))
 }

@@ -3,6 +3,7 @@
 
 use lb_common::{
     crc32c,
+    flow::{Flow, protocol},
     verdict::{Reason, Stage, Stop},
 };
 
@@ -13,10 +14,19 @@ use crate::{
     layout::Layout,
     maps::Scratch,
     packet::{Exit, Packet, write_headers},
+    parse::Parsed,
 };
 
 /// Length of both ports.
 const PORTS_LEN: u32 = 4;
+
+/// Whether a first fragment can be translated: its checksum, which is over all fragments, can't be corrected for other ports.
+#[inline(always)]
+pub fn check_fragment<F: Header>(parsed: &Parsed<F>, flow: &Flow<F>) -> Stage<()> {
+    let key = &parsed.key;
+    let keeps_ports = key.sport_be == flow.sport_be && key.dport_be == flow.dport_be;
+    if key.protocol == protocol::SCTP && !keeps_ports { Err(Stop::drop(Reason::SctpFragment)) } else { Ok(()) }
+}
 
 /// Rewrites a packet by the instruction in the scratch space.
 #[inline(always)]

@@ -4,6 +4,7 @@
 
 use lb_common::{
     address::Address,
+    config::elapsed,
     flow::{Flow, FlowState, flow_flags, protocol},
     frontend::{Affinity, AffinityKey, Backend, Target, backend_state, frontend_flags},
     hash,
@@ -130,7 +131,7 @@ fn by_table(hash: u32, target: Target) -> Stage<Chosen> {
 #[inline(always)]
 fn by_affinity(key: &AffinityKey, timeout: u32, list: u32, now: u32) -> Option<Chosen> {
     let affinity = maps::find_affinity(key)?;
-    if now.wrapping_sub(affinity.last_used) > timeout {
+    if elapsed(now, affinity.last_used) > i64::from(timeout) {
         return None;
     }
     let backend = maps::find_backend(affinity.backend)?;

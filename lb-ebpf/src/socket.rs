@@ -3,8 +3,10 @@
 //! is shown afterwards is the Service again. No packet is touched, and no flow entry made.
 //!
 //! ```text
-//!  connect, sendmsg:     whose socket? -> frontend -> admit -> select -> remember -> address of the backend
+//!  connect:              whose socket? -> frontend -> admit -> select -> remember -> address of the backend
+//!  sendmsg:              the same, unless it has said something to this Service before: to the same backend then
 //!  recvmsg, getpeername: remembered? -> address of the Service
+//!  close:                forget
 //! ```
 //!
 //! These programs run in the context of a process, and a packet's program may interrupt them at any point: nothing here
@@ -15,7 +17,11 @@
 //! address decides and is not known yet. No packet door sees the packets of the node's own processes: their sockets are
 //! translated here, and closed by the agent.
 
-use aya_ebpf::{macros::cgroup_sock_addr, maps::lpm_trie::Key, programs::SockAddrContext};
+use aya_ebpf::{
+    macros::{cgroup_sock, cgroup_sock_addr},
+    maps::lpm_trie::Key,
+    programs::{SockAddrContext, SockContext},
+};
 use lb_common::{
     address::{Address, Family as _, V4, V6},
     config::family_index,
@@ -23,16 +29,19 @@ use lb_common::{
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
     hash,
     maps::{FILTER_EGRESS, FILTER_INGRESS},
-    socket::{SocketEntry, SocketKey, TRACE_ANSWERED, TRACE_SOCKET, namespace_client, socket_flags},
+    socket::{
+        SocketEntry, TRACE_ANSWERED, TRACE_SOCKET, TalkEntry, TalkKey, namespace_client, socket_flags, talk_side,
+    },
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::{Fate, Reason, Stage, Stop},
 };
 
 use crate::{
     admit::{self, Admitted},
+    apart::SocketApart,
     clock, maps,
     select::{self, Chosen, Client},
-    socket_context::{Socket, SocketFamily, fail_with_refusal, random},
+    socket_context::{Socket, SocketFamily, cookie_of, fail_with_refusal, random},
 };
 
 /// Lets the system call go on.
@@ -81,35 +90,50 @@ pub fn shunt_recvmsg6(context: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn shunt_getpeername4(context: SockAddrContext) -> i32 {
-    show_service::<V4>(&Socket::new(context.sock_addr))
+    show_peer::<V4>(&Socket::new(context.sock_addr))
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn shunt_getpeername6(context: SockAddrContext) -> i32 {
-    show_service::<V6>(&Socket::new(context.sock_addr))
+    show_peer::<V6>(&Socket::new(context.sock_addr))
 }
 
-/// The sender of a datagram, where it may be a backend at all.
+#[cgroup_sock(sock_release)]
+pub fn shunt_sock_release(context: SockContext) -> i32 {
+    maps::remove_socket(cookie_of(&context));
+    ALLOW
+}
+
+/// The sender of a datagram: of a connected socket its peer, else where it may be a backend at all.
 #[inline(always)]
 fn show_sender<F: SocketFamily>(socket: &Socket<F>) -> i32 {
-    if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
-        return show_service(socket);
+    if !maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+        return ALLOW;
+    }
+    if socket.is_connected() {
+        return show_peer(socket);
+    }
+    let key = TalkKey::new(socket.cookie(), socket.peer(), socket.peer_port_be(), talk_side::BACKEND);
+    if let Some(talk) = maps::find_talk(&key) {
+        socket.set_peer(&talk.address, talk.port_be);
     }
     ALLOW
 }
 
-/// Puts the Service in the place of the backend that the socket was sent to.
+/// Puts the Service in the place of the backend that the socket is connected to.
 #[inline(always)]
-fn show_service<F: SocketFamily>(socket: &Socket<F>) -> i32 {
-    let key = SocketKey::new(socket.cookie(), socket.peer(), socket.peer_port_be());
-    if let Some(entry) = maps::find_socket(&key) {
+fn show_peer<F: SocketFamily>(socket: &Socket<F>) -> i32 {
+    if let Some(entry) = maps::find_socket(socket.cookie())
+        && entry.backend_address.is(&socket.peer())
+        && entry.backend_port_be == socket.peer_port_be()
+    {
         socket.set_peer(&entry.address, entry.port_be);
     }
     ALLOW
 }
 
 #[inline(always)]
-fn translate<F: SocketFamily>(socket: &Socket<F>, call: Call) -> i32 {
+fn translate<F: SocketApart>(socket: &Socket<F>, call: Call) -> i32 {
     let mut record = find_question(socket);
     let result = decide(socket, call, &mut record);
     match (record, result) {
@@ -119,7 +143,7 @@ fn translate<F: SocketFamily>(socket: &Socket<F>, call: Call) -> i32 {
             REFUSE
         }
         (None, Ok(())) => ALLOW,
-        (None, Err(stop)) => conclude(socket, stop),
+        (None, Err(stop)) => conclude(socket, call, stop),
     }
 }
 
@@ -136,11 +160,14 @@ fn find_question<F: SocketFamily>(socket: &Socket<F>) -> Option<&'static mut Tra
 
 /// The one place that turns a refusal into the system call's outcome.
 #[inline(always)]
-fn conclude<F: SocketFamily>(socket: &Socket<F>, stop: Stop) -> i32 {
+fn conclude<F: SocketFamily>(socket: &Socket<F>, call: Call, stop: Stop) -> i32 {
     // The stages that a socket passes know no other refusals than these two.
     match stop.fate() {
         Fate::Drop | Fate::Reject => maps::count_reason_of_socket(stop.reason()),
-        _ => return ALLOW,
+        _ => {
+            forget(socket, call);
+            return ALLOW;
+        }
     }
     if stop.fate() == Fate::Drop {
         return REFUSE;
@@ -155,15 +182,29 @@ fn conclude<F: SocketFamily>(socket: &Socket<F>, stop: Stop) -> i32 {
     REFUSE
 }
 
+/// A socket that goes elsewhere is no Service's any more. It may go to a backend's own address: what comes from
+/// there is not to be shown as the Service's.
+#[inline(always)]
+fn forget<F: SocketFamily>(socket: &Socket<F>, call: Call) {
+    if call == Call::Connect {
+        maps::remove_socket(socket.cookie());
+    } else if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+        maps::remove_talk(&TalkKey::new(socket.cookie(), socket.peer(), socket.peer_port_be(), talk_side::BACKEND));
+    }
+}
+
 /// Sends the socket to a backend, if it is for a Service.
 #[inline(always)]
-fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&'static mut TraceRecord>) -> Stage<()> {
+fn decide<F: SocketApart>(socket: &Socket<F>, call: Call, record: &mut Option<&'static mut TraceRecord>) -> Stage<()> {
     let Some(protocol) = socket.protocol() else { return Err(Stop::NOT_OURS) };
     let is_of_node = socket.is_of_node();
     if !is_of_node && !maps::serves_all_sockets() {
         return Err(Stop::NOT_OURS);
     }
     let (address, port_be) = (socket.peer(), socket.peer_port_be());
+    if call == Call::Send && record.is_none() && goes_on(socket, &address, port_be) {
+        return Ok(());
+    }
     let frontend = find_frontend(FrontendKey::new(address, port_be, protocol), is_of_node)?;
     if let Some(record) = record {
         record.step = trace_step::FRONTEND;
@@ -177,31 +218,92 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
     if !is_of_node && needs_attention {
         return Err(Stop::NOT_OURS);
     }
-    let admitted = match admit(socket, frontend, address.is_v4(), is_of_node) {
+    let source_kind = F::source_kind_apart(socket);
+    let admitted = match admit(socket, frontend, source_kind, is_of_node) {
         Ok(admitted) => admitted,
         Err(stop) => {
             count_refusal(frontend.service, stop, record.is_some());
             return Err(stop);
         }
     };
-    let chosen = choose(socket, call, &admitted, record.is_some())?;
-    let entry = SocketEntry {
-        address,
-        port_be,
-        protocol,
-        flags: flags(call, &admitted.frontend),
-        backend: chosen.index,
-        generation: chosen.generation(),
-    };
+    let chosen = choose(socket, call, &admitted, source_kind, record.is_some())?;
+    let (backend_address, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
+    let own_address = &maps::config()?.node_addresses[family_index(backend_address.is_v4())];
+    if source_kind & LOOPBACK != 0 && !own_address.is(&backend_address) {
+        return Err(Stop::drop(Reason::LoopbackSource));
+    }
     if let Some(record) = record {
         record.step = trace_step::DECIDED;
         record.backend = chosen.index;
         return Ok(());
     }
-    let (backend, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
-    remember(&SocketKey::new(socket.cookie(), backend, backend_port_be), &entry, call, frontend.service);
-    socket.set_peer(&backend, backend_port_be);
+    if call == Call::Connect {
+        let wants_reset = admitted.frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0;
+        let reset = if wants_reset && protocol == protocol::TCP { socket_flags::RESET } else { 0 };
+        let bound = if source_kind & BOUND != 0 { socket_flags::BOUND } else { 0 };
+        let entry = SocketEntry {
+            address,
+            backend_address,
+            port_be,
+            backend_port_be,
+            protocol,
+            flags: reset | bound,
+            pad: [0; 2],
+            backend: chosen.index,
+            generation: chosen.generation(),
+        };
+        maps::put_socket(socket.cookie(), &entry);
+    } else {
+        let (backend, generation) = (chosen.index, chosen.generation());
+        let talk = TalkEntry { address: backend_address, port_be: backend_port_be, pad: [0; 2], backend, generation };
+        maps::put_talk(&TalkKey::new(socket.cookie(), address, port_be, talk_side::SERVICE), &talk);
+        remember_service(socket.cookie(), (&address, port_be), &talk);
+    }
+    count_flow(frontend.service, chosen.index);
+    socket.set_peer(&backend_address, backend_port_be);
     Ok(())
+}
+
+/// Whether a datagram goes where the one before it went: to the backend of that Service that this socket has talked to, or is
+/// connected to, while it is there. Decided once, like a flow of packets.
+#[inline(always)]
+fn goes_on<F: SocketFamily>(socket: &Socket<F>, address: &Address, port_be: u16) -> bool {
+    let cookie = socket.cookie();
+    // From another backend than that it is connected to an answer would never reach it.
+    if socket.is_connected()
+        && let Some(entry) = maps::find_socket(cookie)
+        && entry.address.is(address)
+        && entry.port_be == port_be
+        && is_there(entry.backend, entry.generation)
+    {
+        socket.set_peer(&entry.backend_address, entry.backend_port_be);
+        return true;
+    }
+    let Some(talk) = maps::find_talk(&TalkKey::new(cookie, *address, port_be, talk_side::SERVICE)) else {
+        return false;
+    };
+    if !is_there(talk.backend, talk.generation) {
+        return false;
+    }
+    remember_service(cookie, (address, port_be), &talk);
+    socket.set_peer(&talk.address, talk.port_be);
+    true
+}
+
+#[inline(always)]
+fn is_there(backend: u32, generation: u32) -> bool {
+    maps::find_backend(backend).is_some_and(|backend| backend.generation == generation)
+}
+
+/// Sees to it that answers of the backend of a talk are shown as the Service's. The entry may have been evicted, or the socket
+/// may have asked this backend through another Service since.
+#[inline(always)]
+fn remember_service(cookie: u64, service: (&Address, u16), talk: &TalkEntry) {
+    let key = TalkKey::new(cookie, talk.address, talk.port_be, talk_side::BACKEND);
+    let entry = TalkEntry { address: *service.0, port_be: service.1, ..*talk };
+    if maps::find_talk(&key).is_none_or(|known| known != entry) {
+        maps::put_talk(&key, &entry);
+    }
 }
 
 /// A Service's address, a NodePort on an address of this node, or a NodePort on localhost (rule 30): that is the node's own
@@ -224,16 +326,21 @@ fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
 
 /// Whether the client may come in, and which table serves it. Whoever has a socket here is inside.
 #[inline(always)]
-fn admit<F: SocketFamily>(socket: &Socket<F>, frontend: Frontend, is_v4: bool, is_of_node: bool) -> Stage<Admitted> {
+fn admit<F: SocketFamily>(
+    socket: &Socket<F>,
+    frontend: Frontend,
+    source_kind: u32,
+    is_of_node: bool,
+) -> Stage<Admitted> {
     // Before the question whether anything serves (rule 36).
     if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
-        let mut source = socket.source();
-        if !is_bound(&source) {
-            if !is_of_node {
-                return Err(Stop::NOT_OURS);
-            }
-            source = maps::config()?.node_addresses[family_index(is_v4)];
-        }
+        let source = if source_kind & BOUND != 0 {
+            socket.source()
+        } else if is_of_node {
+            maps::config()?.node_addresses[family_index(socket.peer().is_v4())]
+        } else {
+            return Err(Stop::NOT_OURS);
+        };
         let key = Key::new(SourceRange::FULL_LEN, SourceRange { service: frontend.service, address: source });
         if !maps::is_in_source_ranges(&key) {
             return Err(Stop::drop(Reason::SourceRange));
@@ -247,9 +354,14 @@ fn admit<F: SocketFamily>(socket: &Socket<F>, frontend: Frontend, is_v4: bool, i
 /// A connection gets a backend by chance: a client's next one shall find another (rule 26), also one that tries again with
 /// the same socket. The datagrams of a socket without a connection keep together.
 #[inline(always)]
-fn choose<F: SocketFamily>(socket: &Socket<F>, call: Call, admitted: &Admitted, dry: bool) -> Stage<Chosen> {
-    let source = socket.source();
-    let address = if is_bound(&source) { source } else { namespace_client(socket.namespace()) };
+fn choose<F: SocketFamily>(
+    socket: &Socket<F>,
+    call: Call,
+    admitted: &Admitted,
+    source_kind: u32,
+    dry: bool,
+) -> Stage<Chosen> {
+    let address = if source_kind & BOUND != 0 { socket.source() } else { namespace_client(socket.namespace()) };
     let hash = match call {
         Call::Connect => random(),
         Call::Send => {
@@ -273,32 +385,38 @@ fn choose<F: SocketFamily>(socket: &Socket<F>, call: Call, admitted: &Admitted, 
     select::choose(admitted, hash, client, clock::now())
 }
 
-/// Whether a socket has an address of its own already.
-#[inline(always)]
-fn is_bound(source: &Address) -> bool {
-    !source.is_unspecified() && *source != FrontendKey::any_address(true)
-}
+/// [`source_kind`]: the application has given the socket an address.
+const BOUND: u32 = 1;
+/// [`source_kind`]: one from which packets don't leave the machine.
+const LOOPBACK: u32 = 2;
 
+/// What is to be known of a socket's own address: bits, none where the socket has no address, or the kernel has chosen it when
+/// the socket was connected.
 #[inline(always)]
-fn flags(call: Call, frontend: &Frontend) -> u8 {
-    let connected = if call == Call::Connect { socket_flags::CONNECTED } else { 0 };
-    let reset = if frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0 { socket_flags::RESET } else { 0 };
-    connected | reset
-}
-
-/// Notes where the application believes its peer to be, and counts a new flow: a connection, or a socket's first datagram
-/// to a backend.
-#[inline(always)]
-fn remember(key: &SocketKey, entry: &SocketEntry, call: Call, service: u32) {
-    let known = maps::find_socket(key);
-    if call == Call::Send && known.is_some_and(|known| known == *entry) {
-        return;
+pub fn source_kind<F: SocketFamily>(socket: &Socket<F>) -> u32 {
+    if socket.is_connected() {
+        let entry = maps::find_socket(socket.cookie());
+        if entry.is_none_or(|entry| entry.flags & socket_flags::BOUND == 0) {
+            return 0;
+        }
     }
-    maps::put_socket(key, entry);
+    let source = socket.source();
+    if source.is_unspecified() || source.is(&FrontendKey::any_address(true)) {
+        0
+    } else if source.is_loopback() {
+        BOUND | LOOPBACK
+    } else {
+        BOUND
+    }
+}
+
+/// Counts a new flow: a connection, or a socket's first datagram to a backend.
+#[inline(always)]
+fn count_flow(service: u32, backend: u32) {
     if let Some(counters) = maps::service_counters(service) {
         maps::add_one(&mut counters.flows);
     }
-    if let Some(counters) = maps::backend_counters(entry.backend) {
+    if let Some(counters) = maps::backend_counters(backend) {
         maps::add_one(&mut counters.flows);
     }
 }

@@ -6,8 +6,10 @@
 use core::{ffi::c_void, marker::PhantomData, ptr};
 
 use aya_ebpf::{
+    EbpfContext,
     bindings::bpf_sock_addr,
     helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval},
+    programs::SockContext,
 };
 use lb_common::{
     address::{Address, Family, V4, V6},
@@ -134,6 +136,16 @@ impl<F: SocketFamily> Socket<F> {
         unsafe { F::load_source(self.context) }
     }
 
+    /// Whether a UDP socket is connected now. One of TCP never is when it connects.
+    #[inline(always)]
+    pub fn is_connected(&self) -> bool {
+        /// `TCP_ESTABLISHED`, which is UDP's state too.
+        const ESTABLISHED: u32 = 1;
+        // SAFETY: as above; the kernel always has a socket here.
+        let state = unsafe { ptr::read_volatile(&raw const (*(*self.context).__bindgen_anon_1.sk).state) };
+        state == ESTABLISHED
+    }
+
     /// The kernel's name for the socket.
     #[inline(always)]
     pub fn cookie(&self) -> u64 {
@@ -158,6 +170,13 @@ impl<F: SocketFamily> Socket<F> {
         };
         self.namespace() == node
     }
+}
+
+/// The kernel's name for a socket that is closed: for the hook of another kind of context.
+#[inline(always)]
+pub fn cookie_of(context: &SockContext) -> u64 {
+    // SAFETY: the helper takes the hook's context.
+    unsafe { bpf_get_socket_cookie(context.as_ptr()) }
 }
 
 /// A random number.

@@ -2,7 +2,7 @@
 //! `manifests/`, read as strictly as an API server would with `fieldValidation=Strict`, and against the agent itself.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -11,12 +11,17 @@ use clap::Parser;
 use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
-        core::v1::{Container, PodSpec, ServiceAccount},
+        core::v1::{Container, PodSpec, ServiceAccount, Toleration},
         rbac::v1::{ClusterRole, ClusterRoleBinding},
     },
+    apimachinery::pkg::api::resource::Quantity,
     serde::{Serialize, de::DeserializeOwned},
 };
-use lb_agent::cli::{Cli, Command};
+use lb_agent::{
+    cli::{Cli, Command, run::RunArgs},
+    diff::Capacities,
+    memory::Bill,
+};
 use serde_json::Value;
 
 fn directory() -> PathBuf {
@@ -24,21 +29,40 @@ fn directory() -> PathBuf {
 }
 
 fn read(name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(directory().join(name)).unwrap();
+    let path = directory().join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let documents: Vec<&str> = text.split("\n---\n").collect();
     documents.into_iter().map(|document| serde_saphyr::from_str(document).unwrap()).collect()
 }
 
-/// What `kubectl apply -k` takes.
-fn resources() -> Vec<Value> {
-    let kustomization = &read("kustomization.yaml")[0];
+/// The files that `kubectl apply -k` takes.
+fn listed() -> BTreeSet<String> {
+    let kustomization = &read("Kustomization")[0];
     let files = kustomization["resources"].as_array().unwrap();
-    files.iter().flat_map(|file| read(file.as_str().unwrap())).collect()
+    files.iter().map(|file| file.as_str().unwrap().to_owned()).collect()
+}
+
+/// The files that `kubectl apply -f` takes of a directory.
+fn applied(directory: &Path) -> BTreeSet<String> {
+    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let is_taken = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        path.is_file() && extension.is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension))
+    };
+    files.filter(is_taken).map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+fn resources() -> Vec<Value> {
+    listed().iter().flat_map(|file| read(file)).collect()
+}
+
+/// The one object of a kind in the agent's manifests.
+fn strictly<K: Serialize + DeserializeOwned>(kind: &str) -> K {
+    strictly_among(&resources(), kind)
 }
 
 /// The one object of a kind; every field of its manifest must be one that the type knows.
-fn strictly<K: Serialize + DeserializeOwned>(kind: &str) -> K {
-    let resources = resources();
+fn strictly_among<K: Serialize + DeserializeOwned>(resources: &[Value], kind: &str) -> K {
     let found: Vec<&Value> = resources.iter().filter(|object| object["kind"] == kind).collect();
     let [object] = found[..] else { panic!("{} objects of kind {kind}", found.len()) };
     let typed: K = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{kind}: {error}"));
@@ -70,15 +94,21 @@ fn agent() -> Container {
     pod().containers.remove(0)
 }
 
+fn command(container: &Container) -> Command {
+    let arguments = container.args.clone().unwrap();
+    let cli = Cli::try_parse_from(["lb-agent".to_owned()].into_iter().chain(arguments));
+    cli.unwrap_or_else(|error| panic!("{error}")).command
+}
+
+fn run_args(container: &Container) -> RunArgs {
+    let Command::Run(run) = command(container) else { panic!("another subcommand") };
+    *run
+}
+
+/// `-f` takes every file whose name ends in .yaml: a `kustomization.yaml` among them would be an object of no known kind.
 #[test]
-fn every_file_is_in_the_kustomization_and_every_kind_is_known() {
-    let kustomization = &read("kustomization.yaml")[0];
-    let listed: BTreeSet<&str> =
-        kustomization["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
-    let files = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let files: BTreeSet<String> =
-        files.filter(|name| name.ends_with(".yaml") && name != "kustomization.yaml").collect();
-    assert_eq!(listed, files.iter().map(String::as_str).collect());
+fn by_file_and_by_kustomization_the_same_objects_are_applied_and_every_kind_is_known() {
+    assert_eq!(listed(), applied(&directory()));
     strictly::<ServiceAccount>("ServiceAccount");
     strictly::<ClusterRole>("ClusterRole");
     strictly::<ClusterRoleBinding>("ClusterRoleBinding");
@@ -108,10 +138,7 @@ fn rule_77_the_agent_may_what_kube_proxy_may() {
 #[test]
 fn every_flag_is_one_of_the_agents() {
     let container = agent();
-    let arguments = container.args.unwrap();
-    let cli = Cli::try_parse_from(["lb-agent".to_owned()].into_iter().chain(arguments))
-        .unwrap_or_else(|error| panic!("{error}"));
-    let Command::Run(run) = cli.command else { panic!("another subcommand") };
+    let run = run_args(&container);
     let mounts = container.volume_mounts.unwrap();
     let is_mounted = |path: &Path| mounts.iter().any(|mount| path.starts_with(&mount.mount_path));
     assert!(is_mounted(&run.bpffs) && is_mounted(&run.cgroup.unwrap()));
@@ -137,4 +164,92 @@ fn the_agent_runs_with_the_least_privileges() {
     let pod = pod();
     assert_eq!(pod.host_network, Some(true));
     assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
+    assert_eq!(context.run_as_user, Some(0), "capabilities reach no other user");
+    assert_eq!(context.seccomp_profile.unwrap().type_, "RuntimeDefault");
+}
+
+#[test]
+fn the_agent_runs_on_every_node_that_its_image_is_for() {
+    let pod = pod();
+    assert_eq!(pod.tolerations, Some(everywhere()));
+    assert_eq!(pod.node_selector, Some(nodes()));
+    assert_eq!(host_paths(&pod), [("/sys/fs/bpf", "Directory"), ("/sys/fs/cgroup", "Directory")].map(owned));
+}
+
+/// Tolerates every taint.
+fn everywhere() -> Vec<Toleration> {
+    vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]
+}
+
+fn nodes() -> BTreeMap<String, String> {
+    [("kubernetes.io/arch", "amd64"), ("kubernetes.io/os", "linux")].map(owned).into()
+}
+
+fn owned((first, second): (&str, &str)) -> (String, String) {
+    (first.to_owned(), second.to_owned())
+}
+
+/// The node's directories, with what they must be: `Directory` makes none that is missing.
+fn host_paths(pod: &PodSpec) -> Vec<(String, String)> {
+    let volumes = pod.volumes.iter().flatten().map(|volume| volume.host_path.clone().unwrap());
+    volumes.map(|path| (path.path, path.type_.unwrap())).collect()
+}
+
+/// `768Mi` or `2Gi`, in MiB.
+fn mebibytes(quantity: &Quantity) -> u32 {
+    let units = [("Mi", 1), ("Gi", 1024)];
+    let read = |(unit, factor)| Some(quantity.0.strip_suffix(unit)?.parse::<u32>().unwrap() * factor);
+    units.into_iter().find_map(read).unwrap_or_else(|| panic!("{}", quantity.0))
+}
+
+/// The container is charged for its maps: what the agent may make must fit in, beside the agent.
+#[test]
+fn maps_of_the_size_that_the_agent_may_make_fit_into_its_limit() {
+    const AGENT_MIB: u32 = 256;
+    let container = agent();
+    let resources = container.resources.clone().unwrap();
+    let memory = |amounts: Option<BTreeMap<String, Quantity>>| mebibytes(&amounts.unwrap()["memory"]);
+    let (requested, limit) = (memory(resources.requests), memory(resources.limits));
+    let capacities = run_args(&container).capacities;
+    assert!(limit >= capacities.max_map_memory + AGENT_MIB, "{limit}");
+    let usual = map_mebibytes(&capacities.capacities(), 2);
+    assert!(usual <= requested.into(), "two CPUs take {usual} MiB");
+    for cpus in [2, 64, 128] {
+        let bill = Bill::new(&capacities.capacities(), cpus);
+        bill.check(capacities.max_map_memory).unwrap_or_else(|error| panic!("{cpus} CPUs: {error}"));
+    }
+}
+
+fn map_mebibytes(capacities: &Capacities, cpus: usize) -> u64 {
+    Bill::new(capacities, cpus).total().div_ceil(1 << 20)
+}
+
+#[test]
+fn the_docs_say_how_much_memory_the_maps_take() {
+    let text = fs::read_to_string(directory().join("../docs/switching.md")).unwrap();
+    let [two, more] = [2, 102].map(|cpus| map_mebibytes(&Capacities::default(), cpus));
+    let figures = format!("{two} MiB on two CPUs, {:.1} MiB more for each further one", (more - two) as f64 / 100.0);
+    assert!(text.contains(&figures), "{figures}");
+}
+
+/// The way back: what is removed is what the agent made, on the same nodes, with no more privileges.
+#[test]
+fn the_cleanup_removes_what_the_agent_makes() {
+    assert_eq!(applied(&directory().join("cleanup")), ["daemonset.yaml".to_owned()].into());
+    let daemon_set: DaemonSet = strictly_among(&read("cleanup/daemonset.yaml"), "DaemonSet");
+    let pod = daemon_set.spec.unwrap().template.spec.unwrap();
+    assert_eq!((pod.tolerations.clone(), pod.node_selector.clone()), (Some(everywhere()), Some(nodes())));
+    assert_eq!((pod.host_network, pod.automount_service_account_token), (Some(true), Some(false)));
+    assert_eq!(host_paths(&pod), [("/sys/fs/bpf", "Directory")].map(owned));
+    let bpffs = run_args(&agent()).bpffs;
+    let containers = [&pod.init_containers.clone().unwrap()[0], &pod.containers[0]];
+    for (container, stays) in containers.into_iter().zip([false, true]) {
+        let Command::Cleanup(cleanup) = command(container) else { panic!("another subcommand") };
+        assert_eq!((cleanup.bpffs, cleanup.stay, cleanup.dry_run), (bpffs.clone(), stays, false));
+        assert_eq!(container.image, agent().image);
+        let context = container.security_context.clone().unwrap();
+        let own = context.capabilities.unwrap();
+        assert_eq!((own.drop.unwrap(), own.add.unwrap()), (vec!["ALL".into()], vec!["BPF".into(), "NET_ADMIN".into()]));
+        assert_eq!((context.run_as_user, context.privileged), (Some(0), None));
+    }
 }

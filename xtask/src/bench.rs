@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `bench SUBJECT`: measures one part of Shunt and shows the figures beside what they shall reach.
 
-use anyhow::Result;
+use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
 
-use crate::{bench_control, bench_packet, bench_traffic};
+use anyhow::{Context, Result};
+
+use crate::{bench_control, bench_flood, bench_packet, bench_traffic};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -21,6 +23,31 @@ enum Subject {
     Control(bench_control::Arguments),
     /// Nanoseconds per packet of the programs themselves.
     Packet(bench_packet::Arguments),
+    /// What a flood of first packets leaves of established flows.
+    Flood(bench_flood::Arguments),
+}
+
+/// Where the figures go besides the terminal.
+#[derive(clap::Args)]
+pub struct Output {
+    /// Also write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Also write them as a page of HTML, with drawings.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+impl Output {
+    /// Becomes the bench, whose exit status is ours.
+    pub fn hand_over_to(&self, bench: &mut Command) -> Result<()> {
+        for (flag, file) in [("--json", &self.json), ("--html", &self.html)] {
+            if let Some(file) = file {
+                bench.arg(flag).arg(file);
+            }
+        }
+        Err(bench.exec()).with_context(|| format!("can't start {}", bench.get_program().display()))
+    }
 }
 
 /// Runs the bench of the subject.
@@ -30,5 +57,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Subject::Flow(arguments) => bench_traffic::run("shunt-bench-flow", arguments),
         Subject::Control(arguments) => bench_control::run(arguments),
         Subject::Packet(arguments) => bench_packet::run(arguments),
+        Subject::Flood(arguments) => bench_flood::run(arguments),
     }
 }

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `bench control`: builds agent and bench for speed, and becomes the bench.
 
-use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::{build_ebpf, shell};
+use crate::{bench::Output, build_ebpf, shell};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also write the figures as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Builds everything and becomes the bench: its exit status is ours.
@@ -24,8 +23,5 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     shell::run(shell::cargo().args(["build", "--release"]).args(packages))?;
     let bench = shell::root().join("target/release/shunt-bench-control");
     let mut command = Command::new(&bench);
-    if let Some(file) = &arguments.json {
-        command.arg("--json").arg(file);
-    }
-    Err(command.exec()).with_context(|| format!("can't start {}", bench.display()))
+    arguments.output.hand_over_to(&mut command)
 }

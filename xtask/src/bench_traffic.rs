@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `bench connect` and `bench flow`: builds the programs, the agent and the bench, and becomes the bench.
 
-use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::{build_ebpf, packages, run, shell};
+use crate::{bench::Output, build_ebpf, packages, run, shell};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also write the figures as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// How often everything is measured, in turns.
     #[arg(long, default_value_t = 11)]
     rounds: u32,
@@ -33,11 +32,8 @@ pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {
     let bench = run::built(bench)?;
     let mut command = Command::new(&bench);
     command.arg("--rounds").arg(arguments.rounds.to_string());
-    if let Some(file) = &arguments.json {
-        command.arg("--json").arg(file);
-    }
     if let Some(services) = &arguments.services {
         command.arg("--services").arg(services);
     }
-    Err(command.exec()).with_context(|| format!("can't start {}", bench.display()))
+    arguments.output.hand_over_to(&mut command)
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::answer;
+use super::{answer, told_to_stop};
 use crate::{
     dataplane::{DEFAULT_BPFFS, remove_all},
     node::service_cidrs,
@@ -18,6 +18,9 @@ pub struct CleanupArgs {
     /// Directory of the pinned maps and programs
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
+    /// Stay until told to stop, as the containers of a DaemonSet must
+    #[arg(long)]
+    pub stay: bool,
 }
 
 /// Removes, or says what would be removed. An agent must not run on that directory.
@@ -43,5 +46,12 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     if count == 0 {
         printed = answer::print(&format!("nothing of Shunt's at {}", args.bpffs.display()));
     }
-    Ok(printed?)
+    printed?;
+    if args.stay {
+        runtime.block_on(async {
+            told_to_stop()?.await;
+            anyhow::Ok(())
+        })?;
+    }
+    Ok(())
 }

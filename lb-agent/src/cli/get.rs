@@ -37,7 +37,8 @@ pub enum What {
     Backends,
     /// Flows: how their packets arrive, and how they go on
     Flows,
-    /// Sockets that were sent to a backend when they connected or sent; ended ones are remembered until others need the room
+    /// Sockets that are connected to a backend, and those that have sent datagrams to one without a connection; of these, ended
+    /// ones are remembered until others need the room
     Sockets,
     /// Lookup tables, and the share of each backend
     Maglev,

@@ -8,6 +8,8 @@ pub mod logging;
 pub mod run;
 pub mod trace;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 /// A Kubernetes Service load balancer in eBPF: the node agent, and the tools to look into it.
 #[derive(Debug, clap::Parser)]
 #[command(name = "lb-agent", version, propagate_version = true)]
@@ -34,4 +36,15 @@ pub enum Command {
     /// Left is what others may use by now: a bpffs at /sys/fs/bpf, the directory on which an agent had mounted a bpffs of its
     /// own, and, on Linux before 6.6, clsact qdiscs without filters of Shunt's.
     Cleanup(cleanup::CleanupArgs),
+}
+
+/// Ends with the first SIGTERM or SIGINT.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

@@ -16,16 +16,13 @@ use lb_common::{
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{info, warn};
 
 pub use self::args::RunArgs;
 use self::{args::FlowArgs, values::SourceSpec};
 use crate::{
+    cli::told_to_stop,
     dataplane::{self, Dataplane, Options, Pins, SocketOptions},
     diff::State,
     events::{self, Recorder},
@@ -227,18 +224,7 @@ async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<sourc
 }
 
 fn kube_options(args: &RunArgs, node_name: &str) -> source::KubeOptions {
-    source::KubeOptions { kubeconfig: args.kubeconfig.clone(), node_name: node_name.to_owned() }
-}
-
-/// Ends with the first SIGTERM or SIGINT.
-fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
+    source::KubeOptions::new(args.kubeconfig.clone(), node_name.to_owned())
 }
 
 #[cfg(test)]

@@ -194,8 +194,13 @@ impl Links {
             }
         }
         for other in self.pins.others().iter().filter(|other| !self.needs(other)) {
-            if let Err(error) = remove_layout(&other.layout()) {
-                warn!("{error}");
+            match remove_layout(&other.layout()) {
+                Ok(()) => warn!(
+                    "maps of another layout are gone: {}; the flows and sockets that they held are forgotten, connections \
+                     in progress are decided anew",
+                    other.layout().display()
+                ),
+                Err(error) => warn!("{error}"),
             }
         }
         refused

@@ -9,16 +9,13 @@ use std::{
 
 use lb_common::{
     address::{Address, Family, V4, V6},
-    flow::{Flow, FlowKey, FlowState, flow_flags},
-    frontend::{Backend, Target},
+    flow::{Flow, FlowKey, FlowState, flow_flags, protocol},
+    frontend::{Backend, Target, backend_state},
     maps::{self, FILTER_EGRESS, FILTER_INGRESS},
-    socket::SocketEntry,
+    socket::talk_side,
 };
 
-use super::{
-    maps::{Hash, MapError, Maps},
-    orphans::has_gone,
-};
+use super::maps::{Hash, MapError, Maps};
 use crate::diff::{Dump, Filter};
 
 /// An entry of the flow table, of either family.
@@ -63,34 +60,59 @@ impl FlowEntry {
 pub struct SocketUse {
     /// The kernel's name for it.
     pub cookie: u64,
+    /// IP protocol number.
+    pub protocol: u8,
     /// The address that its application knows.
     pub frontend: SocketAddr,
     /// Where its packets go.
     pub backend: SocketAddr,
-    /// What is remembered of it.
-    pub entry: SocketEntry,
+    /// Index of the backend.
+    pub backend_index: u32,
+    /// Whether it is connected there; else it sends datagrams.
+    pub is_connected: bool,
     /// Whether its backend has gone.
     pub is_stale: bool,
 }
 
 impl Maps {
-    /// All sockets that the socket door remembers.
+    /// All sockets that the socket door remembers: those that are connected, and those that have sent without a connection.
     ///
     /// # Errors
-    /// When the map can't be read.
+    /// When a map can't be read.
     pub fn socket_uses(&self) -> Result<Vec<SocketUse>, MapError> {
         let socket = |address: Address, port_be| SocketAddr::new(address.into(), u16::from_be(port_be));
         let mut uses = Vec::new();
-        self.sockets.for_each(|key, entry| {
+        self.sockets.for_each(|&cookie, entry| {
             uses.push(SocketUse {
-                cookie: key.cookie,
+                cookie,
+                protocol: entry.protocol,
                 frontend: socket(entry.address, entry.port_be),
-                backend: socket(key.address, key.port_be),
-                entry: *entry,
-                is_stale: has_gone(self, entry),
+                backend: socket(entry.backend_address, entry.backend_port_be),
+                backend_index: entry.backend,
+                is_connected: true,
+                is_stale: self.has_gone(entry.backend, entry.generation),
             });
         })?;
+        self.talks.for_each(|key, entry| {
+            if key.side == talk_side::SERVICE {
+                uses.push(SocketUse {
+                    cookie: key.cookie,
+                    protocol: protocol::UDP,
+                    frontend: socket(key.address, key.port_be),
+                    backend: socket(entry.address, entry.port_be),
+                    backend_index: entry.backend,
+                    is_connected: false,
+                    is_stale: self.has_gone(entry.backend, entry.generation),
+                });
+            }
+        })?;
         Ok(uses)
+    }
+
+    /// Whether a backend has gone since it had that generation.
+    pub(super) fn has_gone(&self, backend: u32, generation: u32) -> bool {
+        let backend = self.backends.get(backend).unwrap_or_default();
+        backend.state == backend_state::FREE || backend.generation != generation
     }
 
     /// Everything that adoption needs.

@@ -164,6 +164,7 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         (maps::INTERFACES, interfaces),
         (maps::NODE_ADDRESSES, node_addresses),
         (maps::SOCKETS, sockets),
+        (maps::TALKS, sockets),
     ])
 }
 

@@ -22,7 +22,7 @@ use lb_common::{
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{self, Chunk, FilterPlane, ServiceName},
-    socket::{SocketEntry, SocketKey},
+    socket::{SocketEntry, TalkEntry, TalkKey},
     trace::TraceRecord,
 };
 
@@ -110,7 +110,9 @@ pub struct Maps {
     /// [`maps::TRACE`]
     pub trace: Array<TraceRecord>,
     /// [`maps::SOCKETS`]
-    pub sockets: Hash<SocketKey, SocketEntry>,
+    pub sockets: Hash<u64, SocketEntry>,
+    /// [`maps::TALKS`]
+    pub talks: Hash<TalkKey, TalkEntry>,
 }
 
 impl Maps {
@@ -140,6 +142,7 @@ impl Maps {
             service_counters: PerCpu::open(pins, maps::SERVICE_COUNTERS)?,
             trace: Array::open(pins, maps::TRACE)?,
             sockets: Hash::open(pins, maps::SOCKETS)?,
+            talks: Hash::open(pins, maps::TALKS)?,
         })
     }
 }

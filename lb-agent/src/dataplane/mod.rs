@@ -233,6 +233,12 @@ impl Dataplane {
         self.sockets.take_over()
     }
 
+    /// Whether sockets are translated. An earlier agent's links count for nothing before [`Dataplane::take_over_sockets`].
+    #[must_use]
+    pub const fn is_socket_door_open(&self) -> bool {
+        self.sockets.is_attached()
+    }
+
     /// Closes sockets of the node's own processes whose backends have gone. Returns when to come back.
     pub fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
         self.orphans.as_mut()?.close(&self.maps, now)

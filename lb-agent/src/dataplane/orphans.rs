@@ -4,12 +4,17 @@
 //! No packet door sees these sockets' packets. A pod's sockets that need this are left to the packet doors (`lb-ebpf`'s
 //! `socket`), which is why this network namespace alone is looked at.
 
-use std::{collections::BTreeSet, io, net::UdpSocket, os::fd::AsFd as _, time::Instant};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, UdpSocket},
+    os::fd::AsFd as _,
+    time::Instant,
+};
 
 use lb_common::{
     flow::protocol,
     frontend::{Backend, Frontend, backend_state, frontend_flags},
-    socket::{SocketEntry, SocketKey},
 };
 use nix::libc;
 use tracing::{debug, warn};
@@ -30,7 +35,8 @@ pub struct Orphans {
     is_due: bool,
     /// Whether one of them had TCP connections to be reset.
     has_tcp: bool,
-    /// The second look: a process may have read its table just before the change, and be in the map only after the first.
+    /// The second look: a process may have read its table just before the change, and be in the map only after the first; and
+    /// another one as long as a socket could not be closed.
     again_at: Option<Instant>,
 }
 
@@ -83,10 +89,11 @@ impl Orphans {
         if !self.is_due && !is_second {
             return self.again_at;
         }
-        if let Err(error) = close(maps, self.has_tcp) {
-            warn!("sockets of backends that have gone stay open: {error}");
+        let closed = close(maps, self.has_tcp);
+        if let Err(error) = &closed {
+            warn!("sockets of backends that have gone stay open for now: {error}");
         }
-        if std::mem::take(&mut self.is_due) {
+        if std::mem::take(&mut self.is_due) || !closed.unwrap_or(false) {
             self.again_at = Some(now + GRACE);
         } else {
             (self.again_at, self.has_tcp) = (None, false);
@@ -95,33 +102,36 @@ impl Orphans {
     }
 }
 
-fn close(maps: &Maps, with_tcp: bool) -> Result<(), OrphanError> {
+/// Looks at all sockets once. Returns whether all that were to be closed are.
+fn close(maps: &Maps, with_tcp: bool) -> Result<bool, OrphanError> {
     let diag = SockDiag::open()?;
     let mut sockets = diag.connected(protocol::UDP)?;
     if with_tcp {
         sockets.extend(diag.connected(protocol::TCP)?);
     }
+    let mut is_done = true;
     for socket in sockets {
-        let (address, port_be) = socket.peer();
-        let key = SocketKey::new(socket.cookie(), address, port_be);
-        let Some(entry) = maps.sockets.get(&key)? else { continue };
-        if !entry.is_closed_with_backend() || !has_gone(maps, &entry) {
+        let Some(entry) = maps.sockets.get(&socket.cookie())? else { continue };
+        let is_there = socket.peer() == (entry.backend_address, entry.backend_port_be);
+        if !is_there || !entry.is_closed_with_backend() || !maps.has_gone(entry.backend, entry.generation) {
             continue;
         }
-        debug!(cookie = key.cookie, "a socket to {address} is closed: its backend has gone");
+        let address = IpAddr::from(entry.backend_address);
+        debug!(cookie = socket.cookie(), "a socket to {address} is closed: its backend has gone");
         match diag.destroy(&socket) {
+            Ok(()) => {}
             // Closed by its application meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            result => result?,
+            Err(error) => {
+                warn!(
+                    cookie = socket.cookie(),
+                    "a socket to {address}, whose backend has gone, can't be closed: {error}"
+                );
+                is_done = false;
+            }
         }
     }
-    Ok(())
-}
-
-/// Whether the backend of a socket has gone.
-pub fn has_gone(maps: &Maps, entry: &SocketEntry) -> bool {
-    let backend = maps.backends.get(entry.backend).unwrap_or_default();
-    backend.state == backend_state::FREE || backend.generation != entry.generation
+    Ok(is_done)
 }
 
 /// Whether the kernel lets us close sockets, tried on one of our own.

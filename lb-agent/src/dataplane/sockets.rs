@@ -59,7 +59,7 @@ impl SocketOptions {
 pub const PIN_PREFIX: &str = "socket-";
 
 /// A program's place: its name, its hook, and the name of its link's pin.
-const HOOKS: [(&str, bpf_attach_type, &str); 8] = [
+const HOOKS: [(&str, bpf_attach_type, &str); 9] = [
     (programs::CONNECT4, BPF_CGROUP_INET4_CONNECT, "socket-connect4"),
     (programs::CONNECT6, BPF_CGROUP_INET6_CONNECT, "socket-connect6"),
     (programs::SENDMSG4, BPF_CGROUP_UDP4_SENDMSG, "socket-sendmsg4"),
@@ -68,6 +68,7 @@ const HOOKS: [(&str, bpf_attach_type, &str); 8] = [
     (programs::RECVMSG6, BPF_CGROUP_UDP6_RECVMSG, "socket-recvmsg6"),
     (programs::GETPEERNAME4, BPF_CGROUP_INET4_GETPEERNAME, "socket-getpeername4"),
     (programs::GETPEERNAME6, BPF_CGROUP_INET6_GETPEERNAME, "socket-getpeername6"),
+    (programs::SOCK_RELEASE, BPF_CGROUP_INET_SOCK_RELEASE, "socket-release"),
 ];
 
 /// The door can't be opened.
@@ -155,6 +156,8 @@ pub struct SocketDoor {
     pins: Pins,
     /// `None` where it stays closed.
     open: Option<Open>,
+    /// Whether every hook has its program.
+    is_attached: bool,
 }
 
 struct Open {
@@ -199,7 +202,7 @@ impl SocketDoor {
     /// Loads the programs. What keeps the door closed is said, and is no error: the packet doors work without it.
     pub fn load(ebpf: &mut Ebpf, pins: Pins, options: &SocketOptions, features: &SocketFeatures) -> Self {
         if options.mode == SocketMode::Off {
-            return Self { pins, open: None };
+            return Self { pins, open: None, is_attached: false };
         }
         let open = Cgroup::open(options.cgroup.as_deref()).and_then(|cgroup| {
             let programs = load_programs(ebpf, &pins)?;
@@ -211,17 +214,22 @@ impl SocketDoor {
                 "no socket door: {why}; the node's own processes reach no Service, and NodePorts are not served on localhost"
             ),
         }
-        Self { pins, open: open.ok() }
+        Self { pins, open: open.ok(), is_attached: false }
     }
 
-    /// Whether sockets are translated.
+    /// Whether sockets are translated: the door could be opened, and has been.
+    pub const fn is_attached(&self) -> bool {
+        self.is_attached
+    }
+
+    /// Whether the door can be opened.
     pub const fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
     /// Opens the door, or lets the links of an earlier agent run this agent's programs, in place; closes it where it is not
     /// wanted any more. The maps must hold what they should. What is refused runs on as it is.
-    pub fn take_over(&self) -> Vec<SocketError> {
+    pub fn take_over(&mut self) -> Vec<SocketError> {
         let mut refused = Vec::new();
         for (index, (name, attach_type, pin)) in HOOKS.into_iter().enumerate() {
             let own = self.pins.links().join(pin);
@@ -252,6 +260,7 @@ impl SocketDoor {
                 Err(cause) => refused.push(SocketError::Link { name, path: cgroup.path.clone(), cause }),
             }
         }
+        self.is_attached = self.open.is_some() && refused.is_empty();
         refused
     }
 }
@@ -290,10 +299,13 @@ fn remove(path: &Path) {
 fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<Vec<OwnedFd>, SocketError> {
     let load = |name: &'static str| {
         let refused = |cause: String| SocketError::Program { name, cause };
-        let Some(Program::CgroupSockAddr(program)) = ebpf.program_mut(name) else {
-            return Err(refused("it is not in the object".to_owned()));
+        let program = ebpf.program_mut(name).ok_or_else(|| refused("it is not in the object".to_owned()))?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => return Err(refused("it is of another type".to_owned())),
         };
-        program.load().map_err(|error| refused(load::verifier_text(&error)))?;
+        loaded.map_err(|error| refused(load::verifier_text(&error)))?;
         let path = pins.program(name);
         let fd = program.fd().map_err(|error| refused(error.to_string()))?;
         pins::replace(fd, &path).map_err(|error| refused(error.to_string()))?;

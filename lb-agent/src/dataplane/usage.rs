@@ -49,6 +49,7 @@ impl Maps {
             maps::FRAGMENTS => Some(self.fragments.count()?),
             maps::SOURCE_RANGES => Some(self.source_ranges.entries()?.len() as u64),
             maps::SOCKETS => Some(self.sockets.count()?),
+            maps::TALKS => Some(self.talks.count()?),
             maps::NODE_ADDRESSES => Some(self.node_addresses.count()?),
             maps::INTERFACES => Some(self.interfaces.count()?),
             maps::SERVICE_NAMES => Some(self.names.count()?),

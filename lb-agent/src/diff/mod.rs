@@ -74,7 +74,8 @@ pub struct Capacities {
     pub interfaces: u32,
     /// `--max-node-addresses`: local addresses that answer NodePorts.
     pub node_addresses: u32,
-    /// `--max-sockets`: sockets that the socket door has sent to backends. The oldest make way for new ones.
+    /// `--max-sockets`: open sockets that the socket door has connected to backends, and entries of those that send without a
+    /// connection. The oldest make way for new ones.
     pub sockets: u32,
 }
 

@@ -105,6 +105,16 @@ pub enum WriteError {
 }
 
 impl WriteError {
+    /// Whether the map has no room or place for it, so that the same write fails until something else changes.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            // What hash maps and tries say.
+            Self::Refused { cause, .. } => matches!(cause.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)),
+            Self::OutOfRange { .. } => true,
+        }
+    }
+
     /// What can be done about a device or an address that could not be written.
     #[must_use]
     pub fn remedy(&self) -> &'static str {

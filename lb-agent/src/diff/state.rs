@@ -241,6 +241,12 @@ impl State {
         self.units().flat_map(|(id, unit)| unit.backends.iter().map(move |(key, &index)| (index, id, key)))
     }
 
+    /// The backends of one Service.
+    pub fn backends_of(&self, service: &ServiceKey) -> impl Iterator<Item = &BackendKey> {
+        let units = self.records.get(service).into_iter().flat_map(|record| record.units.values());
+        units.flat_map(|unit| unit.backends.keys())
+    }
+
     fn units(&self) -> impl Iterator<Item = (&UnitId, &UnitRecord)> {
         self.records.values().flat_map(|record| &record.units).map(|(id, unit)| (id, unit.as_ref()))
     }

@@ -116,6 +116,12 @@ impl Health {
         self.facts().is_healthy(Instant::now())
     }
 
+    /// Whether something waits to be written.
+    #[cfg(test)]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.facts().waiting_since.is_some()
+    }
+
     fn facts(&self) -> MutexGuard<'_, Facts> {
         // Every update is a single assignment: there is nothing half done behind a panic.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)

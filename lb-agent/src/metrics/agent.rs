@@ -112,8 +112,18 @@ impl Metrics {
             self.sync_duration.get_or_create(&[family(is_v4)]).observe(duration.as_secs_f64());
         }
         self.last_sync.set(now.as_duration().as_secs_f64());
+    }
+
+    /// No change waits to be written.
+    pub fn clear_pending(&self) {
         self.service_changes.pending.set(0);
         self.endpoint_changes.pending.set(0);
+    }
+
+    /// Changes of Services, and of endpoints, that are not in the maps yet.
+    #[cfg(test)]
+    pub(crate) fn pending(&self) -> [i64; 2] {
+        [&self.service_changes, &self.endpoint_changes].map(|changes| changes.pending.get())
     }
 
     /// A change of endpoints got into the maps so long after it happened in the cluster.
@@ -244,6 +254,7 @@ mod tests {
             ],
         );
         metrics.observe_sync(Duration::from_millis(3), now);
+        metrics.clear_pending();
         assert_lines(
             &text(&metrics),
             &[

@@ -6,10 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use lb_common::{
-    counters::{BackendCounters, ServiceCounters},
-    flow::protocol,
-};
+use lb_common::counters::{BackendCounters, ServiceCounters};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet},
@@ -19,6 +16,7 @@ use prometheus_client::{
 use crate::{
     compile::UnitId,
     dataplane::{Counters, MapError, Maps},
+    diff::ProtocolText,
 };
 
 /// What indices in the maps stand for, at one moment, and how full the maps are.
@@ -98,16 +96,11 @@ type Series<T, V> = (&'static str, &'static str, fn(&T) -> V);
 type UnitLabels = [(&'static str, String); 5];
 
 fn unit_labels(unit: &UnitId) -> UnitLabels {
-    let protocol = match unit.protocol {
-        protocol::TCP => "TCP".to_owned(),
-        protocol::UDP => "UDP".to_owned(),
-        other => other.to_string(),
-    };
     [
         ("namespace", unit.namespace.clone()),
         ("service", unit.name.clone()),
         ("port", unit.port_name.clone()),
-        ("protocol", protocol),
+        ("protocol", ProtocolText(unit.protocol).to_string()),
         ("ip_family", if unit.is_v4 { "IPv4".to_owned() } else { "IPv6".to_owned() }),
     ]
 }
@@ -179,7 +172,7 @@ fn gauges<L: EncodeLabelSet>(
 mod tests {
     use std::collections::BTreeMap;
 
-    use lb_common::verdict::Reason;
+    use lb_common::{flow::protocol, verdict::Reason};
     use prometheus_client::{encoding::text::encode, registry::Registry};
 
     use super::*;
@@ -190,6 +183,20 @@ mod tests {
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         text
+    }
+
+    #[test]
+    fn protocols_are_named_as_in_kubernetes() {
+        let unit = |protocol| UnitId {
+            namespace: "default".into(),
+            name: "web".into(),
+            port_name: String::new(),
+            protocol,
+            is_v4: true,
+        };
+        for (number, name) in [(protocol::TCP, "TCP"), (protocol::UDP, "UDP"), (protocol::SCTP, "SCTP")] {
+            assert!(unit_labels(&unit(number)).contains(&("protocol", name.to_owned())));
+        }
     }
 
     #[test]

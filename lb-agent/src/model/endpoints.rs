@@ -7,13 +7,14 @@
 use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::discovery::v1 as discovery;
+use lb_common::address::Address;
 
 use super::{
     ServiceKey,
     fault::{Faults, keep_last_good},
     value::{parse_port, parse_protocol, parse_unicast},
 };
-use crate::problem::Problem;
+use crate::{compile::BackendKey, problem::Problem};
 
 /// Names the Service of a slice (rule 4).
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -94,6 +95,15 @@ impl Slice {
         let good = |before: &&Self| self.is_impossible && !before.is_impossible && before.service == self.service;
         let Some(last_good) = before.filter(good) else { return self };
         Self { problems: keep_last_good(self.problems, "EndpointSlice"), ..last_good.clone() }
+    }
+
+    /// Whether an endpoint of it takes or keeps connections there.
+    #[must_use]
+    pub fn serves(&self, backend: &BackendKey) -> bool {
+        let is_it = |endpoint: &Endpoint| Address::from(endpoint.address) == backend.address;
+        let is_serving = |endpoint: &Endpoint| endpoint.ready || endpoint.serving;
+        self.ports.iter().any(|port| port.port == backend.port)
+            && self.endpoints.iter().any(|endpoint| is_it(endpoint) && is_serving(endpoint))
     }
 
     /// The port numbers that stand for a Service port (rule 11).

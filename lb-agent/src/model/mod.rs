@@ -4,10 +4,7 @@
 //! In: [`Event`]s, in any order. Out: which Services a change concerns, and what the maps should hold for each of them.
 //! The cost of an event is that of the Services it concerns, not of the cluster. It must not know of the maps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -16,7 +13,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    compile::{self, Part, ServiceKey, Unit, UnitId},
+    compile::{self, BackendKey, Part, ServiceKey, Unit, UnitId},
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
 };
@@ -123,6 +120,21 @@ impl Model {
         is_possible && (!self.is_incomplete || is_all_told())
     }
 
+    /// Whether a Service wants a split that names Services which have not been there since the start: an earlier agent may
+    /// have known a better one.
+    #[must_use]
+    pub fn lacks_good_split(&self, key: &ServiceKey) -> bool {
+        self.services.get(key).is_some_and(|service| service.split.is_some()) && !self.splits.has_good(key)
+    }
+
+    /// Whether any slice of a namespace has an endpoint that serves there.
+    #[must_use]
+    pub fn has_endpoint(&self, namespace: &str, backend: &BackendKey) -> bool {
+        let from = self.slices.range(ServiceKey::new(namespace, "")..);
+        let slices = from.take_while(|(key, _)| key.namespace == namespace).flat_map(|(_, slices)| slices.values());
+        slices.into_iter().any(|slice| slice.serves(backend))
+    }
+
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
     pub fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
         std::mem::take(&mut self.dirty)
@@ -206,10 +218,10 @@ impl Model {
         })
     }
 
-    /// InternalIPs of the agent's own Node object; empty without one.
+    /// What the agent's own Node object says; of an unknown one, the name alone.
     #[must_use]
-    pub fn node_internal_addresses(&self) -> Vec<IpAddr> {
-        self.node.internal_addresses.clone()
+    pub const fn node(&self) -> &Node {
+        &self.node
     }
 
     /// The ranges from which ClusterIPs are allocated; empty where that is not known.
@@ -311,7 +323,7 @@ impl Model {
     /// Any Service may hang on the zone (rule 5); those with source ranges hang on the addresses, too (rule 35).
     fn replace_node(&mut self, node: Node) {
         let has_moved = node.zone != self.node.zone;
-        let has_other_addresses = node.internal_addresses != self.node.internal_addresses;
+        let has_other_addresses = !node.addresses().eq(self.node.addresses());
         let is_concerned = |service: &&Service| has_moved || (has_other_addresses && !service.source_ranges.is_empty());
         self.dirty.extend(self.services.values().filter(is_concerned).map(|service| service.key.clone()));
         self.node = node;

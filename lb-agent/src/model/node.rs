@@ -24,6 +24,8 @@ pub struct Node {
     pub zone: Option<String>,
     /// Its addresses of type InternalIP, in the object's order: the first of each family is the primary one.
     pub internal_addresses: Vec<IpAddr>,
+    /// Those of type ExternalIP. They may be some router's, which translates them.
+    pub external_addresses: Vec<IpAddr>,
     /// Whether it is being removed from the cluster: deleted, or chosen by the cluster autoscaler (rule 69).
     pub is_leaving: bool,
 }
@@ -41,13 +43,21 @@ impl Node {
         let labels = object.metadata.labels.as_ref();
         let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).filter(|zone| !zone.is_empty()).cloned();
         let status = object.status.as_ref();
-        let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
-        let internal = addresses.filter(|address| address.type_ == "InternalIP");
-        let internal_addresses = internal.filter_map(|address| parse_unicast(&address.address).ok()).collect();
+        let addresses_of = |type_: &str| {
+            let addresses = status.and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+            let own = addresses.filter(|address| address.type_ == type_);
+            own.filter_map(|address| parse_unicast(&address.address).ok()).collect()
+        };
+        let (internal_addresses, external_addresses) = (addresses_of("InternalIP"), addresses_of("ExternalIP"));
         let spec = object.spec.as_ref();
         let mut taints = spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
         let is_chosen = taints.any(|taint| taint.key == AUTOSCALER_TAINT);
         let is_leaving = is_chosen || object.metadata.deletion_timestamp.is_some();
-        Self { name, is_known: true, zone, internal_addresses, is_leaving }
+        Self { name, is_known: true, zone, internal_addresses, external_addresses, is_leaving }
+    }
+
+    /// All of its addresses, the internal ones first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.internal_addresses.iter().chain(&self.external_addresses).copied()
     }
 }

@@ -88,6 +88,11 @@ impl Splits {
         self.in_force.get(key).unwrap_or(wanted)
     }
 
+    /// Whether a split of this Service has ever been in force.
+    pub(super) fn has_good(&self, key: &ServiceKey) -> bool {
+        self.in_force.contains_key(key)
+    }
+
     /// The Services whose splits name this one.
     pub(super) fn users(&self, part: &ServiceKey) -> BTreeSet<ServiceKey> {
         self.users.get(part).cloned().unwrap_or_default()

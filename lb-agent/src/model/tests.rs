@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The desired state under any order of events, and what each event makes dirty.
 
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -115,7 +117,19 @@ fn rule_57_affinity_is_switched_on_and_off_on_a_live_service() {
 #[test]
 fn rule_5_internal_addresses_are_those_of_the_own_node() {
     let model = model([node("node-2", None, &["192.0.2.2"]), node("node-1", None, &["192.0.2.1", "fd00::1", "?"])]);
-    assert_eq!(model.node_internal_addresses(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    assert_eq!(model.node().internal_addresses, ["192.0.2.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+}
+
+#[test]
+fn rule_5_internal_addresses_come_before_external_ones() {
+    let typed = |type_: &str, ip: &str| core::NodeAddress { type_: type_.into(), address: ip.into() };
+    let mut object = core::Node::default();
+    object.metadata.name = Some("node-1".into());
+    let addresses = [("Hostname", "node-1"), ("ExternalIP", "203.0.113.1"), ("InternalIP", "fd00::1")];
+    object.status.get_or_insert_default().addresses = Some(addresses.map(|(kind, ip)| typed(kind, ip)).into());
+    let model = model([Event::Apply(Object::Node(Box::new(object)))]);
+    let own: Vec<String> = model.node().addresses().map(|ip| ip.to_string()).collect();
+    assert_eq!(own, ["fd00::1", "203.0.113.1"]);
 }
 
 #[test]

@@ -41,8 +41,10 @@ pub struct Told {
     pub is_synced: bool,
     /// Whether all of it could be read: else there may be a Node object all the same.
     pub is_complete: bool,
-    /// The Node object's own addresses.
+    /// The Node object's addresses.
     pub internal_addresses: Vec<IpAddr>,
+    /// Those that may be some router's.
+    pub external_addresses: Vec<IpAddr>,
 }
 
 /// The machine, and how far the programs and maps follow it.
@@ -109,7 +111,7 @@ impl Devices {
     pub fn take_told(&mut self, told: Told) {
         if self.told != told {
             // A device that has an uplink's role because of the Node object keeps it without.
-            let outward = self.selection.uplinks_by_address(&self.node, &self.told.internal_addresses);
+            let outward = self.selection.uplinks_by_address(&self.node, &self.own_addresses());
             self.node.note_outward_devices(outward);
             self.told = told;
             self.are_devices_dirty = true;
@@ -166,8 +168,15 @@ impl Devices {
         self.to_attach.wake_at()
     }
 
+    /// The Node object's addresses, the internal ones first (rule 5). What is some router's can be no source of ours.
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        let is_here = |ip: &&IpAddr| self.node.all_addresses().any(|own| own.ip == **ip);
+        let external = self.told.external_addresses.iter().filter(is_here);
+        self.told.internal_addresses.iter().chain(external).copied().collect()
+    }
+
     fn wanted(&self) -> BTreeMap<u32, Interface> {
-        let mut wanted = self.selection.interfaces(&self.node, &self.told.internal_addresses);
+        let mut wanted = self.selection.interfaces(&self.node, &self.own_addresses());
         if !self.told.is_complete {
             for (ifindex, interface) in wanted.iter_mut().filter(|(_, interface)| interface.role == 0) {
                 interface.role = self.adopted.get(ifindex).map_or(0, |adopted| adopted.role & !role::XDP);
@@ -210,7 +219,7 @@ impl Devices {
     }
 
     fn write_addresses(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
-        let primary = primary_addresses(&self.node, wanted, &self.told.internal_addresses);
+        let primary = primary_addresses(&self.node, wanted, &self.own_addresses());
         maps.doors.set_node_addresses(primary.map(|ip| ip.map_or(Address::UNSPECIFIED, Address::from)));
         self.node_port_addresses = self.node_ports.select(&self.node, primary);
         let operations = maps.state.plan_node_addresses(&self.node_port_addresses);

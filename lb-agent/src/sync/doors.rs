@@ -29,6 +29,9 @@ pub trait Doors: Writer {
         None
     }
 
+    /// Whether sockets of the node's own processes are translated.
+    fn is_socket_door_open(&self) -> bool;
+
     /// Takes the programs off a device, or forgets them if it has gone.
     fn detach(&mut self, ifindex: u32);
 
@@ -105,6 +108,10 @@ impl Doors for Dataplane {
 
     fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
         Self::close_orphans(self, now)
+    }
+
+    fn is_socket_door_open(&self) -> bool {
+        Self::is_socket_door_open(self)
     }
 
     fn detach(&mut self, ifindex: u32) {

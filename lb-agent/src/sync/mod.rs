@@ -109,7 +109,7 @@ impl<D: Doors> Loop<D> {
         Self { services, devices, maps, reporter, health, metrics, sweep, service_cidrs, was_done: false }
     }
 
-    /// Tells from which ranges ClusterIPs are allocated; `None` until the sources have synced.
+    /// Tells in which ranges addresses that are nobody's shall be dropped; `None` until the maps are complete.
     #[must_use]
     pub fn service_cidrs(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
         self.service_cidrs.subscribe()
@@ -167,15 +167,10 @@ impl<D: Doors> Loop<D> {
         self.devices.take_told(Told {
             is_synced: model.is_synced(),
             is_complete: model.is_complete(),
-            internal_addresses: model.node_internal_addresses(),
+            internal_addresses: model.node().internal_addresses.clone(),
+            external_addresses: model.node().external_addresses.clone(),
         });
         self.health.set_node(node_status(model));
-        let ranges = model.is_synced().then(|| model.service_cidrs());
-        self.service_cidrs.send_if_modified(|held| {
-            let is_new = *held != ranges;
-            *held = ranges;
-            is_new
-        });
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.listen_on(&self.devices.health_check_addresses());
         self.services.gather(&mut self.maps.state, now);
@@ -191,9 +186,14 @@ impl<D: Doors> Loop<D> {
         for (is_v4, at) in self.services.take_programmed() {
             self.metrics.observe_programming(is_v4, wall.duration_since(at));
         }
-        if self.services.is_done() && !self.was_done {
-            self.finish(now);
+        if self.services.is_done() {
+            if !self.was_done {
+                self.finish(now);
+            }
+            // Those too that concerned nothing that is served.
+            self.metrics.clear_pending();
         }
+        self.tell_service_cidrs();
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if self.services.has_ready() {
             return Some(now);
@@ -202,15 +202,28 @@ impl<D: Doors> Loop<D> {
             self.sweep(now);
         }
         // What was there before the first sync may come back with it.
-        let orphans = if self.was_done { self.maps.doors.close_orphans(now) } else { None };
+        let orphans = if self.health.is_synced() { self.maps.doors.close_orphans(now) } else { None };
         let timers =
             [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at(), self.sweep.wake_at(), orphans];
         timers.into_iter().flatten().min()
     }
 
+    /// Tells from which ranges ClusterIPs are allocated: none where the node's own processes reach Services by the kernel's
+    /// routes. kube-proxy's rules for them come after the look-up of a route, which must find one.
+    fn tell_service_cidrs(&self) {
+        let is_open = self.maps.doors.is_socket_door_open();
+        let ranges = || if is_open { self.services.model().service_cidrs() } else { BTreeSet::new() };
+        let ranges = self.health.is_synced().then(ranges);
+        self.service_cidrs.send_if_modified(|held| {
+            let is_new = *held != ranges;
+            *held = ranges;
+            is_new
+        });
+    }
+
     /// Before the first sync nothing is known to be needless.
     fn sweep(&mut self, now: Instant) {
-        if self.was_done {
+        if self.health.is_synced() {
             let mut needed = self.maps.state.needed_filter();
             self.devices.local_addresses().for_each(|address| needed.insert(FILTER_INGRESS, &address));
             sweep(&needed, &mut self.maps, &mut self.reporter, now);

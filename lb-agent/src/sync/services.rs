@@ -3,6 +3,12 @@
 //!
 //! One Service's failure stops no other; it is tried again after a growing pause. Nothing at all is written before the
 //! sources have told what there is (rule 7).
+//!
+//! A write that failed is still to be done: until it is, the maps are not complete ([`Services::is_done`]), and the node
+//! gets unhealthy with time. What waiting can't mend is only reported: a Service for which a map has no room (its plan
+//! says so and writes nothing, or the kernel does), and a port that another process holds. Else one Service too many would
+//! keep a node's first sync from ever ending: the node would stay without its socket door, with an earlier agent's programs
+//! serving ever older state, and be restarted by its probes, to no avail.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +29,7 @@ use super::{
 };
 use crate::{
     compile::{ServiceKey, Unit, UnitId},
-    diff::State,
+    diff::{State, WriteError},
     health::{Health, HealthPorts},
     model::Model,
     node::checks::PortRange,
@@ -43,6 +49,8 @@ pub struct Services {
     is_compared: bool,
     /// Services that the maps hold as an earlier agent left them.
     adopted: BTreeSet<ServiceKey>,
+    /// Services whose last write failed, and may succeed later.
+    unwritten: BTreeSet<ServiceKey>,
 }
 
 impl Services {
@@ -58,6 +66,7 @@ impl Services {
             triggers: Triggers::new(Timestamp::now()),
             is_compared: false,
             adopted: BTreeSet::new(),
+            unwritten: BTreeSet::new(),
         }
     }
 
@@ -81,13 +90,20 @@ impl Services {
     /// Takes in what a source says.
     pub fn take_event(&mut self, event: Event, reporter: &mut Reporter, now: Instant) {
         let trigger = match &event {
-            Event::Apply(Object::EndpointSlice(slice)) => self.triggers.read(slice),
+            Event::Apply(Object::EndpointSlice(slice)) => {
+                self.doubt_adopted(slice.metadata.namespace.as_deref().unwrap_or_default());
+                self.triggers.read(slice)
+            }
             Event::Incomplete(false) => {
                 self.adopted.iter().cloned().for_each(|key| self.queue.push(key));
                 None
             }
             Event::Delete(ObjectId { kind: Kind::Service, namespace, name }) => {
                 self.adopted.remove(&ServiceKey::new(&**namespace, &**name));
+                None
+            }
+            Event::Delete(ObjectId { kind: Kind::EndpointSlice, namespace, .. }) => {
+                self.doubt_adopted(namespace);
                 None
             }
             _ => None,
@@ -98,6 +114,21 @@ impl Services {
         if let Some((key, trigger)) = trigger.filter(|(key, _)| self.model.is_dirty(key)) {
             self.triggers.wait(key, trigger);
         }
+    }
+
+    /// Endpoints have changed in a namespace: Services that stay as they were found there may have lost some.
+    fn doubt_adopted(&mut self, namespace: &str) {
+        let concerned = self.adopted.iter().filter(|key| key.namespace == namespace);
+        concerned.cloned().for_each(|key| self.queue.push(key));
+    }
+
+    /// Whether a Service stays as an earlier agent left it: what is told of it can't take its place, and all that it was
+    /// given is still there. An endpoint that has gone must get no traffic, whatever was told.
+    fn is_kept(&self, key: &ServiceKey, state: &State) -> bool {
+        let mut backends = state.backends_of(key).peekable();
+        let is_doubtful = !self.model.is_certain(key) || self.model.lacks_good_split(key) && backends.peek().is_some();
+        let is_there = |backend| self.model.has_endpoint(&key.namespace, backend);
+        self.adopted.contains(key) && is_doubtful && (!self.model.is_complete() || backends.all(is_there))
     }
 
     /// Finds out what is to be done. Services that the maps hold and no source has ever told of are gone, unless a source
@@ -121,7 +152,7 @@ impl Services {
             let Some(key) = self.queue.pop(now) else { return };
             let (units, mut problems) = self.model.compile(&key);
             problems.extend(source_port_problems(&key, &units, self.source_ports));
-            if self.adopted.contains(&key) && !self.model.is_certain(&key) {
+            if self.is_kept(&key, &maps.state) {
                 for problem in &mut problems {
                     problem.remedy.push_str("; until then the Service stays as it was before the agent started");
                 }
@@ -134,22 +165,21 @@ impl Services {
             self.health_ports.lower(&key, check);
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
             problems.append(&mut plan.problems);
-            let written = maps.state.carry_out(plan, &mut maps.doors, now).map_err(|error| {
-                Problem::new(
-                    format!("Service {key}"),
-                    format!("can't be written: {error}"),
-                    "it is tried again by itself; if it stays, restart the agent",
-                )
-            });
-            if written.is_ok() {
-                self.adopted.remove(&key);
-                self.triggers.finish(&key);
-                self.no_local.set(&key, &units);
+            let written = maps.state.carry_out(plan, &mut maps.doors, now);
+            match &written {
+                Ok(()) => {
+                    self.adopted.remove(&key);
+                    self.unwritten.remove(&key);
+                    self.triggers.finish(&key);
+                    self.no_local.set(&key, &units);
+                }
+                Err(error) if error.is_final() => drop(self.unwritten.remove(&key)),
+                Err(_) => drop(self.unwritten.insert(key.clone())),
             }
             // After the maps: who is told that there are endpoints here must find them.
             let outcome = match written {
                 Ok(()) => self.health_ports.set(&key, check),
-                Err(problem) => Err(problem),
+                Err(error) => Err(unwritten_problem(&key, &error)),
             };
             match outcome {
                 Ok(()) => self.queue.succeed(&key),
@@ -173,10 +203,10 @@ impl Services {
         &self.no_local
     }
 
-    /// Whether everything that the sources told is in the maps, but for what failed.
+    /// Whether everything that the sources told is in the maps, but for what can't be.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.is_compared && !self.queue.has_ready()
+        self.is_compared && !self.queue.has_ready() && self.unwritten.is_empty()
     }
 
     /// Whether something waits to be written.
@@ -190,6 +220,15 @@ impl Services {
     pub fn wake_at(&self) -> Option<Instant> {
         self.queue.wake_at()
     }
+}
+
+fn unwritten_problem(key: &ServiceKey, error: &WriteError) -> Problem {
+    let remedy = if error.is_final() {
+        "make room in the map, or raise its size and run `lb-agent cleanup` before the next start; it is tried again"
+    } else {
+        "it is tried again by itself, and the node gets unhealthy meanwhile; if it stays, restart the agent"
+    };
+    Problem::new(format!("Service {key}"), format!("can't be written: {error}"), remedy)
 }
 
 /// NodePorts among the ports of source translation: replies to outside clients would be taken for new connections.

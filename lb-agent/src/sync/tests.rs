@@ -7,7 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{address::Address, config::role, maps::INTERFACES};
+use k8s_openapi::api::core::v1::NodeAddress;
+use lb_common::{
+    address::Address,
+    config::role,
+    maps::{FRONTENDS, INTERFACES},
+};
 use nix::libc;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -34,8 +39,10 @@ use crate::{
         state::{Change, Link, LocalAddress, NodeState},
     },
     problem::Problem,
-    source::{Event, Kind},
+    source::{Event, Kind, Object},
 };
+
+mod writes;
 
 /// Maps in memory, and doors that only remember who was there.
 #[derive(Debug, Default)]
@@ -51,12 +58,20 @@ struct FakeDoors {
     sweeps: usize,
     /// The maps at each time.
     take_overs: Vec<String>,
+    has_no_socket_door: bool,
+    /// What the kernel says to every write of a frontend, if not yes.
+    refusal: Option<i32>,
 }
 
 impl Writer for FakeDoors {
     fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
         self.writes += 1;
-        self.maps.write(operation)
+        match (operation, self.refusal) {
+            (Operation::UpsertFrontend { .. }, Some(code)) => {
+                Err(WriteError::Refused { map: FRONTENDS, cause: io::Error::from_raw_os_error(code) })
+            }
+            _ => self.maps.write(operation),
+        }
     }
 }
 
@@ -73,6 +88,10 @@ impl Doors for FakeDoors {
     fn take_over(&mut self) -> Vec<Problem> {
         self.take_overs.push(self.maps.to_string());
         Vec::new()
+    }
+
+    fn is_socket_door_open(&self) -> bool {
+        !self.has_no_socket_door && !self.take_overs.is_empty()
     }
 
     fn detach(&mut self, ifindex: u32) {
@@ -280,25 +299,6 @@ fn frontends(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn a_write_that_fails_is_tried_again_and_stops_no_other_service() {
-    let mut world = World::new(fake_doors());
-    world.event(Event::Synced).settle();
-    world.events(web());
-    world.event(service("zoo").cluster_ips(&["10.96.0.9"]).tcp("http", 80).applied());
-    world.doors().maps.fail_after(3);
-    let wake_at = world.settle().expect("a retry");
-    assert!(world.text().contains("10.96.0.9"), "{}", world.text());
-    assert!(!world.text().contains("10.96.0.1:80"), "{}", world.text());
-    assert_eq!(world.agent.reporter.standing(), 1);
-
-    assert_eq!(wake_at, world.now + Duration::from_secs(1));
-    world.now = wake_at;
-    world.settle();
-    assert!(world.text().contains("10.96.0.1:80"), "{}", world.text());
-    assert_eq!(world.agent.reporter.standing(), 0);
-}
-
-#[test]
 fn a_pods_device_is_attached_when_it_appears_and_forgotten_when_it_goes() {
     let mut world = World::new(fake_doors());
     world.settle();
@@ -383,6 +383,23 @@ fn an_adopted_role_that_hangs_on_the_node_object_outlives_the_restart() {
 }
 
 #[test]
+fn rule_5_an_external_address_is_the_nodes_where_it_has_no_internal_one_and_holds_it() {
+    let mut world = World::new(fake_doors());
+    world.change(Change::Address { ifindex: 2, address: address("198.51.100.7") });
+    let with = |external: &str| {
+        let Event::Apply(Object::Node(mut object)) = node("node-1", None, &["fd00::1"]) else { unreachable!() };
+        let addresses = object.status.as_mut().and_then(|status| status.addresses.as_mut()).unwrap();
+        addresses.push(NodeAddress { type_: "ExternalIP".into(), address: external.into() });
+        Event::Apply(Object::Node(object))
+    };
+    let primary = |world: &mut World| world.doors().node_addresses[0].to_string();
+    world.event(with("198.51.100.7")).event(Event::Synced).settle();
+    assert_eq!(primary(&mut world), "198.51.100.7");
+    world.event(with("203.0.113.9")).settle();
+    assert_eq!(primary(&mut world), "192.0.2.1", "a router's address can't be a source");
+}
+
+#[test]
 fn an_uplink_found_by_the_nodes_address_outlives_the_node_object() {
     let mut world = World::new(fake_doors());
     world.change(Change::Link { ifindex: 5, link: link("eth5") });
@@ -453,11 +470,20 @@ fn rule_6_service_cidrs_are_told_once_the_sources_have_synced() {
     world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).settle();
     assert!(!told.has_changed().unwrap());
     world.event(Event::Synced).settle();
+    assert!(world.health.is_synced());
     assert_eq!(*told.borrow_and_update(), Some(BTreeSet::from(["10.96.0.0/12".parse().unwrap()])));
     world.events(web()).settle();
     assert!(!told.has_changed().unwrap());
     world.event(deleted(Kind::ServiceCidr, "kubernetes")).settle();
     assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()));
+}
+
+#[test]
+fn rule_44_no_range_is_dropped_where_processes_need_routes_to_services() {
+    let mut world = World::new(FakeDoors { has_no_socket_door: true, ..fake_doors() });
+    let mut told = world.agent.service_cidrs();
+    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).event(Event::Synced).settle();
+    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()), "what an earlier agent made goes");
 }
 
 #[test]

@@ -39,13 +39,12 @@ fn walk_as_the_programs_do(version: Version, packet: &[u8]) -> Walk {
     if version == Version::V4 {
         return Walk::v4(packet[0], half(4), half(6), packet[9]);
     }
-    let word = |at: usize| Some(u32::from_ne_bytes(packet.get(at..at + 4)?.try_into().ok()?));
     let mut walk = Walk::v6(packet[0], packet[6]);
     for _ in 0..=MOST_HEADERS {
         if walk.is_at_header() {
             let at = walk.offset() as usize;
-            let words = word(at).zip(word(at + 4)).map(|(first, second)| [first, second]);
-            walk = walk.step(words, packet.len() as u32);
+            let header = packet.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes);
+            walk = walk.step(header, packet.len() as u32);
         }
     }
     assert!(!walk.is_at_header(), "not at an end");

@@ -56,6 +56,11 @@ pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream
             answer.line(&gone())?;
             answer.end()
         }
+        (Some(Fault::Stall), _) => {
+            let _silent = answer.begin()?;
+            drop(shared.wait_while(Duration::MAX, |state| state.is_open(connection)));
+            Ok(())
+        }
         (_, Verb::List) => {
             let (status, body) = list(&mut shared.state(), resource, namespace, request);
             answer.whole(status, &body)

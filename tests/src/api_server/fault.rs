@@ -23,6 +23,8 @@ pub enum Fault {
     GoneInStream,
     /// No answer: the connection is closed.
     HangUp,
+    /// The beginning of an answer, and then nothing, on a connection that stays open.
+    Stall,
     /// The connection breaks after so many bytes of the body.
     BreakAfter(usize),
     /// Pieces of so many bytes with so much time between them.
@@ -35,7 +37,7 @@ impl Fault {
         match self {
             Self::BreakAfter(bytes) => Manner { breaks_after: Some(bytes), ..Manner::default() },
             Self::Dribble(bytes, pause) => Manner { pieces: Some((bytes, pause)), ..Manner::default() },
-            Self::Status(_) | Self::GoneInStream | Self::HangUp => Manner::default(),
+            Self::Status(_) | Self::GoneInStream | Self::HangUp | Self::Stall => Manner::default(),
         }
     }
 }

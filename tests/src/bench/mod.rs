@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What `bench connect` and `bench flow` share: two nodes with one Service each, Shunt's and nftables', the ways to reach a
-//! server directly and through each of them, and how figures are compared with the direct way's.
+//! What the benches share: how figures are compared with those of the direct way, and where they go; and for `bench connect`,
+//! `flow` and `follow` two nodes with one Service each, Shunt's and nftables', and the ways to reach a server directly and
+//! through each of them.
 
+mod chart;
 mod figures;
 mod nftables;
+mod output;
 mod scene;
 
 pub use self::{
+    chart::{Bar, Chart, Shall},
     figures::{Comparison, median},
+    output::{Output, Report},
     scene::{Place, Scene, Way},
 };

@@ -20,7 +20,10 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::nftables::{self, Rule};
+use super::{
+    chart::Shall,
+    nftables::{self, Rule},
+};
 use crate::world::{Echo, Family, LinkKind, Namespace, Options, Process, World, echo_port, http_port, wait_until};
 
 const SERVICE_LIMIT: Duration = Duration::from_secs(120);
@@ -120,6 +123,26 @@ impl Way {
             Self::Socket => "socket door",
             Self::DirectB => "direct, node of nftables",
             Self::Nftables => "nftables (generated)",
+        }
+    }
+
+    /// What the ratio of its rate to the direct way's shall be.
+    #[must_use]
+    pub const fn rate_shall(self) -> Option<Shall> {
+        match self {
+            Self::Packets => Some(Shall::AtLeast(0.97)),
+            Self::Socket => Some(Shall::AtLeast(0.99)),
+            _ => None,
+        }
+    }
+
+    /// What the ratio of its `connect()` to the direct way's shall be.
+    #[must_use]
+    pub const fn connect_shall(self) -> Option<Shall> {
+        match self {
+            Self::Packets => Some(Shall::AtMost(1.10)),
+            Self::Socket => Some(Shall::AtMost(1.03)),
+            _ => None,
         }
     }
 

@@ -18,19 +18,29 @@ pub const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x5
 
 const MAX_ANSWER_BYTES: usize = 512;
 
-/// Asks for the IPv4 address of [`NAME`].
+/// Asks for the IPv4 address of [`NAME`]; with an even `id` by a socket that is connected, with an odd one by one that is not,
+/// because clients do either.
 ///
 /// # Errors
-/// When no right answer comes within `limit`. The socket is connected: an answer from another address than it was asked
-/// of is never seen.
+/// When no right answer comes within `limit`, or it comes from another address than was asked.
 pub fn query(server: SocketAddr, id: u16, limit: Duration) -> io::Result<()> {
     let any = if server.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(server)?;
     socket.set_read_timeout(Some(limit))?;
-    socket.send(&message(id).map_err(invalid)?)?;
+    let question = message(id).map_err(invalid)?;
     let mut buffer = [0; MAX_ANSWER_BYTES];
-    let length = socket.recv(&mut buffer)?;
+    let length = if id.is_multiple_of(2) {
+        socket.connect(server)?;
+        socket.send(&question)?;
+        socket.recv(&mut buffer)?
+    } else {
+        socket.send_to(&question, server)?;
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        if from != server {
+            return Err(invalid(format!("{from} answers for {server}")));
+        }
+        length
+    };
     let answer = Packet::parse(&buffer[..length]).map_err(invalid)?;
     let address = answer.answers.iter().find_map(|record| match &record.rdata {
         RData::A(a) => Some(Ipv4Addr::from(a.address)),

@@ -13,7 +13,7 @@ use super::{
     random::{CLIENTS, Random},
     shape::{behind_headers, fragments, tagged, with_options},
 };
-use crate::reference::{Arrival, Datagram, Door, Kind, Model, Tuple, Version};
+use crate::reference::{Arrival, Datagram, Door, Model, Tuple, Version};
 
 /// Length of an Ethernet header without tags.
 const IP: usize = 14;
@@ -51,19 +51,19 @@ impl Random {
     pub fn arrival(&mut self, model: &Model) -> Arrival {
         let (tuple, door) = self.flow(model).unwrap_or_else(|| (self.tuple(), self.pick(&Door::IN)));
         let (mut frame, door) = match self.below(20) {
-            0..3 if Kind::IcmpErrors.is_enabled() => self.error(model),
-            3..5 if Kind::Fragments.is_enabled() => (self.later_fragment(model, tuple), door),
-            5..7 if Kind::Fragments.is_enabled() => (self.fragment(tuple, |_| 0), door),
+            0..3 => self.error(model),
+            3..5 => (self.later_fragment(model, tuple), door),
+            5..7 => (self.fragment(tuple, |_| 0), door),
             _ => (self.segment(tuple).build(), door),
         };
-        if Kind::Headers.is_enabled() && self.chance(15) {
+        if self.chance(15) {
             frame = self.lengthen(&frame);
         }
         if self.chance(3) {
             frame[0] |= 1;
         }
         self.damage(&mut frame);
-        if Kind::Tags.is_enabled() && frame.len() >= IP && self.chance(8) {
+        if frame.len() >= IP && self.chance(8) {
             frame = self.tag(&frame);
         }
         let door = if self.chance(5) { self.pick(&Door::ALL) } else { door };
@@ -86,7 +86,7 @@ impl Random {
         let version = self.pick(&Version::BOTH);
         let protocol = match self.below(3) {
             0 => protocol::TCP,
-            1 if Kind::Sctp.is_enabled() => protocol::SCTP,
+            1 => protocol::SCTP,
             _ => protocol::UDP,
         };
         let port = 40_000 + self.below(4) as u16;

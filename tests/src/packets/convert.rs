@@ -121,8 +121,9 @@ pub fn flow_key_of<F: Family>(tuple: Tuple) -> FlowKey<F> {
 }
 
 /// A flow entry as the reference model has it. Checks what the model has not: both checksum differences, and that nothing
-/// stands in the padding. What a search for a way has left in an entry that is not forwarded has no meaning.
-pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(Tuple, Entry)> {
+/// stands in the padding. What a search for a way has left in an entry that is not forwarded has no meaning, nor has it whether
+/// a grown flow was answered.
+pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>, is_young: bool) -> Result<(Tuple, Entry)> {
     let tuple = |src, dst, sport: u16, dport: u16| Tuple {
         src: SocketAddr::new(ip_of::<F>(src), u16::from_be(sport)),
         dst: SocketAddr::new(ip_of::<F>(dst), u16::from_be(dport)),
@@ -146,7 +147,7 @@ pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>) -> Res
         is_reply: flow.flags & flow_flags::REPLY != 0,
         is_snat,
         resets: flow.flags & flow_flags::RESET != 0,
-        age: Age::Grown,
+        age: if is_young { Age::Young { is_answered: flow.flags & flow_flags::ANSWERED != 0 } } else { Age::Grown },
     };
     Ok((from, entry))
 }

@@ -12,6 +12,7 @@ use super::{
     maps::{self, Maps},
     network::{BARE, POD, SECOND, UPLINK},
     object::Object,
+    rig::Room,
 };
 use crate::reference::{Arrival, Door, Verdict};
 
@@ -43,9 +44,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the object, with room for so many flow entries of each family; in a network of [`super::network`].
-    pub fn start(flows: u32) -> Result<Self> {
-        let mut object = Object::load(&maps::capacities(flows))?;
+    /// Loads the object, with this room for flow entries; in a network of [`super::network`].
+    pub fn start(room: Room) -> Result<Self> {
+        let mut object = Object::load(&maps::capacities(room))?;
         for device in [UPLINK, SECOND, POD, BARE] {
             object.attach_xdp(device)?;
         }

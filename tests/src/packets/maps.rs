@@ -25,6 +25,7 @@ use super::{
         interface_of, source_range_of,
     },
     object::Object,
+    rig::Room,
 };
 use crate::reference::{Affinity, Counters, Datagram, Entry, Ports, Setup, Tuple, Version};
 
@@ -35,18 +36,18 @@ const FRONTENDS: u32 = 256;
 const SERVICES: u32 = 64;
 const AFFINITY: u32 = 4_096;
 
-/// All of them, by name, with room for so many flow entries of each family.
-pub const fn capacities(flows: u32) -> [(&'static str, u32); 10] {
+/// All of them, by name, with this room for flow entries.
+pub const fn capacities(room: Room) -> [(&'static str, u32); 10] {
     [
         (names::BACKENDS, BACKENDS),
         (names::BACKEND_COUNTERS, BACKENDS),
         (names::TABLES, CHUNKS),
         (names::FRONTENDS, FRONTENDS),
         (names::SERVICE_COUNTERS, SERVICES),
-        (names::FLOWS_V4, flows),
-        (names::FLOWS_V6, flows),
-        (names::YOUNG_V4, flows),
-        (names::YOUNG_V6, flows),
+        (names::FLOWS_V4, room.flows),
+        (names::FLOWS_V6, room.flows),
+        (names::YOUNG_V4, room.young),
+        (names::YOUNG_V6, room.young),
         (names::AFFINITY, AFFINITY),
     ]
 }
@@ -182,12 +183,12 @@ impl Maps {
 
     /// The flows that were answered and went on.
     pub fn grown_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        entries(&self.flows_v4, &self.flows_v6)
+        entries(&self.flows_v4, &self.flows_v6, false)
     }
 
     /// The flows that have only begun.
     pub fn young_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        entries(&self.young_v4, &self.young_v6)
+        entries(&self.young_v4, &self.young_v6, true)
     }
 
     /// The affinity table.
@@ -268,9 +269,13 @@ impl Maps {
     }
 }
 
-fn entries(v4: &Map<FlowKey<V4>, Flow<V4>>, v6: &Map<FlowKey<V6>, Flow<V6>>) -> Result<BTreeMap<Tuple, Entry>> {
-    let v4 = v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
-    let v6 = v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow));
+fn entries(
+    v4: &Map<FlowKey<V4>, Flow<V4>>,
+    v6: &Map<FlowKey<V6>, Flow<V6>>,
+    is_young: bool,
+) -> Result<BTreeMap<Tuple, Entry>> {
+    let v4 = v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow, is_young));
+    let v6 = v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow, is_young));
     v4.chain(v6).collect()
 }
 

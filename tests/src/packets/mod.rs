@@ -26,6 +26,6 @@ pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size, sizes};
 pub use random::Random;
-pub use rig::{Rig, with_rig, with_rig_for};
+pub use rig::{Rig, Room, with_rig, with_rig_for};
 pub use shape::{behind_headers, fragments, tagged, with_options};
-pub use wrapper::{Ran, Target, Wrapper};
+pub use wrapper::{Ran, Target, Wrapper, template};

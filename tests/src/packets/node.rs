@@ -9,7 +9,7 @@ use std::{
 use lb_common::flow::{FlowState, protocol};
 
 use super::network::{MTU, Network, POD, UPLINK};
-use crate::reference::{Backend, Frontend, Interface, Kind, Place, Policy, Setup, Version};
+use crate::reference::{Backend, Frontend, Interface, Place, Policy, Setup, Version};
 
 /// Idle ticks by flow state; short, so that tests can wait.
 pub const TIMEOUTS: [u32; FlowState::COUNT] = [60, 80_000, 3_600, 3_601, 10, 30, 180, 3_602];
@@ -135,7 +135,7 @@ pub fn setup(network: &Network) -> Setup {
                 policies: [service.policy; 2],
                 ..Frontend::default()
             };
-            for protocol in protocols() {
+            for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                 let cluster_ip = Place::Address(pick(CLUSTER_IP, version));
                 setup.frontends.insert((cluster_ip, service.port, protocol), frontend.clone());
                 setup.frontends.insert((Place::Node(version), 30_000 + service.port, protocol), frontend.clone());
@@ -145,12 +145,6 @@ pub fn setup(network: &Network) -> Setup {
         setup.node_port_addresses.insert(pick(NODE, version));
     }
     setup
-}
-
-/// Those that Services are made of.
-fn protocols() -> impl Iterator<Item = u8> {
-    let sctp = Kind::Sctp.is_enabled().then_some(protocol::SCTP);
-    [protocol::TCP, protocol::UDP].into_iter().chain(sctp)
 }
 
 /// Puts a backend at an index.

@@ -146,6 +146,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
         Program::Xdp(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
+        Program::CgroupSock(program) => program.load()?,
         other => bail!("a program of another kind: {:?}", other.prog_type()),
     }
     Ok(())

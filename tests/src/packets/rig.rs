@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lb_common::trace::TraceRecord;
+use lb_common::{maps::capacity, trace::TraceRecord};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
@@ -20,7 +20,7 @@ use super::{
     network::{Network, with_network},
     object::Object,
 };
-use crate::reference::{Arrival, Counters, Datagram, Model, Outcome, Setup, Tuple};
+use crate::reference::{Arrival, Counters, Datagram, Entry, Model, Outcome, Setup, Tuple, Verdict};
 
 const REFUSED: &str = "the kernel won't take such a frame for a test";
 
@@ -34,8 +34,28 @@ pub struct Rig {
     counted: Counters,
 }
 
-/// Room for the flow entries of a test.
-const FLOWS: u32 = 8_192;
+/// Room for flow entries, of each family.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Of those that have grown up.
+    pub flows: u32,
+    /// Of those that have only begun.
+    pub young: u32,
+}
+
+impl Room {
+    /// What an agent makes where it is told nothing else.
+    pub const DEFAULT: Self = Self { flows: capacity::FLOWS, young: capacity::YOUNG_FLOWS };
+
+    /// The same for both kinds.
+    #[must_use]
+    pub const fn of(entries: u32) -> Self {
+        Self { flows: entries, young: entries }
+    }
+}
+
+/// That of a test.
+const ROOM: Room = Room::of(8_192);
 
 /// Runs a test with the setup that `prepare` makes for the network.
 ///
@@ -45,22 +65,22 @@ pub fn with_rig(
     prepare: impl FnOnce(&Network) -> Setup + Send,
     test: impl FnOnce(&mut Rig) -> Result<()> + Send,
 ) -> Result<()> {
-    with_rig_for(FLOWS, prepare, test)
+    with_rig_for(ROOM, prepare, test)
 }
 
-/// The same with room for so many flow entries of each family.
+/// The same with other room for flow entries.
 ///
 /// # Errors
 /// As [`with_rig`].
 pub fn with_rig_for<T: Send>(
-    flows: u32,
+    room: Room,
     prepare: impl FnOnce(&Network) -> Setup + Send,
     test: impl FnOnce(&mut Rig) -> Result<T> + Send,
 ) -> Result<T> {
     with_network(|network| {
         stay_on_one_cpu()?;
         let setup = prepare(&network);
-        let kernel = Kernel::start(flows)?;
+        let kernel = Kernel::start(room)?;
         let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default() };
         rig.kernel.maps.apply(&rig.model.setup)?;
         test(&mut rig)
@@ -119,12 +139,13 @@ impl Rig {
         self.try_send(arrival)?.context(REFUSED)
     }
 
-    /// Runs a packet through the programs alone: from then on the model knows less than they.
+    /// Runs a packet through the programs alone, and gives verdict and frame: from then on the model knows less than they.
     ///
     /// # Errors
     /// When the kernel won't take it.
-    pub fn send_unobserved(&mut self, arrival: &Arrival) -> Result<()> {
-        self.kernel.run(arrival)?.context(REFUSED).map(drop)
+    pub fn send_unobserved(&mut self, arrival: &Arrival) -> Result<(Verdict, Vec<u8>)> {
+        let ran = self.kernel.run(arrival)?.context(REFUSED)?;
+        Ok((ran.verdict, ran.frame))
     }
 
     fn observe(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
@@ -165,6 +186,31 @@ impl Rig {
     pub fn ages(&self) -> Result<[BTreeSet<Tuple>; 2]> {
         let flows = [self.kernel.maps.grown_flows()?, self.kernel.maps.young_flows()?];
         Ok(flows.map(|flows| flows.into_keys().collect()))
+    }
+
+    /// What the kernel holds under a tuple.
+    ///
+    /// # Errors
+    /// When its flows can't be read.
+    pub fn kernel_flow(&self, tuple: Tuple) -> Result<Option<Entry>> {
+        Ok(self.kernel.maps.flows()?.remove(&tuple))
+    }
+
+    /// Makes all flows, affinities and datagrams seem to have been used a tick from now: by a CPU that saw it begin before this
+    /// one did.
+    ///
+    /// # Errors
+    /// As [`Rig::wait`].
+    pub fn overtake(&mut self) -> Result<()> {
+        self.wait(u32::MAX)
+    }
+
+    /// What the kernel has counted so far.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn counters(&self) -> Result<Counters> {
+        self.kernel.maps.counters()
     }
 
     /// The loaded programs.

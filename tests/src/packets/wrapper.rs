@@ -20,6 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{
     bpf::{Map, TestRun, test_run},
+    build::Segment,
     network::UPLINK,
     object::{Object, bpf_directory, map_fd, read},
 };
@@ -131,6 +132,15 @@ impl Wrapper {
     fn program(&self, name: &str) -> Result<&ProgramFd> {
         Ok(self.ebpf.program(name).with_context(|| format!("no program {name}"))?.fd()?)
     }
+}
+
+/// A segment as a template, of which each packet is the same.
+#[must_use]
+pub fn template(segment: &Segment) -> Template {
+    let mut frame = [0; FRAME_LEN_V6];
+    let bytes = segment.build();
+    frame[..bytes.len()].copy_from_slice(&bytes);
+    Template { frame: bytemuck::cast(frame), counter: 0, mask: 0, stride: 1, pad: 0 }
 }
 
 /// Moves all entries from one flow table to the other.

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::setup::{Frontend, List, Setup};
+use super::{
+    flow::elapsed,
+    setup::{Frontend, List, Setup},
+};
 
 /// What a client stays with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ impl Affinities {
         let timeout = frontend.affinity?;
         let affinity = self.0.get(&(frontend.service, client))?;
         let backend = setup.backend(affinity.backend)?;
-        let is_idle = now.wrapping_sub(affinity.last_used) > timeout;
+        let is_idle = elapsed(now, affinity.last_used) > timeout;
         let is_there = backend.address.is_some() && backend.generation == affinity.generation;
         (!is_idle && is_there && backend.is_in(list)).then_some(affinity.backend)
     }

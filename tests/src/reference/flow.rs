@@ -5,7 +5,13 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::flow::{FlowState, protocol, tcp_flags};
 
-use super::{kind::Kind, setup::Setup};
+use super::setup::Setup;
+
+/// Ticks that have passed since a tick: none where another CPU's clock was ahead of this one's.
+pub(super) const fn elapsed(now: u32, then: u32) -> u32 {
+    let ticks = now.wrapping_sub(then);
+    if ticks > u32::MAX / 2 { 0 } else { ticks }
+}
 
 /// Addresses and ports of a packet, as it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,8 +58,8 @@ pub enum Age {
 impl Age {
     /// That of a new flow.
     #[must_use]
-    pub fn first() -> Self {
-        if Kind::Young.is_enabled() { Self::Young { is_answered: false } } else { Self::Grown }
+    pub const fn first() -> Self {
+        Self::Young { is_answered: false }
     }
 
     const fn is_young(self) -> bool {
@@ -99,14 +105,14 @@ impl Entry {
 
     /// Whether the flow has been idle for longer than its state allows.
     pub(super) const fn is_expired(&self, setup: &Setup, now: u32) -> bool {
-        now.wrapping_sub(self.last_seen) > setup.timeouts[self.state.index()]
+        elapsed(now, self.last_seen) > setup.timeouts[self.state.index()]
     }
 
     /// Whether the connection is over, or has been half-open for longer than clients wait for an answer to a SYN.
     fn is_ending(&self, now: u32) -> bool {
         match self.state {
-            FlowState::CLOSING => now.wrapping_sub(self.last_seen) >= 1,
-            FlowState::HALF_OPEN | FlowState::RESET => now.wrapping_sub(self.last_seen) >= 4,
+            FlowState::CLOSING => elapsed(now, self.last_seen) >= 1,
+            FlowState::HALF_OPEN | FlowState::RESET => elapsed(now, self.last_seen) >= 4,
             _ => false,
         }
     }
@@ -115,7 +121,7 @@ impl Entry {
     /// connection that is over, or the flow has been idle for too long.
     fn is_outdated(&self, key: Tuple, flags: u8, setup: &Setup, now: u32) -> bool {
         let may_move = key.protocol == protocol::UDP || is_syn(flags);
-        let is_over = is_syn(flags) && matches!(self.state, FlowState::CLOSING | FlowState::RESET);
+        let is_over = is_syn(flags) && is_over(self.state);
         may_move && self.has_lost_backend(setup) || is_over || self.is_expired(setup, now)
     }
 
@@ -123,8 +129,7 @@ impl Entry {
     /// one that is over.
     fn is_of_another(&self, key: Tuple, flags: u8) -> bool {
         let answer = tcp_flags::SYN | tcp_flags::ACK;
-        let is_over = matches!(self.state, FlowState::CLOSING | FlowState::RESET);
-        key.protocol == protocol::TCP && flags & answer == answer && is_over
+        key.protocol == protocol::TCP && flags & answer == answer && is_over(self.state)
     }
 
     /// Whether a packet of the client belongs to a TCP connection that shall be reset, as its backend has gone. A SYN begins
@@ -136,6 +141,11 @@ impl Entry {
     fn has_lost_backend(&self, setup: &Setup) -> bool {
         setup.backend(self.backend).is_none_or(|backend| backend.generation != self.generation)
     }
+}
+
+/// Whether a connection is over, as far as it can be told.
+const fn is_over(state: FlowState) -> bool {
+    matches!(state, FlowState::CLOSING | FlowState::RESET)
 }
 
 const fn is_syn(flags: u8) -> bool {
@@ -229,7 +239,8 @@ impl Flows {
         entry.last_seen = now;
         let state = entry.state;
         entry.state = next_state(state, entry.is_reply, key.protocol, flags);
-        if entry.is_reply && entry.age.is_young() {
+        // A refusal is no answer.
+        if entry.is_reply && entry.age.is_young() && !is_over(entry.state) {
             entry.age = Age::Young { is_answered: true };
         }
         let peer_key = entry.to.reversed();
@@ -241,7 +252,6 @@ impl Flows {
             }
             // Another flow's, which has taken the tuple: this one needs another port.
             Some(_) if is_new_tick && !entry.is_reply => {
-                let state = if entry.age.is_young() { entry.state } else { state };
                 self.0.insert(key, Entry { state, ..entry });
                 return Found::Nothing;
             }
@@ -249,7 +259,9 @@ impl Flows {
             None if is_new_tick => drop(self.0.insert(peer_key, entry.peer(key))),
             None => {}
         }
-        if grows && entry.state != FlowState::CLOSING && self.0.get(&peer_key).is_none_or(is_own) {
+        // Nor is a SYN that is sent again the client's next word.
+        let goes_on = !is_over(entry.state) && entry.state != FlowState::HALF_OPEN;
+        if grows && goes_on && self.0.get(&peer_key).is_some_and(is_own) {
             let grown = Entry { age: Age::Grown, ..entry };
             self.0.insert(peer_key, grown.peer(key));
             self.0.insert(key, grown);

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::flow::Tuple;
+use super::flow::{Tuple, elapsed};
 
 /// Ticks for which the ports of a first fragment are good.
 const LIFETIME: u32 = 30;
@@ -48,6 +48,6 @@ impl Fragments {
         let ports = self.0.get(&datagram)?;
         let Datagram { src, dst, protocol, .. } = datagram;
         let tuple = Tuple { src: (src, ports.src).into(), dst: (dst, ports.dst).into(), protocol };
-        (now.wrapping_sub(ports.last_seen) < LIFETIME).then_some(tuple)
+        (elapsed(now, ports.last_seen) < LIFETIME).then_some(tuple)
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use lb_common::{
-    flow::tcp_flags,
+    flow::{protocol, tcp_flags},
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::Reason,
 };
@@ -121,19 +121,21 @@ impl Model {
         match self.flows.find(segment.key, segment.flags, &self.setup, run.now, is_trace) {
             Found::Nothing | Found::Orphan(_) if is_egress => Err(End::NotOurs),
             Found::Orphan(entry) => {
-                run.record.step = trace_step::FLOW;
-                run.record.backend = entry.backend;
+                run.note_flow(&entry);
                 // A reset is never answered with a reset.
                 let is_reset = segment.flags & tcp_flags::RST != 0;
                 Err(if is_reset { End::Drop(Reason::BackendGone) } else { End::Reset(Reason::BackendGone) })
             }
             Found::Entry(entry) if entry.is_at_egress() != is_egress => Err(End::NotOurs),
             Found::Entry(entry) => {
+                run.note_flow(&entry);
+                check_fragment(segment, &entry)?;
                 self.note_fragment(run, segment);
                 self.follow(run, packet, segment.key, entry)
             }
             Found::Nothing => {
                 let mut entry = self.decide(run, segment)?;
+                check_fragment(segment, &entry)?;
                 self.note_fragment(run, segment);
                 let exit = self.exit(run, &mut entry, packet)?;
                 Ok(self.send(run, packet, &entry, exit))
@@ -166,7 +168,7 @@ impl Model {
         match self.flows.0.get(&key) {
             None => Err(End::Drop(Reason::OrphanFragment)),
             Some(entry) if entry.is_at_egress() != is_egress => Err(End::NotOurs),
-            Some(&entry) => self.follow(run, packet, key, entry),
+            Some(&entry) => self.go_along(run, packet, key, entry),
         }
     }
 
@@ -176,16 +178,24 @@ impl Model {
         let key = quote.answers();
         match self.flows.0.get(&key) {
             Some(&entry) if entry.is_at_egress() == (run.arrival.door == Door::Egress) => {
-                self.follow(run, packet, key, entry)
+                self.go_along(run, packet, key, entry)
             }
             _ => Err(End::NotOurs),
         }
     }
 
+    /// A packet without ports of its own goes the way of a flow, of which nothing changes but the next hop.
+    fn go_along(&mut self, run: &mut Run<'_>, packet: &Packet, key: Tuple, mut entry: Entry) -> Result<Verdict, End> {
+        run.note_flow(&entry);
+        let exit = self.exit(run, &mut entry, packet);
+        if !run.arrival.is_trace {
+            self.flows.0.insert(key, entry);
+        }
+        Ok(self.send(run, packet, &entry, exit?))
+    }
+
     /// A packet of a flow that was decided before.
     fn follow(&mut self, run: &mut Run<'_>, packet: &Packet, key: Tuple, mut entry: Entry) -> Result<Verdict, End> {
-        run.record.step = trace_step::FLOW;
-        run.record.backend = entry.backend;
         let exit = self.exit(run, &mut entry, packet);
         if !run.arrival.is_trace {
             // The next hop may be a new one.
@@ -326,12 +336,27 @@ impl Model {
     }
 }
 
+/// The checksum of SCTP is over all of a packet: for other ports it can't be corrected in a fragment.
+fn check_fragment(segment: &Segment, entry: &Entry) -> Result<(), End> {
+    let ports = |tuple: Tuple| (tuple.src.port(), tuple.dst.port());
+    let is_sctp = segment.key.protocol == protocol::SCTP && segment.fragment.is_some();
+    if is_sctp && ports(segment.key) != ports(entry.to) { Err(End::Drop(Reason::SctpFragment)) } else { Ok(()) }
+}
+
 /// One packet on its way.
 struct Run<'a> {
     arrival: &'a Arrival,
     now: u32,
     frame: Vec<u8>,
     record: TraceRecord,
+}
+
+impl Run<'_> {
+    /// A trace is told that there is a flow.
+    fn note_flow(&mut self, entry: &Entry) {
+        self.record.step = trace_step::FLOW;
+        self.record.backend = entry.backend;
+    }
 }
 
 /// How a packet goes on.

@@ -11,7 +11,6 @@ use lb_common::{
 use super::{
     bytes::word,
     flow::Tuple,
-    kind::Kind,
     quote::{self, Quote},
     setup::{Setup, Version},
     verdict::{Door, End},
@@ -74,7 +73,7 @@ fn link(frame: &[u8], door: Door) -> Option<(Version, usize)> {
         match frame.get(ip - 2..ip)? {
             [0x08, 0x00] => return Some((Version::V4, ip)),
             [0x86, 0xdd] => return Some((Version::V6, ip)),
-            [0x81, 0x00] | [0x88, 0xa8] if door == Door::Xdp && Kind::Tags.is_enabled() => ip += 4,
+            [0x81, 0x00] | [0x88, 0xa8] if door == Door::Xdp => ip += 4,
             _ => return None,
         }
     }
@@ -108,7 +107,6 @@ pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, E
 
 fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body), End> {
     let (version, ip) = (fixed.version, fixed.ip);
-    refuse_what_is_not_done_yet(frame, version, ip)?;
     // So short that it is not even a damaged packet, unless it is the last bytes of one.
     let is_stub = frame.len() < ip + Headers::fixed_len(version) + 8;
     let headers = walk(frame, version, ip, end.min(frame.len())).map_err(|fault| match fault {
@@ -118,7 +116,6 @@ fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body
     })?;
     let is_within = |len: usize| headers.l4 + len <= end && end <= frame.len();
     let body = match (headers.protocol, headers.part) {
-        (protocol::SCTP, _) if !Kind::Sctp.is_enabled() => return Err(End::NotOurs),
         (protocol::TCP | protocol::UDP | protocol::SCTP, Part::Later(id)) if is_within(0) => Body::Later(id),
         _ if is_stub => return Err(End::NotOurs),
         (protocol::TCP, _) if is_within(20) && frame[headers.l4 + 12] >> 4 >= 5 => {
@@ -131,9 +128,7 @@ fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body
             Body::Segment(segment(frame, &headers, sctp_flags(&frame[headers.l4 + 12..end])))
         }
         (protocol::TCP | protocol::UDP | protocol::SCTP, _) => return Err(End::Pass(Reason::Malformed)),
-        (_, Part::Whole) if Kind::IcmpErrors.is_enabled() && end <= frame.len() => {
-            Body::Error(quote::find(frame, &headers, end).ok_or(End::NotOurs)?)
-        }
+        (_, Part::Whole) if end <= frame.len() => Body::Error(quote::find(frame, &headers, end).ok_or(End::NotOurs)?),
         _ => return Err(End::NotOurs),
     };
     Ok((headers, body))
@@ -160,24 +155,5 @@ fn sctp_flags(chunks: &[u8]) -> u8 {
         Some(&chunk::INIT) => tcp_flags::SYN,
         Some(&(chunk::ABORT | chunk::SHUTDOWN_COMPLETE)) => tcp_flags::RST,
         _ => tcp_flags::ACK,
-    }
-}
-
-/// The reasons that went before the packets were translated.
-fn refuse_what_is_not_done_yet(frame: &[u8], version: Version, ip: usize) -> Result<(), End> {
-    let (is_longer, is_fragment) = match version {
-        Version::V4 if frame[ip] < 0x45 || frame[ip] > 0x4f => return Ok(()),
-        Version::V4 => (frame[ip] > 0x45, word(frame, ip + 6) & 0x3fff != 0),
-        Version::V6 if frame[ip] >> 4 != 6 => return Ok(()),
-        Version::V6 => (matches!(frame[ip + 6], 0 | 43 | 51 | 60), frame[ip + 6] == 44),
-    };
-    if frame.len() < ip + Headers::fixed_len(version) + 8 && !Kind::Fragments.is_enabled() {
-        Err(End::NotOurs)
-    } else if is_fragment && !Kind::Fragments.is_enabled() {
-        Err(End::Pass(Reason::Fragment))
-    } else if is_longer && !Kind::Headers.is_enabled() {
-        Err(End::Pass(Reason::HeaderOptions))
-    } else {
-        Ok(())
     }
 }

@@ -47,7 +47,7 @@ pub use self::{
     namespace::Namespace,
     node::{Node, Pod},
     publish::{for_each_kind, kinds, wait_for, wait_to_meet},
-    server::{Process, http_port},
+    server::{Process, dns_port, http_port},
     site::{Site, remove_all},
     wait::{check_interrupt, wait_until},
 };
@@ -208,7 +208,7 @@ impl World {
             world.add_web_pod(name, node, host, link)?;
         }
         world.add_pod("dns-1", "node-a", 153, LinkKind::Routed)?;
-        let dns = server::dnsmasq(world.pod("dns-1").namespace(), &world.site.directory())?;
+        let dns = server::dnsmasq("dns-1", world.pod("dns-1").namespace(), &world.site.directory())?;
         world.pod_mut("dns-1").run(dns);
         world.add_pod("client", "node-a", 90, LinkKind::Bridged)?;
         world.add_pod("caller", "node-a", 190, LinkKind::Routed)?;
@@ -295,6 +295,16 @@ impl World {
         node.namespace().ip(&format!("link del {}", pod.interface()))?;
         site::remove_namespace(pod.namespace().name());
         Ok(())
+    }
+
+    /// Starts a DNS server in a pod, like that of `dns-1`, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it can't be started, or does not answer in time.
+    pub fn add_dns(&mut self, pod: &str) -> Result<()> {
+        let dns = server::dnsmasq(pod, self.pod(pod).namespace(), &self.site.directory())?;
+        self.pod_mut(pod).run(dns);
+        server::wait_for_dns(self.pod("client").namespace(), self.pod(pod).address(Family::V4))
     }
 
     /// Waits until every server answers a client on node-a directly: links, routes and servers work.

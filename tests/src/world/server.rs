@@ -30,6 +30,12 @@ pub const fn http_port() -> u16 {
     WEB_PORT
 }
 
+/// The port on which DNS servers listen.
+#[must_use]
+pub const fn dns_port() -> u16 {
+    DNS_PORT
+}
+
 /// A process that ends when this is dropped.
 pub struct Process {
     child: Child,
@@ -121,10 +127,10 @@ pub(super) fn wait_for_dns(client: &Namespace, address: IpAddr) -> Result<()> {
 }
 
 /// dnsmasq on port 5353 of both families and protocols; it knows one name, [`NAME`].
-pub(super) fn dnsmasq(namespace: &Namespace, directory: &Path) -> Result<Process> {
+pub(super) fn dnsmasq(pod: &str, namespace: &Namespace, directory: &Path) -> Result<Process> {
     let mut command = namespace.command("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]);
     command.args(["--pid-file=", "--log-facility=-", "--cache-size=0"]).arg(format!("--port={DNS_PORT}"));
     command.arg(format!("--host-record={NAME},{ADDRESS_V4},{ADDRESS_V6}"));
-    Process::start(command, &directory.join("dnsmasq.log"))
+    Process::start(command, &directory.join(format!("dnsmasq-{pod}.log")))
 }

@@ -12,7 +12,7 @@ use shunt_tests::{
         node::{self, CALLER, CLUSTER_IP, EMPTY, GATEWAY, HERE, NODE, OUTSIDE, Service, THERE, pick},
         tagged, with_options,
     },
-    reference::{Arrival, Door, Kind, Verdict, Version},
+    reference::{Arrival, Door, Verdict, Version},
 };
 
 use crate::{
@@ -38,15 +38,9 @@ fn doors(door: Door) -> &'static [Door] {
 
 /// Runs a test on each case, on a node where the flows of all of them have begun.
 fn for_each_case(test: impl Fn(&mut Rig, &Case) -> Result<()> + Send + Sync) -> Result<()> {
-    let protocols = if Kind::Sctp.is_enabled() {
-        &[protocol::TCP, protocol::UDP, protocol::SCTP][..]
-    } else {
-        &[protocol::TCP, protocol::UDP]
-    };
-    let pairs: Vec<_> = Version::BOTH
-        .into_iter()
-        .flat_map(|version| protocols.iter().map(move |&protocol| (version, protocol)))
-        .collect();
+    let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
+    let pairs: Vec<_> =
+        Version::BOTH.into_iter().flat_map(|version| protocols.map(|protocol| (version, protocol))).collect();
     share(pairs.len(), |rig, piece, (): &mut ()| {
         let (version, protocol) = pairs[piece];
         let count = begin(rig, version, protocol)?.len();
@@ -90,19 +84,11 @@ fn begin(rig: &mut Rig, version: Version, protocol: u8) -> Result<Vec<Case>> {
         },
     ];
     let known = whole(client, HERE.at_node(version));
-    if Kind::Headers.is_enabled() {
-        cases.push(Case { what: "longer headers", at: arrives, frame: lengthen(&known) });
-        cases.push(Case { what: "reply with longer headers", at: leaves, frame: lengthen(&reply_here) });
-    }
-    if Kind::Fragments.is_enabled() {
-        cases.extend(of_fragments(rig, version, protocol)?);
-    }
-    if Kind::IcmpErrors.is_enabled() {
-        cases.extend(of_errors(version, [&here, &there, &reply_of(protocol, version)]));
-    }
-    if Kind::Tags.is_enabled() {
-        cases.push(Case { what: "tags", at: (Door::Xdp, UPLINK), frame: tagged(&known, &[(0x88a8, 5), (0x8100, 6)]) });
-    }
+    cases.push(Case { what: "longer headers", at: arrives, frame: lengthen(&known) });
+    cases.push(Case { what: "reply with longer headers", at: leaves, frame: lengthen(&reply_here) });
+    cases.extend(of_fragments(rig, version, protocol)?);
+    cases.extend(of_errors(version, [&here, &there, &reply_of(protocol, version)]));
+    cases.push(Case { what: "tags", at: (Door::Xdp, UPLINK), frame: tagged(&known, &[(0x88a8, 5), (0x8100, 6)]) });
     Ok(cases)
 }
 

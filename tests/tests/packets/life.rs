@@ -17,7 +17,7 @@ use shunt_tests::{
     reference::{Backend, Door, Entry, Outcome, Tuple, Verdict, Version},
 };
 
-use crate::step::{Step, continued, end, first, send, source_port, take};
+use crate::step::{ALL_PROTOCOLS, Step, answer, continued, end, first, next, send, source_port, take};
 
 /// Where the backend goes when it is replaced, in the tests here.
 const SUCCESSOR: node::Both = ["10.1.0.99", "fd00:1::99"];
@@ -205,6 +205,66 @@ fn an_idle_flow_is_decided_anew_after_its_time_out() -> Result<()> {
     })
 }
 
+/// Each CPU looks at the clock for itself: the other one's tick may have begun a moment before this one's (u32::MAX ticks ago,
+/// it once seemed).
+#[test]
+fn a_flow_that_another_cpu_used_in_the_next_tick_is_not_idle() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in ALL_PROTOCOLS {
+                for service in [HERE, THERE] {
+                    let (client, frontend) = (end(OUTSIDE, version, 40_000), service.at_node(version));
+                    let backend = service.backend(version);
+                    let begun = arrive(rig, &first(protocol, client, frontend))?;
+                    let own = if service.port == HERE.port { client.ip() } else { pick(NODE, version) };
+                    let own = SocketAddr::new(own, source_port(&begun.frame, version));
+                    let back = if service.port == HERE.port { Door::Egress } else { Door::Xdp };
+                    // Young, and grown.
+                    for _ in 0..2 {
+                        rig.overtake()?;
+                        let there = arrive(rig, &next(protocol, client, frontend))?;
+                        ensure!(there.moved.services.is_empty(), "decided anew: {there}");
+                        rig.overtake()?;
+                        let answer = answer(protocol, backend, own).build();
+                        let answered = send(rig, (back, UPLINK), answer.clone())?;
+                        ensure!(answered.frame != answer, "not translated: {answered}");
+                        rig.overtake()?;
+                        arrive(rig, &next(protocol, client, frontend))?;
+                        rig.compare_flows()?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The same for a port that another flow has.
+#[test]
+fn a_port_that_another_cpu_took_in_the_next_tick_is_not_free() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| setup.source_ports = 50_000..=50_001)?;
+        for version in Version::BOTH {
+            for (protocol, closes) in [(protocol::TCP, false), (protocol::TCP, true), (protocol::UDP, false)] {
+                let client = |port| end(OUTSIDE, version, port);
+                for port in 40_000..40_002 {
+                    arrive(rig, &first(protocol, client(port), THERE.at_node(version)))?;
+                    if closes {
+                        arrive(rig, &Segment::tcp(client(port), THERE.at_node(version), RST))?;
+                    }
+                }
+                rig.overtake()?;
+                let late = first(protocol, client(40_002), THERE.at_node(version)).build();
+                take(
+                    rig,
+                    Door::IN.map(|door| Step::dropped("late", (door, UPLINK), late.clone(), "no-source-port=1")),
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_lost_reply_entry_is_made_again_by_a_packet_of_the_next_tick() -> Result<()> {
     with_rig(node::setup, |rig| {
@@ -329,22 +389,35 @@ fn a_next_hop_is_looked_up_again_after_routes_have_changed() -> Result<()> {
     with_rig(node::setup, |rig| {
         for version in Version::BOTH {
             let (client, frontend) = (end(OUTSIDE, version, 40_000), THERE.at_node(version));
-            let packet = Segment::tcp(client, frontend, SYN);
-            arrive(rig, &packet)?;
-            rig.change(|setup| setup.next_hop_generation += 1)?;
-            arrive(rig, &packet)?;
-            let generation = entry(rig, client, frontend, protocol::TCP)?.next_hop.generation;
-            ensure!(generation == rig.model().setup.next_hop_generation, "{generation}");
-            // The reply's next hop has never been looked up until its first packet.
-            let sent = arrive(rig, &packet)?;
+            let sent = arrive(rig, &Segment::tcp(client, frontend, SYN))?;
             let node = SocketAddr::new(pick(NODE, version), source_port(&sent.frame, version));
             let reply = Segment::tcp(THERE.backend(version), node, SYN | ACK);
-            ensure!(entry(rig, THERE.backend(version), node, protocol::TCP)?.next_hop.ifindex == 0, "looked up early");
+            let data = Segment::tcp(client, frontend, ACK);
+            let there = Tuple { src: client, dst: frontend, protocol: protocol::TCP };
+            let back = Tuple { src: THERE.backend(version), dst: node, protocol: protocol::TCP };
+            // What is kept of young flows is not kept up.
             arrive(rig, &reply)?;
-            ensure!(entry(rig, THERE.backend(version), node, protocol::TCP)?.next_hop.ifindex == UPLINK, "not kept");
+            arrive(rig, &data)?;
+            ensure!(rig.ages()?[0].contains(&back), "not grown");
+            ensure!(kernel_entry(rig, back)?.next_hop.generation == 0, "looked up before a reply wanted it");
+            for (tuple, packet) in [(there, &data), (back, &reply)] {
+                for _ in 0..2 {
+                    rig.change(|setup| setup.next_hop_generation += 1)?;
+                    arrive(rig, packet)?;
+                    let next_hop = kernel_entry(rig, tuple)?.next_hop;
+                    let wanted = (UPLINK, rig.model().setup.next_hop_generation);
+                    ensure!((next_hop.ifindex, next_hop.generation) == wanted, "{tuple:?}: {next_hop:?}");
+                }
+            }
+            rig.compare_flows()?;
         }
         Ok(())
     })
+}
+
+/// An entry as the kernel has it.
+fn kernel_entry(rig: &Rig, tuple: Tuple) -> Result<Entry> {
+    rig.kernel_flow(tuple)?.with_context(|| format!("no flow {tuple:?}"))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lb_common::flow::{FlowState, protocol};
 use shunt_tests::{
     packets::{
-        POD, Rig, Segment, UPLINK, chunk, icmp_error,
+        POD, Rig, Segment, UPLINK, chunk, fragments, icmp_error,
         node::{self, EMPTY, GATEWAY, HERE, NODE, OUTSIDE, THERE, pick},
         port_unreachable, with_rig,
     },
@@ -45,6 +45,51 @@ fn rule_62_sctp_is_translated_there_and_back() -> Result<()> {
             }
         }
         Ok(())
+    })
+}
+
+/// The checksum stands in the first fragment, and is over all of them.
+#[test]
+fn fragments_of_sctp_are_dropped_where_ports_change() -> Result<()> {
+    for_both(|rig, version| {
+        let (client, frontend) = (end(OUTSIDE, version, 40_001), HERE.at_node(version));
+        send(rig, (Door::Ingress, UPLINK), Segment::sctp(client, frontend, chunk::INIT).build())?;
+        for door in Door::IN {
+            let packet = Segment::sctp(client, frontend, chunk::DATA).payload(&[0x5a; 200]);
+            for (number, frame) in fragments(&packet.build(), 7, 64).into_iter().enumerate() {
+                let at = (door, UPLINK);
+                take(
+                    rig,
+                    [match number {
+                        0 => Step::dropped("first", at, frame, "sctp-fragment=1"),
+                        _ => Step::untouched("later", at, frame, "orphan-fragment=1"),
+                    }],
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where none changes the checksum holds: it is over no address.
+#[test]
+fn fragments_of_sctp_are_translated_where_ports_stay() -> Result<()> {
+    for_both(|rig, version| {
+        let frontend = HERE.at_node(version);
+        let backend = SocketAddr::new(HERE.backend(version).ip(), frontend.port());
+        rig.change(|setup| {
+            setup.backends[HERE.index(version) as usize].address = Some((backend.ip(), backend.port()))
+        })?;
+        for (door, port) in [(Door::Xdp, 40_001), (Door::Ingress, 40_002)] {
+            let client = end(OUTSIDE, version, port);
+            let packet = Segment::sctp(client, frontend, chunk::DATA).payload(&[0x5a; 200]);
+            let output = fragments(&packet.clone().between(client, backend).build(), u32::from(port), 64);
+            for (frame, output) in fragments(&packet.build(), u32::from(port), 64).into_iter().zip(output) {
+                let translated = send(rig, (door, UPLINK), frame)?;
+                ensure!(translated.frame == output, "{translated}");
+            }
+        }
+        rig.compare_flows()
     })
 }
 

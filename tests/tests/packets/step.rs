@@ -4,10 +4,13 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use lb_common::flow::{protocol, tcp_flags::SYN};
+use lb_common::flow::{
+    protocol,
+    tcp_flags::{ACK, SYN},
+};
 use shunt_tests::{
     packets::{
-        Rig, Segment,
+        Rig, Segment, chunk,
         node::{Both, pick},
     },
     reference::{Arrival, Door, Verdict, Version},
@@ -15,6 +18,8 @@ use shunt_tests::{
 
 /// Both protocols of most tests.
 pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
+/// All that there are.
+pub const ALL_PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
 
 /// A packet, and what must come of it.
 pub struct Step {
@@ -64,7 +69,29 @@ pub fn send(rig: &mut Rig, at: (Door, u32), frame: Vec<u8>) -> Result<shunt_test
 
 /// The first packet of a flow.
 pub fn first(protocol: u8, src: SocketAddr, dst: SocketAddr) -> Segment {
-    if protocol == protocol::TCP { Segment::tcp(src, dst, SYN) } else { Segment::udp(src, dst) }
+    match protocol {
+        protocol::TCP => Segment::tcp(src, dst, SYN),
+        protocol::UDP => Segment::udp(src, dst),
+        _ => Segment::sctp(src, dst, chunk::INIT),
+    }
+}
+
+/// What the backend answers first.
+pub fn answer(protocol: u8, src: SocketAddr, dst: SocketAddr) -> Segment {
+    match protocol {
+        protocol::TCP => Segment::tcp(src, dst, SYN | ACK),
+        protocol::UDP => Segment::udp(src, dst),
+        _ => Segment::sctp(src, dst, chunk::INIT_ACK),
+    }
+}
+
+/// The client's next packet.
+pub fn next(protocol: u8, src: SocketAddr, dst: SocketAddr) -> Segment {
+    match protocol {
+        protocol::TCP => Segment::tcp(src, dst, ACK),
+        protocol::UDP => Segment::udp(src, dst),
+        _ => Segment::sctp(src, dst, chunk::DATA),
+    }
 }
 
 /// An address with a port.

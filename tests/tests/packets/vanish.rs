@@ -5,20 +5,17 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use lb_common::flow::{
-    FlowState, protocol,
-    tcp_flags::{ACK, SYN},
-};
+use lb_common::flow::{FlowState, protocol};
 use shunt_tests::{
     packets::{
         Network, POD, Random, Rig, Segment, UPLINK, fragments,
         node::{self, BACKEND_PORT, Both, CALLER, HERE, OUTSIDE, Service, THERE, pick},
     },
-    reference::{Door, Kind, Setup, Tuple, Version},
+    reference::{Door, Setup, Tuple, Version},
 };
 
 use crate::{
-    step::{PROTOCOLS, end, send},
+    step::{ALL_PROTOCOLS, end, first, next, send},
     workers::share,
 };
 
@@ -72,12 +69,11 @@ struct Flow {
 
 impl Flow {
     /// Begins one, and learns its ends from what becomes of the first packet.
-    fn begin(rig: &mut Rig, original: Tuple, device: u32) -> Result<Self> {
-        let begun = send(rig, (Door::Ingress, device), packet(original, SYN).build())?;
+    fn begin(rig: &mut Rig, original: Tuple, (door, device): (Door, u32)) -> Result<Self> {
+        let begun = send(rig, (door, device), first(original.protocol, original.src, original.dst).build())?;
         let entry = rig.model().flows.0.get(&original).with_context(|| format!("{begun}"))?;
-        let back = if entry.is_snat { Door::Ingress } else { Door::Egress };
-        let out = if entry.is_snat { UPLINK } else { device };
-        let at = [(Door::Ingress, device), (back, out)];
+        let back = if entry.is_snat { (door, UPLINK) } else { (Door::Egress, device) };
+        let at = [(door, device), back];
         Ok(Self { original, reply: entry.to.reversed(), at, lost: None })
     }
 
@@ -112,7 +108,7 @@ impl Flow {
     /// A datagram in three fragments, of which the table forgets the ports after some.
     fn send_fragments(&mut self, rig: &mut Rig, id: u32, forgets_after: usize) -> Result<()> {
         self.send(rig)?;
-        let pieces = |tuple| fragments(&packet(tuple, ACK).payload(&[7; 64]).build(), id, 32);
+        let pieces = |tuple| fragments(&packet(tuple).payload(&[7; 64]).build(), id, 32);
         let expected = pieces(self.reply.reversed());
         for (number, (piece, expected)) in pieces(self.original).into_iter().zip(expected).enumerate() {
             let outcome = send(rig, self.at[0], piece.clone())?;
@@ -130,15 +126,14 @@ impl Flow {
     }
 }
 
-fn packet(tuple: Tuple, flags: u8) -> Segment {
-    let Tuple { src, dst, protocol } = tuple;
-    if protocol == protocol::TCP { Segment::tcp(src, dst, flags) } else { Segment::udp(src, dst) }
+fn packet(tuple: Tuple) -> Segment {
+    next(tuple.protocol, tuple.src, tuple.dst)
 }
 
 /// Sends a packet of one tuple, which must leave with another.
 fn follow(rig: &mut Rig, at: (Door, u32), from: Tuple, to: Tuple) -> Result<()> {
-    let outcome = send(rig, at, packet(from, ACK).build())?;
-    let expected = packet(to, ACK).build();
+    let outcome = send(rig, at, packet(from).build())?;
+    let expected = packet(to).build();
     let l4 = if from.src.is_ipv4() { 34 } else { 54 };
     let is_right = addresses(&outcome.frame) == addresses(&expected) && outcome.frame[l4..] == expected[l4..];
     ensure!(is_right, "{from:?} became {outcome}, and not {to:?}");
@@ -170,16 +165,16 @@ fn flows_go_on_whichever_entry_vanishes() -> Result<()> {
 fn begin_flows(rig: &mut Rig) -> Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for version in Version::BOTH {
-        for protocol in PROTOCOLS {
-            for port in 40_000..40_003 {
+        for protocol in ALL_PROTOCOLS {
+            for (door, port) in [(Door::Ingress, 40_000), (Door::Xdp, 40_001), (Door::Xdp, 40_002)] {
                 let (outside, inside): (SocketAddr, _) = (end(OUTSIDE, version, port), end(CALLER, version, port));
-                for (src, dst, device) in [
-                    (outside, HERE.at_node(version), UPLINK),
-                    (outside, THERE.at_node(version), UPLINK),
-                    (inside, HERE.at_cluster_ip(version), POD),
-                    (inside, THERE.at_cluster_ip(version), POD),
+                for (src, dst, at) in [
+                    (outside, HERE.at_node(version), (door, UPLINK)),
+                    (outside, THERE.at_node(version), (door, UPLINK)),
+                    (inside, HERE.at_cluster_ip(version), (Door::Ingress, POD)),
+                    (inside, THERE.at_cluster_ip(version), (Door::Ingress, POD)),
                 ] {
-                    flows.push(Flow::begin(rig, Tuple { src, dst, protocol }, device)?);
+                    flows.push(Flow::begin(rig, Tuple { src, dst, protocol }, at)?);
                 }
             }
         }
@@ -200,9 +195,7 @@ fn act(rig: &mut Rig, random: &mut Random, flow: &mut Flow, step: usize) -> Resu
             let victim = affinities.keys().nth(random.below(affinities.len().max(1))).copied();
             victim.map_or(Ok(()), |victim| rig.evict_affinity(victim))
         }
-        10 if Kind::Fragments.is_enabled() && flow.original.protocol == protocol::UDP => {
-            flow.send_fragments(rig, step as u32, random.below(3))
-        }
+        10 if flow.original.protocol == protocol::UDP => flow.send_fragments(rig, step as u32, random.below(3)),
         _ => rig.compare_flows(),
     }
 }

@@ -4,7 +4,7 @@
 use std::{num::NonZero, thread};
 
 use anyhow::Result;
-use shunt_tests::packets::{Rig, node, with_rig_for};
+use shunt_tests::packets::{Rig, Room, node, with_rig_for};
 
 /// Room for the flow entries of a piece.
 const FLOWS: u32 = 8_192;
@@ -16,7 +16,7 @@ pub fn share<T: Default + Send>(
 ) -> Result<Vec<T>> {
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(pieces);
     let work = |worker: usize| {
-        with_rig_for(FLOWS, node::setup, |rig| {
+        with_rig_for(Room::of(FLOWS), node::setup, |rig| {
             let mut outcome = T::default();
             (worker..pieces).step_by(workers).try_for_each(|piece| work(rig, piece, &mut outcome))?;
             Ok(outcome)

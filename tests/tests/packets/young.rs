@@ -2,8 +2,6 @@
 //! Young flows: a flow stands in a small table until its client speaks again after an answer, so that a flood of first packets
 //! takes no room from those that live (cilium 24177, 20068).
 
-use std::net::SocketAddr;
-
 use anyhow::{Result, ensure};
 use lb_common::flow::{
     protocol,
@@ -11,19 +9,14 @@ use lb_common::flow::{
 };
 use shunt_tests::{
     packets::{
-        POD, Rig, Segment, UPLINK,
+        POD, Rig, Room, Segment, UPLINK,
         node::{self, CALLER, HERE, OUTSIDE, THERE},
         with_rig, with_rig_for,
     },
     reference::{Arrival, Door, Version},
 };
 
-use crate::step::{PROTOCOLS, end, first, send, source_port};
-
-/// The client's next packet.
-fn next(protocol: u8, src: SocketAddr, dst: SocketAddr) -> Segment {
-    if protocol == protocol::TCP { Segment::tcp(src, dst, ACK) } else { Segment::udp(src, dst) }
-}
+use crate::step::{ALL_PROTOCOLS, answer, end, first, next, send, source_port};
 
 /// Numbers of entries, grown and young.
 fn ages(rig: &Rig) -> Result<[usize; 2]> {
@@ -33,21 +26,21 @@ fn ages(rig: &Rig) -> Result<[usize; 2]> {
 
 #[test]
 fn a_flow_grows_up_when_the_client_speaks_again_after_an_answer() -> Result<()> {
-    for protocol in PROTOCOLS {
+    for protocol in ALL_PROTOCOLS {
         for version in Version::BOTH {
             with_rig(node::setup, |rig| {
                 let (client, frontend) = (end(CALLER, version, 40_000), HERE.at_cluster_ip(version));
                 let (there, back) = ((Door::Ingress, POD), (Door::Egress, POD));
-                let answer = if protocol == protocol::TCP {
-                    Segment::tcp(HERE.backend(version), client, SYN | ACK)
-                } else {
-                    Segment::udp(HERE.backend(version), client)
-                };
+                let answer = answer(protocol, HERE.backend(version), client);
                 send(rig, there, first(protocol, client, frontend).build())?;
                 send(rig, there, first(protocol, client, frontend).build())?;
                 ensure!(ages(rig)? == [0, 2], "not without an answer");
                 send(rig, back, answer.build())?;
                 ensure!(ages(rig)? == [0, 2], "nor with one that nobody takes up");
+                if protocol != protocol::UDP {
+                    send(rig, there, first(protocol, client, frontend).build())?;
+                    ensure!(ages(rig)? == [0, 2], "nor by sending the first one again");
+                }
                 send(rig, there, next(protocol, client, frontend).build())?;
                 ensure!(ages(rig)? == [2, 0], "{:?}", rig.ages()?);
                 send(rig, back, answer.build())?;
@@ -98,7 +91,7 @@ fn either_half_of_a_young_flow_may_be_lost() -> Result<()> {
 #[test]
 fn a_flood_of_first_packets_spares_the_flows_that_live() -> Result<()> {
     const LIVING: u16 = 100;
-    with_rig_for(512, node::setup, |rig| {
+    with_rig_for(Room::of(512), node::setup, |rig| {
         let version = Version::V4;
         let frontend = HERE.at_cluster_ip(version);
         let client = |port| end(CALLER, version, port);

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -11,17 +11,9 @@ use anyhow::{Context, Result, ensure};
 use shunt_tests::world::{Family, Options};
 use socket2::{Domain, Socket, Type};
 
-use crate::service::{ALL, inside, localhost, node, world};
+use crate::service::{ALL, disconnect, inside, localhost, mapped, node, world};
 
 const LIMIT: Duration = Duration::from_secs(5);
-
-/// An address in the form that an IPv6 socket wants.
-fn mapped(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(v4) => SocketAddr::new(v4.to_ipv6_mapped().into(), address.port()),
-        IpAddr::V6(_) => address,
-    }
-}
 
 fn peer(socket: &Socket) -> Result<SocketAddr> {
     socket.peer_addr()?.as_socket().context("no address")
@@ -117,20 +109,6 @@ fn sockets_connect_twice_and_disconnect() -> Result<()> {
         ensure!(socket.peer_addr().is_err(), "disconnected");
         socket.connect(&inside(Family::V4).into())?;
         ask(&socket)?;
-
-        let stream = Socket::new(Domain::IPV6, Type::STREAM.nonblocking(), None)?;
-        let started = stream.connect(&inside(Family::V6).into());
-        ensure!(started.is_ok_and(|()| true) || stream.take_error()?.is_none(), "a non-blocking connect is under way");
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(LIMIT))?;
-        ask(&stream)?;
         Ok(())
     })?
-}
-
-/// `connect` with AF_UNSPEC, which ends a connection of UDP.
-fn disconnect(socket: &Socket) -> Result<()> {
-    // SAFETY: all zero is an address of no family, and its length is that of the storage.
-    let ((), unspecified) = unsafe { socket2::SockAddr::try_init(|_, _| Ok(())) }?;
-    Ok(socket.connect(&unspecified)?)
 }

@@ -1,41 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent comes and goes, and what it remembers of sockets does: connections must not notice.
 
-use std::{fs, net::SocketAddr, thread::sleep, time::Duration};
+use std::{collections::BTreeSet, fs, net::SocketAddr, os::unix::fs::MetadataExt as _, thread::sleep, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shunt_tests::{
     load::{
         self, Load, Protocol, Source, Target,
         talk::{self, Talk},
     },
-    world::{Family, Options, World, sample, wait_until},
+    world::{Family, Options, World, dns_port, objects, sample, wait_until},
 };
 
 use crate::service::{ALL, NAME, inside, is_closed, localhost, node, world};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Pins of links of the socket door.
-fn links(world: &World) -> Result<Vec<String>> {
-    let layouts = fs::read_dir(world.node("node-a").bpffs())?.flatten();
-    let entries = layouts.flat_map(|layout| fs::read_dir(layout.path().join("links")).into_iter().flatten().flatten());
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    Ok(names.filter(|name| name.starts_with("socket-")).collect())
-}
-
 /// Programs are replaced under their links, and connected sockets work on.
 #[test]
 fn agents_killed_and_restarted_under_load_lose_no_connection() -> Result<()> {
     let mut world = world(Options::ALL_SOCKETS, &[])?;
-    let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
-    let local = Family::BOTH.map(|family| Target::Http(sample::web_at(localhost(family).ip())));
-    let sources = [
-        Source { namespace: node(&world), targets: targets.iter().chain(&local).cloned().collect() },
-        Source { namespace: world.pod("client").namespace(), targets: targets.to_vec() },
-    ];
-    let load = Load::start(&sources, 2, Duration::from_millis(1))?;
+    let load = Load::start(&sources(&world), 2, Duration::from_millis(1))?;
+    let pins = pins(&world)?;
     let mut talks = node(&world).enter(|| {
         Protocol::BOTH.map(|protocol| Talk::begin(protocol, inside(Family::V4), LIMIT).map(|talk| (protocol, talk)))
     })?;
@@ -51,31 +38,81 @@ fn agents_killed_and_restarted_under_load_lose_no_connection() -> Result<()> {
     }
     let [tally] = <[_; 1]>::try_from(load.finish()).expect("one phase");
     ensure!(tally.failed() == 0 && tally.requests() > 100, "{} requests, {:?}", tally.requests(), tally.errors);
-    ensure!(links(&world)?.len() == 8, "{:?}", links(&world)?);
+    ensure!(pins.len() == 9 && self::pins(&world)? == pins, "not the same links: {pins:?}, {:?}", self::pins(&world)?);
     Ok(())
+}
+
+/// HTTP and DNS, the latter with and without a connection, by ClusterIPs and from the node itself at localhost.
+fn sources(world: &World) -> [Source<'_>; 2] {
+    let web_and_dns = |web, dns| [Target::Http(web), Target::Dns(dns, sample::DNS_BACKEND.to_owned())];
+    let inside = Family::BOTH.map(|family| web_and_dns(sample::web(family), sample::dns(family))).concat();
+    let local = Family::BOTH.map(|family| localhost(family).ip());
+    let local = local.map(|ip| web_and_dns(sample::web_at(ip), sample::dns_at(ip))).concat();
+    [
+        Source { namespace: node(world), targets: [inside.clone(), local].concat() },
+        Source { namespace: world.pod("client").namespace(), targets: inside },
+    ]
+}
+
+/// The pins of links, by the inodes that they stand in: a link that is replaced gets another.
+fn pins(world: &World) -> Result<BTreeSet<(String, u64)>> {
+    let layouts = fs::read_dir(world.node("node-a").bpffs())?.flatten();
+    let entries = layouts.flat_map(|layout| fs::read_dir(layout.path().join("links")).into_iter().flatten().flatten());
+    let pin = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, entry.metadata().ok()?.ino()));
+    Ok(entries.filter_map(pin).filter(|(name, _)| name.starts_with("socket-")).collect())
 }
 
 /// Endpoints change under load: a request that fails got a backend that had gone.
 #[test]
-fn endpoints_change_under_load_and_no_connection_fails() -> Result<()> {
-    let world = world(Options::ALL_SOCKETS, &[])?;
-    let targets = Family::BOTH.map(|family| Target::Http(sample::web(family)));
-    let sources = [node(&world), world.pod("client").namespace()]
-        .map(|namespace| Source { namespace, targets: targets.to_vec() });
-    let load = Load::start(&sources, 2, Duration::from_millis(1))?;
-    for pods in [&["web-1"][..], &["web-2", "web-3"], &["web-3"], &ALL] {
-        world.route_web_to(pods)?;
-    }
+fn endpoints_change_under_load_and_no_request_fails() -> Result<()> {
+    let mut world = world(Options::ALL_SOCKETS, &[])?;
+    world.add_dns("web-2")?;
+    let load = Load::start(&sources(&world), 2, Duration::from_millis(1))?;
+    let stays = json!({});
+    let drains = json!({ "conditions": { "ready": false, "serving": true, "terminating": true } });
+    set_dns(&world, &[("dns-1", &stays), ("web-2", &stays)])?;
+    world.route_web_to(&["web-1"])?;
+    set_dns(&world, &[("dns-1", &drains), ("web-2", &stays)])?;
+    world.route_web_to(&["web-2", "web-3"])?;
+    set_dns(&world, &[("web-2", &stays)])?;
+    world.route_web_to(&["web-3"])?;
+    set_dns(&world, &[("web-2", &drains), ("dns-1", &stays)])?;
+    world.route_web_to(&ALL)?;
     let [tally] = <[_; 1]>::try_from(load.finish()).expect("one phase");
     ensure!(tally.failed() == 0 && tally.requests() > 100, "{} requests, {:?}", tally.requests(), tally.errors);
     Ok(())
+}
+
+/// Makes these pods the endpoints of the sample's Service `dns`, each with a patch.
+fn set_dns(world: &World, pods: &[(&str, &Value)]) -> Result<()> {
+    let pods: Vec<_> = pods.iter().map(|(pod, patch)| (*pod, (*patch).clone())).collect();
+    let ports = [("dns", "UDP"), ("dns-tcp", "TCP")]
+        .map(|(name, protocol)| json!({ "name": name, "protocol": protocol, "port": dns_port() }));
+    let mut service = objects::service("dns", 0, &json!({ "spec": { "type": "NodePort" } }));
+    let addresses = Family::BOTH.map(|family| sample::dns(family).ip());
+    service["spec"]["clusterIP"] = json!(addresses[0]);
+    service["spec"]["clusterIPs"] = json!(addresses);
+    service["spec"]["ports"] = [("dns", "UDP"), ("dns-tcp", "TCP")]
+        .map(|(name, protocol)| {
+            let port = sample::dns(Family::V4).port();
+            json!({ "name": name, "protocol": protocol, "port": port, "nodePort": sample::DNS_NODE_PORT })
+        })
+        .into_iter()
+        .collect();
+    let mut documents = vec![service];
+    for mut slice in world.patched_slices("dns", &pods) {
+        slice["ports"] = json!(ports);
+        documents.push(slice);
+    }
+    let documents: Vec<String> = documents.iter().map(|object| format!("{object:#}\n")).collect();
+    world.apply("dns.yaml", &documents.join("---\n"))
 }
 
 /// A backend that went while no agent ran takes its sockets along when one is back.
 #[test]
 fn what_went_during_an_absence_is_closed_afterwards() -> Result<()> {
     let mut world = world(Options::HOST_SOCKETS, &[])?;
-    crate::service::serve(&world, &serde_json::json!({}), &["web-1"])?;
+    crate::service::serve(&world, &json!({}), &["web-1"])?;
     let mut talk = node(&world).enter(|| Talk::begin(Protocol::Udp, inside(Family::V4), LIMIT))??;
     talk.ask()?;
     for node in world.nodes_mut() {
@@ -149,7 +186,7 @@ fn get_and_trace_answer_and_cleanup_removes_the_links() -> Result<()> {
     ensure!(answer.contains("left alone"), "{answer}");
     ensure!(agent("get sockets -o json")? == before, "a question leaves no mark");
 
-    ensure!(links(&world)?.len() == 8, "{:?}", links(&world)?);
+    ensure!(pins(&world)?.len() == 9, "{:?}", pins(&world)?);
     for node in world.nodes_mut() {
         node.agent_mut().terminate()?;
     }
@@ -171,6 +208,6 @@ fn off_closes_the_door() -> Result<()> {
         node.set_sockets(shunt_tests::world::Sockets::Off);
     }
     world.start_agents()?;
-    ensure!(links(&world)?.is_empty(), "{:?}", links(&world)?);
+    ensure!(pins(&world)?.is_empty(), "{:?}", pins(&world)?);
     world.serves()
 }

@@ -4,6 +4,8 @@
 mod addresses;
 mod clients;
 mod follow;
+mod keep;
+mod kinds;
 mod life;
 mod pods;
 mod rules;

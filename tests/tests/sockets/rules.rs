@@ -11,10 +11,10 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use shunt_tests::{
     load::{
-        Protocol,
+        Protocol, http,
         talk::{self, Outcome},
     },
-    world::{Family, Options, for_each_kind, wait_for, wait_to_meet},
+    world::{Echo, Family, Options, World, for_each_kind, kinds, wait_for, wait_to_meet},
 };
 
 use crate::service::{ALL, NAME, NODE_PORT, at_node, inside, localhost, node, serve, service, world};
@@ -93,13 +93,68 @@ fn rules_40_41_44_sockets_are_refused_at_once() -> Result<()> {
     world.put([service(&json!({ "spec": { "internalTrafficPolicy": "Local" } }))])?;
     world.put(world.slices(NAME, &["web-2"]))?;
     for_each_kind(|protocol, family| outcome(protocol, inside(family), Outcome::Denied))?;
+    Ok(())
+}
+
+/// Flows and refusals in the table of node-a, of both protocols and families together.
+fn counters(world: &World) -> Result<[u64; 3]> {
     let services = world.node("node-a").lb_agent("get services -o json")?;
     let services: Vec<serde_json::Value> = serde_json::from_str(&services)?;
-    let ours = services.iter().filter(|service| service["name"] == NAME);
-    for service in ours {
-        let count = |field: &str| service[field].as_u64().unwrap_or_default();
-        ensure!(count("rejected_packets") > 0 && count("dropped_packets") > 0 && count("flows") > 0, "{service}");
-    }
+    let ours = || services.iter().filter(|service| service["name"] == NAME);
+    let sum = |field: &str| ours().filter_map(|service| service[field].as_u64()).sum();
+    Ok(["flows", "rejected_packets", "dropped_packets"].map(sum))
+}
+
+/// How often that reason was met, on the page of metrics of node-a.
+fn reasons(world: &World, reason: &str) -> Result<u64> {
+    let page = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let response = node(world).enter(|| http::get(page, "/metrics", Duration::from_secs(5)))??;
+    let text = String::from_utf8_lossy(&response.body).into_owned();
+    let line = format!("shunt_reasons_total{{reason=\"{reason}\"}} ");
+    let count = text.lines().find_map(|known| known.strip_prefix(line.as_str()));
+    Ok(count.map_or(Ok(0), str::parse)?)
+}
+
+/// Each call is counted once: a new flow, or a refusal for its Service and by its reason. Further datagrams are no new flows.
+#[test]
+fn calls_are_counted_for_their_service_and_by_reason() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS, &[])?;
+    let many = |protocol, to: SocketAddr| -> Result<()> {
+        (0..3).try_for_each(|_| talk::attempt(node(&world), protocol, to).map(drop))
+    };
+    let both = |to: fn(Family) -> SocketAddr| -> Result<()> {
+        kinds().try_for_each(|(protocol, family)| many(protocol, to(family)))
+    };
+    let count = |reason: &str, to: fn(Family) -> SocketAddr| -> Result<[u64; 4]> {
+        let (before, reason_before) = (counters(&world)?, reasons(&world, reason)?);
+        both(to)?;
+        let after = counters(&world)?;
+        let [flows, rejected, dropped] = [0, 1, 2].map(|index| after[index] - before[index]);
+        Ok([flows, rejected, dropped, reasons(&world, reason)? - reason_before])
+    };
+    let served = count("no-endpoints", inside)?;
+    ensure!(served == [12, 0, 0, 0], "{served:?}");
+    let before = counters(&world)?;
+    node(&world).enter(|| -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for _ in 0..5 {
+            socket.send_to(b"who?", inside(Family::V4))?;
+            socket.recv_from(&mut [0; 64])?;
+        }
+        Ok(())
+    })??;
+    ensure!(counters(&world)?[0] == before[0] + 1, "one flow of five datagrams");
+    let undefined = count("undefined-port", |family| SocketAddr::new(inside(family).ip(), 9999))?;
+    ensure!(undefined == [0, 0, 0, 12], "of no Service port: {undefined:?}");
+    world.put([service(&json!({ "spec": { "internalTrafficPolicy": "Local" } }))])?;
+    world.put(world.slices(NAME, &["web-2"]))?;
+    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &Outcome::Denied))?;
+    let local = count("no-local-endpoints", inside)?;
+    ensure!(local == [0, 0, 12, 12], "{local:?}");
+    world.put(world.slices(NAME, &[]))?;
+    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &Outcome::Refused))?;
+    let none = count("no-endpoints", localhost)?;
+    ensure!(none == [0, 12, 0, 12], "{none:?}");
     Ok(())
 }
 
@@ -161,6 +216,39 @@ fn rule_54_the_nodes_processes_are_one_client() -> Result<()> {
         })?;
         let first = met(protocol, inside(family))?;
         ensure!(first == met(protocol, localhost(family))?, "by {protocol:?} another one at localhost than {first:?}");
+        Ok(())
+    })
+}
+
+/// Packets from a loopback address never leave the machine: a socket that is bound to one is refused at once where its backend
+/// is elsewhere, and served where that is the node itself.
+#[test]
+fn a_socket_bound_to_loopback_is_refused_or_served_here() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS, &[])?;
+    let _server = Echo::start(node(&world), "node-a")?;
+    let attempt = |protocol, family| {
+        let from = SocketAddr::new(localhost(family).ip(), 0);
+        let limit = Duration::from_secs(5);
+        talk::outcome(node(&world).enter(|| talk::Talk::begin_at(protocol, from, localhost(family), limit)?.ask())?)
+    };
+    for_each_kind(|protocol, family| {
+        let start = Instant::now();
+        let outcome = attempt(protocol, family)?;
+        ensure!(outcome == Outcome::Denied && start.elapsed() < AT_ONCE, "{outcome:?}");
+        Ok(())
+    })?;
+    let mut slices = world.slices(NAME, &["web-1"]);
+    for (slice, family) in slices.iter_mut().zip(Family::BOTH) {
+        slice["endpoints"][0]["addresses"] = json!([world.node("node-a").address(family)]);
+    }
+    world.put(slices)?;
+    for_each_kind(|protocol, family| {
+        wait_to_meet(node(&world), protocol, localhost(family), &["node-a"])?;
+        // A UDP server of all addresses answers loopback from loopback, whom the client did not ask: so it does without us.
+        if protocol == Protocol::Tcp {
+            let outcome = attempt(protocol, family)?;
+            ensure!(outcome == Outcome::Answered("node-a".to_owned()), "{outcome:?}");
+        }
         Ok(())
     })
 }

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The Service that these tests are about, and its clients.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::Result;
 use serde_json::{Value, json};
 use shunt_tests::world::{Family, Namespace, Options, World, for_each_kind, objects, wait_to_meet};
+use socket2::Socket;
 
 pub const NAME: &str = "sock";
 pub const HOST: u8 = 77;
@@ -57,4 +61,19 @@ pub fn localhost(family: Family) -> SocketAddr {
 /// Its NodePort on a node.
 pub fn at_node(world: &World, node: &str, family: Family) -> SocketAddr {
     SocketAddr::new(world.node(node).address(family), NODE_PORT)
+}
+
+/// An address in the form that an IPv6 socket wants.
+pub fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.to_ipv6_mapped().into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// `connect` with AF_UNSPEC, which ends a connection.
+pub fn disconnect(socket: &Socket) -> Result<()> {
+    // SAFETY: all zero is an address of no family, and its length is that of the storage.
+    let ((), unspecified) = unsafe { socket2::SockAddr::try_init(|_, _| Ok(())) }?;
+    Ok(socket.connect(&unspecified)?)
 }

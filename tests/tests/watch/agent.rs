@@ -68,6 +68,10 @@ impl Doors for SharedMaps {
         Vec::new()
     }
 
+    fn is_socket_door_open(&self) -> bool {
+        true
+    }
+
     fn detach(&mut self, _ifindex: u32) {}
 
     fn attached(&self) -> BTreeSet<u32> {
@@ -101,26 +105,35 @@ impl Agent {
 
     /// Starts one on maps that an earlier one has left.
     pub fn adopt(server: &ApiServer, maps: Fake) -> Result<Self> {
+        Self::with_credentials(server, |options| Self::follow(options, maps))
+    }
+
+    /// Starts one on empty maps whose watches last a second.
+    pub fn impatient(server: &ApiServer) -> Result<Self> {
+        Self::with_credentials(server, |options| Self::follow(KubeOptions { watch_secs: 1, ..options }, empty()))
+    }
+
+    fn with_credentials(server: &ApiServer, start: impl FnOnce(KubeOptions) -> Result<Self>) -> Result<Self> {
         let directory = tempfile::tempdir().context("a directory for the kubeconfig")?;
         let kubeconfig = directory.path().join("kubeconfig");
         server.write_kubeconfig(&kubeconfig, &serde_json::json!({}))?;
         // The source reads the file once, at its start, and that may be a while after this.
-        let mut agent = Self::run(&kubeconfig, maps)?;
+        let mut agent = start(KubeOptions::new(Some(kubeconfig), NODE.into()))?;
         agent.kubeconfig = Some(directory);
         Ok(agent)
     }
 
     /// Starts one with the credentials in a file.
     pub fn run(kubeconfig: &Path, maps: Fake) -> Result<Self> {
-        Self::run_as(Some(kubeconfig), maps)
+        Self::follow(KubeOptions::new(Some(kubeconfig.to_owned()), NODE.into()), maps)
     }
 
     /// Starts one on empty maps that looks for credentials where the agent does by default: in a pod, its own.
     pub fn run_in_cluster() -> Result<Self> {
-        Self::run_as(None, empty())
+        Self::follow(KubeOptions::new(None, NODE.into()), empty())
     }
 
-    fn run_as(kubeconfig: Option<&Path>, maps: Fake) -> Result<Self> {
+    fn follow(options: KubeOptions, maps: Fake) -> Result<Self> {
         let maps = SharedMaps(Arc::new(Mutex::new(maps)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.context("a runtime")?;
@@ -130,6 +143,7 @@ impl Agent {
         let services = Services::new(Model::new(NODE.into()), "61000-65535".parse()?);
         let health = Health::default();
         let (recorder, notes) = Recorder::new();
+        recorder.tell_start(NODE);
         let agent =
             Loop::new(services, devices, Maps { state, doors: maps.clone() }, health.clone(), Metrics::default());
         let agent = agent.recording(recorder);
@@ -137,7 +151,6 @@ impl Agent {
         let (change_sender, changes) = mpsc::channel(1);
         let (_, requests) = mpsc::channel(1);
         runtime.spawn(agent.run(Inputs { events, changes, requests }));
-        let options = KubeOptions { kubeconfig: kubeconfig.map(Path::to_owned), node_name: NODE.into() };
         let client = runtime.block_on(source::connect(&options))?;
         runtime.spawn(events::post(client, NODE.into(), notes));
         runtime.spawn(source::run_kube(options, event_sender));

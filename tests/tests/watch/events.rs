@@ -48,7 +48,20 @@ fn a_problem_of_a_service_is_one_warning_event_on_it() -> Result<()> {
         event["note"].as_str().is_some_and(|note| note.contains("Nodeport"))
     })?;
     std::thread::sleep(A_WHILE);
-    ensure!(server.events().len() == 2, "{:?}", server.events());
+    let warnings = server.events().into_iter().filter(|event| event["type"] == "Warning").count();
+    ensure!(warnings == 2, "{:?}", server.events());
+    Ok(())
+}
+
+#[test]
+fn rule_79_the_start_is_told_to_a_server_that_was_away_then() -> Result<()> {
+    let server = ApiServer::start_locally()?;
+    server.go_away()?;
+    let _agent = Agent::start(&server)?;
+    std::thread::sleep(A_WHILE);
+    server.come_back()?;
+    let event = server.wait_for_event("the start", |event| event["reason"] == "Starting")?;
+    ensure!(event["regarding"]["kind"] == "Node" && event["type"] == "Normal", "{event}");
     Ok(())
 }
 

@@ -63,6 +63,27 @@ fn rule_8_objects_deleted_in_a_gap_are_missed_after_history_was_forgotten() -> R
 }
 
 #[test]
+fn rule_8_a_watch_that_says_nothing_any_more_is_given_up() -> Result<()> {
+    let server = ApiServer::start_locally()?;
+    [service("web", 1), slice("web", &["10.0.0.1"]), service("dns", 2)]
+        .into_iter()
+        .for_each(|object| server.apply(object));
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        server.inject(resource, Verb::Watch, Fault::Stall);
+    }
+    let agent = Agent::impatient(&server)?;
+    agent.wait_served(&before())?;
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        server.wait_for(resource, Verb::Watch, 1)?;
+    }
+    change(&server);
+    agent.keeps_serving(&before())?;
+    agent.wait_served(&after())?;
+    ensure!(server.count(Resource::Services, Verb::List) == 1, "the next watch goes on where the silent one was");
+    Ok(())
+}
+
+#[test]
 fn a_broken_connection_goes_on_where_it_was() -> Result<()> {
     let (server, agent) = started()?;
     let lists = server.count(Resource::Services, Verb::List);

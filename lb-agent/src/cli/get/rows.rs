@@ -11,7 +11,6 @@ use lb_common::{
     counters::{BackendCounters, ServiceCounters},
     flow::flow_flags,
     frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state},
-    socket::socket_flags,
 };
 use serde::Serialize;
 
@@ -318,14 +317,14 @@ pub fn flows(flows: &[FlowEntry], dump: &Dump, now: u32) -> Vec<FlowRow> {
 pub fn sockets(uses: &[SocketUse], dump: &Dump) -> Vec<SocketRow> {
     let services = service_refs(dump);
     let row = |one: &SocketUse| {
-        let backend = find_live(dump, one.entry.backend).filter(|_| !one.is_stale);
+        let backend = find_live(dump, one.backend_index).filter(|_| !one.is_stale);
         SocketRow {
-            protocol: ProtocolText(one.entry.protocol).to_string(),
+            protocol: ProtocolText(one.protocol).to_string(),
             frontend: one.frontend,
             backend: one.backend,
-            connected: one.entry.flags & socket_flags::CONNECTED != 0,
+            connected: one.is_connected,
             service: backend.and_then(|backend| services.get(&backend.service).cloned()),
-            backend_index: one.entry.backend,
+            backend_index: one.backend_index,
             stale: one.is_stale,
             cookie: one.cookie,
         }

@@ -162,8 +162,9 @@ pub struct CapacityArgs {
     /// Local addresses that answer NodePorts
     #[arg(long, value_name = "N", default_value_t = capacity::NODE_ADDRESSES)]
     pub max_node_addresses: u32,
-    /// Sockets that are sent to backends when they connect; of more than that, the oldest are shown the backend's address,
-    /// and stay open when it goes
+    /// Open sockets that are connected to backends by the socket door; of more than that, the oldest are shown the backend's
+    /// address, and stay open when it goes. As many entries for UDP without a connection, of which a socket and a Service take
+    /// two
     #[arg(long, value_name = "N", default_value_t = capacity::SOCKETS)]
     pub max_sockets: u32,
     /// Memory that all maps together may take, in MiB: more is refused at the start

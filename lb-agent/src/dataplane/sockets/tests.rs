@@ -80,7 +80,9 @@ fn serve(place: &Place, cgroup: &OwnCgroup, features: &SocketFeatures, backends:
     let now = Instant::now();
     let plan = state.plan(&ServiceKey::new("default", "web"), 0, &units, now);
     state.carry_out(plan, &mut dataplane, now).unwrap();
+    assert!(!dataplane.is_socket_door_open());
     assert!(dataplane.take_over_sockets().is_empty());
+    assert!(dataplane.is_socket_door_open());
     dataplane
 }
 
@@ -108,7 +110,7 @@ fn tcp_is_translated_and_refused_with_and_without_new_features() {
     for features in [SocketFeatures::detect(), SocketFeatures { namespace: None, has_set_retval: false }] {
         let dataplane = serve(&place, &cgroup, &features, true);
         assert_eq!(cgroup.curl(service), (0, "10.96.0.1".to_owned()), "{features:?}");
-        assert_eq!(dataplane.maps().socket_uses().unwrap().len(), 1);
+        assert_eq!(dataplane.maps().socket_uses().unwrap(), [], "a socket that was closed is forgotten");
         drop(dataplane);
         let dataplane = serve(&place, &cgroup, &features, false);
         let start = Instant::now();

@@ -5,9 +5,8 @@
 #![deny(unsafe_code)]
 
 use std::{
-    fmt, fs,
+    fmt,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     process::ExitCode,
     thread::sleep,
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 use shunt_tests::{
-    bench::{Comparison, Place, Scene, Way},
+    bench::{self, Bar, Chart, Comparison, Output, Place, Scene, Shall, Way},
     world::catch_interrupts,
 };
 use socket2::{Domain, Socket, Type};
@@ -29,9 +28,8 @@ const SHARES: [(&str, f64); 4] = [("p01", 0.01), ("p50", 0.5), ("p90", 0.9), ("p
 #[derive(Parser)]
 #[command(name = "cargo xtask bench connect", about = "How long connect() takes, by way and number of Services.")]
 struct Arguments {
-    /// Also write the figures as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// How often everything is measured, in turns.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -58,6 +56,9 @@ struct Row {
     way: &'static str,
     /// By [`SHARES`].
     micros: Vec<Comparison>,
+    /// What the ratios at p50 and p99 to the direct way shall be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shall: Option<Shall>,
 }
 
 fn main() -> ExitCode {
@@ -79,12 +80,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         rows.extend(measure(&scene, services, arguments)?);
     }
     let report = Report { rounds: arguments.rounds, connections: arguments.connections, rows };
-    println!("{report}");
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
-    }
-    Ok(())
+    arguments.output.write(&report)
 }
 
 /// All ways in turns, one round more than counts: the first warms up.
@@ -107,7 +103,7 @@ fn measure(scene: &Scene, services: u32, arguments: &Arguments) -> Result<Vec<Ro
         .map(|way| {
             let (own, floor) = (&by_way[position(way)], &by_way[position(Way::FLOOR)]);
             let micros = own.iter().zip(floor).map(|(own, floor)| Comparison::new(own, floor)).collect();
-            Row { services, way: way.name(), micros }
+            Row { services, way: way.name(), micros, shall: way.connect_shall() }
         })
         .collect())
 }
@@ -158,15 +154,37 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
+impl bench::Report for Report {
+    const TITLE: &'static str = "bench connect";
+
+    /// One for each of the shares and numbers of Services.
+    fn charts(&self) -> Vec<Chart> {
+        let rows =
+            SHARES.iter().enumerate().flat_map(|(index, share)| self.rows.iter().map(move |row| (index, share.0, row)));
+        Chart::group(rows.map(|(index, share, row)| {
+            let Comparison { median, min, max, .. } = row.micros[index];
+            let bar = Bar { range: Some((min, max)), ..Bar::new(row.way, median) };
+            (format!("connect(), {share}, {} Services", row.services), "µs".to_owned(), bar)
+        }))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
         let headings = SHARES.iter().flat_map(|(name, _)| [format!("{name} µs"), "to direct".to_owned()]);
-        table.set_header(["Services", "connect(), TCP"].map(str::to_owned).into_iter().chain(headings));
+        table.set_header(
+            ["Services", "connect(), TCP"].map(str::to_owned).into_iter().chain(headings).chain(["shall".to_owned()]),
+        );
         for row in &self.rows {
             let figures = row.micros.iter().flat_map(|one| [format!("{:.1}", one.median), format!("{:.2}", one.ratio)]);
-            table.add_row([row.services.to_string(), row.way.to_owned()].into_iter().chain(figures));
+            table.add_row(
+                [row.services.to_string(), row.way.to_owned()]
+                    .into_iter()
+                    .chain(figures)
+                    .chain([Shall::text(row.shall)]),
+            );
         }
         table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         writeln!(

@@ -210,6 +210,10 @@ impl Doors for Stopwatch {
         Doors::take_over(&mut self.dataplane)
     }
 
+    fn is_socket_door_open(&self) -> bool {
+        self.dataplane.is_socket_door_open()
+    }
+
     fn detach(&mut self, ifindex: u32) {
         self.dataplane.detach(ifindex);
     }

@@ -12,11 +12,12 @@ mod outside;
 mod report;
 mod spread;
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{env, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::de::DeserializeOwned;
+use shunt_tests::bench::Output;
 
 use crate::{inside::Inside, objects::Shape, outside::Outside, report::Report};
 
@@ -29,9 +30,8 @@ const LARGE: Shape = Shape { services: 1, endpoints: 10_000 };
 #[derive(Parser)]
 #[command(name = "cargo xtask bench control", about = "Measures the way from objects to maps.")]
 struct Arguments {
-    /// Also write the figures as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Changes for each size, through the loop in this process.
     #[arg(long, default_value_t = 2_000)]
     changes: u32,
@@ -106,12 +106,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             None => report.show(name, spread.p50 / 1000.0, "ms"),
         }
     }
-    println!("{}", report.to_table());
-    if let Some(path) = &arguments.json {
-        fs::write(path, format!("{:#}\n", report.to_json()))
-            .with_context(|| format!("can't write {}", path.display()))?;
-    }
-    Ok(())
+    arguments.output.write(&report)
 }
 
 /// Measures in a new process.

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Figures beside what they shall reach, for people and for programs.
 
+use std::fmt;
+
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+use shunt_tests::bench::{self, Bar, Chart, Shall};
 
 /// One figure.
 pub struct Figure {
@@ -31,16 +35,41 @@ impl Report {
     }
 
     /// The shape that other tools rely on.
-    pub fn to_json(&self) -> Value {
+    fn to_json(&self) -> Value {
         let figure = |figure: &Figure| {
             let Figure { name, value, unit, target } = figure;
             json!({ "name": name, "value": value, "unit": unit, "target": target, "met": figure.is_met() })
         };
         json!({ "bench": "control", "figures": self.figures.iter().map(figure).collect::<Vec<_>>() })
     }
+}
 
-    /// A table, a line for each figure.
-    pub fn to_table(&self) -> String {
+impl Figure {
+    fn is_met(&self) -> Option<bool> {
+        self.target.map(|target| self.value <= target)
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(serializer)
+    }
+}
+
+impl bench::Report for Report {
+    const TITLE: &'static str = "bench control";
+
+    /// One for each unit.
+    fn charts(&self) -> Vec<Chart> {
+        Chart::group(self.figures.iter().map(|Figure { name, value, unit, target }| {
+            let bar = Bar { shall: target.map(Shall::AtMost), ..Bar::new(name.clone(), *value) };
+            (format!("Figures in {unit}"), (*unit).to_owned(), bar)
+        }))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(["figure", "measured", "shall be at most", ""]);
@@ -60,12 +89,6 @@ impl Report {
                 }),
             ]);
         }
-        table.to_string()
-    }
-}
-
-impl Figure {
-    fn is_met(&self) -> Option<bool> {
-        self.target.map(|target| self.value <= target)
+        table.fmt(f)
     }
 }

@@ -7,12 +7,12 @@
 mod load;
 mod report;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use shunt_tests::{
-    bench::{Comparison, Scene, Way},
+    bench::{Comparison, Output, Scene, Way},
     world::catch_interrupts,
 };
 
@@ -30,9 +30,8 @@ const PORTS: u16 = 8_000;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench flow", about = "Throughput and request rate, by way.")]
 struct Arguments {
-    /// Also write the figures as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// How often everything is measured, in turns.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -57,12 +56,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         rows.extend(measure(&scene, test, arguments.rounds).with_context(|| test.name())?);
     }
     let report = Report { rounds: arguments.rounds, services: SERVICES, rows };
-    println!("{report}");
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
-    }
-    Ok(())
+    arguments.output.write(&report)
 }
 
 /// One test by all its ways in turns, one round more than counts: the first warms up.
@@ -87,7 +81,7 @@ fn measure(scene: &Scene, test: Test, rounds: u32) -> Result<Vec<Row>> {
         .zip(&rates)
         .map(|((way, _), own)| {
             let rate = Comparison::new(own, &rates[position(Way::FLOOR)?]);
-            Ok(Row { test: test.name(), unit: test.kind.unit(), way: way.name(), rate })
+            Ok(Row { test: test.name(), unit: test.kind.unit(), way: way.name(), rate, shall: way.rate_shall() })
         })
         .collect()
 }

@@ -12,6 +12,7 @@ use shunt_tests::{
     packets::{
         Ran, Segment, Target,
         node::{HERE, OUTSIDE, THERE, pick},
+        template,
     },
     reference::{Version, is_sound},
 };
@@ -139,14 +140,6 @@ impl Case {
         ensure!(is_sound(&ran.frame), "a wrong checksum: {:02x?}", ran.frame);
         Ok(())
     }
-}
-
-/// A segment as a template, of which each packet is the same.
-pub fn template(segment: &Segment) -> Template {
-    let mut frame = [0; FRAME_LEN_V6];
-    let bytes = segment.build();
-    frame[..bytes.len()].copy_from_slice(&bytes);
-    Template { frame: bytemuck::cast(frame), counter: 0, mask: 0, stride: 1, pad: 0 }
 }
 
 /// The frame of a template's flow 0, padded like the wrapper's.

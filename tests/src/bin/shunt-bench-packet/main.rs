@@ -9,17 +9,17 @@ mod measure;
 mod report;
 mod scene;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
+use shunt_tests::bench::Output;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench packet", about = "Nanoseconds per packet of the programs themselves.")]
 struct Arguments {
-    /// Also write the figures as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// How often everything is measured, in turns.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -37,10 +37,5 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let report = measure::measure(arguments.rounds)?;
-    println!("{report}");
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
-    }
-    Ok(())
+    arguments.output.write(&report)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lb_common::{bench, maps};
 use shunt_tests::{
-    packets::{Rig, Target, Wrapper, sizes, with_rig_for},
+    packets::{Rig, Room, Target, Wrapper, sizes, with_rig_for},
     reference::Outcome,
 };
 
@@ -21,7 +21,7 @@ const SAMPLES: u32 = 256;
 
 /// Measures all cases in turns.
 pub fn measure(rounds: u32) -> Result<Report> {
-    with_rig_for(bench::FLOWS, scene::setup, |rig| {
+    with_rig_for(Room::of(bench::FLOWS), scene::setup, |rig| {
         let mut cases = crate::case::all();
         // All through kernel and model first: of what the wrapper sends, the model knows nothing.
         let outcomes = cases.iter_mut().map(|case| scene::begin(rig, case)).collect::<Result<Vec<_>>>()?;

@@ -5,11 +5,15 @@ use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
-use shunt_tests::{packets::Size, reference::Version};
+use shunt_tests::{
+    bench::{self, Bar, Chart, Shall, median},
+    packets::Size,
+    reference::Version,
+};
 
 use crate::case::Case;
 
-/// All results of a run.
+/// All results of a run; the first two rows are the floors.
 #[derive(Serialize)]
 pub struct Report {
     rounds: usize,
@@ -90,10 +94,19 @@ impl Row {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    if values.len().is_multiple_of(2) { f64::midpoint(values[half - 1], values[half]) } else { values[half] }
+impl bench::Report for Report {
+    const TITLE: &'static str = "bench packet";
+
+    fn charts(&self) -> Vec<Chart> {
+        let bar = |row: &Row| Bar {
+            label: row.name.into(),
+            value: row.net_ns,
+            range: Some((row.net_min_ns, row.net_max_ns)),
+            shall: row.shall_ns.map(Shall::AtMost),
+        };
+        let bars = self.rows.iter().skip(2).map(bar).collect();
+        vec![Chart { title: "CPU time of a packet in the XDP door, net of the floor".into(), unit: "ns".into(), bars }]
+    }
 }
 
 impl fmt::Display for Report {

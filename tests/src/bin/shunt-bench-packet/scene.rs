@@ -12,11 +12,12 @@ use shunt_tests::{
     packets::{
         Network, Rig, Segment, UPLINK,
         node::{self, BACKEND_PORT, THERE},
+        template,
     },
     reference::{Arrival, Door, Outcome, Place, Setup, Tuple, Version},
 };
 
-use crate::case::{Case, frame_of, template};
+use crate::case::{Case, frame_of};
 
 /// Backends elsewhere. Each takes as many flows as there are source ports.
 const BACKENDS: u32 = 40;
