@@ -139,8 +139,9 @@ fn per_cpu(entries: u32, value: usize, cpus: u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// Threads cilium 37935 and 39070.
     #[test]
-    fn cilium_39070_per_cpu_maps_count_for_every_cpu() {
+    fn pitfall_17_per_cpu_maps_count_for_every_cpu() {
         let small = Bill::new(&Capacities::default(), 1).total();
         let large = Bill::new(&Capacities::default(), 64).total();
         let counters = 64 * (131_072 * 40 + 65_536 * 24);

@@ -97,13 +97,49 @@ fn a_client_stays(options: Options) -> Result<()> {
 }
 
 #[test]
-fn rule_54_a_client_stays_with_a_backend_by_tc() -> Result<()> {
+fn rule_54_pitfall_15_a_client_stays_with_a_backend_by_tc() -> Result<()> {
     a_client_stays(Options::TC)
 }
 
 #[test]
-fn rule_54_a_client_stays_with_a_backend_with_xdp() -> Result<()> {
+fn rule_54_pitfall_15_a_client_stays_with_a_backend_with_xdp() -> Result<()> {
     a_client_stays(Options::XDP)
+}
+
+/// Thread cilium 27096: an endpoint that drains gets no new flow, not even of a client who is used to it.
+fn draining_is_honoured(options: Options) -> Result<()> {
+    let world = World::with_echoes(options, &FLAGS)?;
+    serve(&world)?;
+    let draining = json!({ "conditions": { "ready": false, "serving": true, "terminating": true } });
+    let ways = |family| {
+        let at = |node: &str| SocketAddr::new(world.node(node).address(family), NODE_PORT);
+        let inside = (world.pod("client").namespace(), service(family));
+        [inside, (world.outside(), at("node-a")), (world.outside(), at("node-b"))]
+    };
+    for drained in WEB_BACKENDS {
+        let conditions = |pod| if pod == drained { draining.clone() } else { json!({}) };
+        world.put(world.patched_slices(NAME, &WEB_BACKENDS.map(|pod| (pod, conditions(pod)))))?;
+        for_each_kind(|protocol, family| {
+            for (from, to) in ways(family) {
+                wait_until(&format!("{drained} being left by {to}"), LIMIT, || {
+                    Ok(only_server(from, protocol, to).is_ok_and(|server| server != drained))
+                })?;
+                ensure!(only_server(from, protocol, to)? != drained, "{drained} is met again by {to}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rule_56_pitfall_15_an_endpoint_that_drains_is_left_by_tc() -> Result<()> {
+    draining_is_honoured(Options::TC)
+}
+
+#[test]
+fn rule_56_pitfall_15_an_endpoint_that_drains_is_left_with_xdp() -> Result<()> {
+    draining_is_honoured(Options::XDP)
 }
 
 /// That the client meets these servers, by IPv4 and by IPv6.

@@ -13,7 +13,7 @@ use shunt_tests::{
         Protocol,
         talk::{self, Outcome},
     },
-    world::{Family, Far, Namespace, Options, World, for_each_kind, objects, wait_for, wait_to_meet},
+    world::{Captures, Family, Far, Namespace, Options, World, for_each_kind, objects, wait_for, wait_to_meet},
 };
 
 const NAME: &str = "shop";
@@ -39,6 +39,11 @@ fn world(options: Options) -> Result<(Far, World)> {
     Ok((far, world))
 }
 
+/// Captures on all links.
+fn captures(far: &Far, world: &World) -> Result<Captures> {
+    world.capture(&[(far.client(), "eth0"), (far.router(), "eth0")])
+}
+
 /// The ways to the backend that are translated differently: a pod's, and the far client's by both nodes.
 fn ways<'a>(far: &'a Far, world: &'a World, family: Family) -> [(&'a Namespace, SocketAddr); 3] {
     let at = |node| SocketAddr::new(world.node(node).address(family), NODE_PORT);
@@ -49,6 +54,7 @@ fn ways<'a>(far: &'a Far, world: &'a World, family: Family) -> [(&'a Namespace, 
 /// A closed port of a backend is a closed port of its Service: who asks is told so at once.
 fn closed_ports(options: Options) -> Result<()> {
     let (far, world) = world(options)?;
+    let captures = captures(&far, &world)?;
     let mut slices = world.slices(NAME, &[BACKEND]);
     for port in slices.iter_mut().filter_map(|slice| slice["ports"].as_array_mut()).flatten() {
         port["port"] = json!(CLOSED_PORT);
@@ -65,12 +71,13 @@ fn closed_ports(options: Options) -> Result<()> {
             ensure!(start.elapsed() < AT_ONCE, "{} to {to}: {:?}", from.name(), start.elapsed());
         }
         Ok(())
-    })
+    })?;
+    captures.finish().map(drop)
 }
 
 #[test]
 fn rule_64_a_closed_port_of_a_backend_refuses_at_once_by_tc() -> Result<()> {
-    closed_ports(Options::TC)
+    closed_ports(Options::TC_WITHOUT_OFFLOADS)
 }
 
 #[test]
@@ -90,6 +97,7 @@ fn hops(from: &Namespace, protocol: Protocol, to: SocketAddr) -> Result<Vec<Stri
 /// traceroute through a Service shows the hops as they are, and the Service at the end.
 fn true_hops(options: Options) -> Result<()> {
     let (far, world) = world(options)?;
+    let captures = captures(&far, &world)?;
     world.put(world.slices(NAME, &[BACKEND]))?;
     for_each_kind(|protocol, family| {
         let [node_a, node_b] = ["node-a", "node-b"].map(|node| world.node(node).address(family));
@@ -106,12 +114,13 @@ fn true_hops(options: Options) -> Result<()> {
             ensure!(hops == expected, "{} to {to}: {hops:?} instead of {expected:?}", from.name());
         }
         Ok(())
-    })
+    })?;
+    captures.finish().map(drop)
 }
 
 #[test]
 fn rule_64_traceroute_shows_the_true_hops_by_tc() -> Result<()> {
-    true_hops(Options::TC)
+    true_hops(Options::TC_WITHOUT_OFFLOADS)
 }
 
 #[test]
@@ -120,9 +129,9 @@ fn rule_64_traceroute_shows_the_true_hops_with_xdp() -> Result<()> {
 }
 
 /// Echo is no Service's: hosts answer for themselves, and for a ClusterIP nobody does.
-#[test]
-fn pings_are_left_alone() -> Result<()> {
-    let (far, world) = world(Options::TC)?;
+fn pings(options: Options) -> Result<()> {
+    let (far, world) = world(options)?;
+    let captures = captures(&far, &world)?;
     world.put(world.slices(NAME, &[BACKEND]))?;
     let client = world.pod("client").namespace();
     for family in Family::BOTH {
@@ -136,5 +145,15 @@ fn pings_are_left_alone() -> Result<()> {
         ping(client, world.pod(BACKEND).address(family)).context("a pod")?;
         ensure!(ping(client, objects::cluster_ip(HOST, family).ip()).is_err(), "somebody answers for the ClusterIP");
     }
-    Ok(())
+    captures.finish().map(drop)
+}
+
+#[test]
+fn pings_are_left_alone_by_tc() -> Result<()> {
+    pings(Options::TC_WITHOUT_OFFLOADS)
+}
+
+#[test]
+fn pings_are_left_alone_with_xdp() -> Result<()> {
+    pings(Options::XDP)
 }

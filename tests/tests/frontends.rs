@@ -109,6 +109,35 @@ fn rules_27_to_33_every_way_in_leads_to_every_backend_with_xdp() -> Result<()> {
     every_way_in(Options::XDP)
 }
 
+/// Rule 40: without endpoints every way in is refused, from outside and from pods.
+fn every_way_in_is_refused(options: Options) -> Result<()> {
+    let world = world(options, &[])?;
+    world.put([service(&json!({}))].into_iter().chain(world.slices(NAME, &[])))?;
+    for_each_kind(|protocol, family| {
+        let nodes = world.nodes().map(|node| SocketAddr::new(node.address(family), NODE_PORT));
+        let ways: Vec<SocketAddr> = [at(balancer(family)), at(external(family))].into_iter().chain(nodes).collect();
+        for to in &ways {
+            wait_for(world.outside(), protocol, *to, &Outcome::Refused)?;
+        }
+        for pod in ["client", "caller"] {
+            for to in ways.iter().copied().chain([objects::cluster_ip(HOST, family)]) {
+                wait_for(world.pod(pod).namespace(), protocol, to, &Outcome::Refused)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn rule_40_every_way_in_is_refused_without_endpoints_by_tc() -> Result<()> {
+    every_way_in_is_refused(Options::TC)
+}
+
+#[test]
+fn rule_40_every_way_in_is_refused_without_endpoints_with_xdp() -> Result<()> {
+    every_way_in_is_refused(Options::XDP)
+}
+
 /// Rule 33: addresses in proxy mode are the real load balancer's. Rule 34: no NodePort where none is allocated. Rule 19: both
 /// come and go on a live Service.
 #[test]
@@ -269,7 +298,7 @@ fn late(family: Family) -> IpAddr {
 /// Rules 28 and 29, thread cilium 24805: by choice the primary addresses, or those of ranges, or all; also one that comes
 /// while the agent runs.
 #[test]
-fn rules_28_29_node_ports_answer_at_the_addresses_that_were_chosen() -> Result<()> {
+fn rules_28_29_pitfall_13_node_ports_answer_at_the_addresses_that_were_chosen() -> Result<()> {
     let ranges = "172.20.0.48/28,fd00:20::50/124";
     for (choice, first, later) in [("primary", true, false), ("all", true, true), (ranges, false, true)] {
         let world = world(Options::TC, &["--nodeport-addresses", choice])?;

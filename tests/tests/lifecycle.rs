@@ -21,6 +21,7 @@ use shunt_tests::{
 
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Thread kubernetes 75360: requests go on while agents are killed and started again.
 fn restarts_lose_nothing(options: Options) -> Result<()> {
     let mut world = World::with_agents(options)?;
     let load = world.load_web()?;
@@ -38,12 +39,12 @@ fn restarts_lose_nothing(options: Options) -> Result<()> {
 }
 
 #[test]
-fn agents_killed_and_restarted_under_load_lose_nothing_by_tc() -> Result<()> {
+fn pitfall_24_agents_killed_and_restarted_under_load_lose_nothing_by_tc() -> Result<()> {
     restarts_lose_nothing(Options::TC)
 }
 
 #[test]
-fn agents_killed_and_restarted_under_load_lose_nothing_with_xdp() -> Result<()> {
+fn pitfall_24_agents_killed_and_restarted_under_load_lose_nothing_with_xdp() -> Result<()> {
     restarts_lose_nothing(Options::XDP)
 }
 

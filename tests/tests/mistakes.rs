@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use shunt_tests::{
+    api_server::{ApiServer, world_and_server},
     load,
-    world::{Node, Options, Process, World, Xdp, wait_until},
+    world::{Node, Options, Process, World, Xdp, objects, wait_until},
 };
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -98,6 +100,58 @@ fn a_full_map_is_named_and_the_rest_is_served() -> Result<()> {
     })?;
     world.serves()
 }
+
+/// What the gauges and counters of problems say on node-a, all together.
+fn problems(world: &World) -> Result<f64> {
+    let metrics = "127.0.0.1:10249".parse().expect("an address");
+    let answer = world.node("node-a").namespace().enter(|| load::http::get(metrics, "/metrics", LIMIT))??;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let lines = text.lines().filter(|line| line.starts_with("shunt_problems_current"));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// Waits until a mistake in a Service is told by an Event on it, in the log, and by the metric.
+fn is_told(server: &ApiServer, world: &World, name: &str, words: &str, make: impl FnOnce()) -> Result<()> {
+    let before = problems(world)?;
+    make();
+    let what = format!("a warning about {name} with {words:?}");
+    server.wait_for_event(&what, |event| {
+        let note = event["note"].as_str().unwrap_or_default();
+        event["type"] == "Warning" && event["regarding"]["name"] == name && note.contains(words)
+    })?;
+    wait_until(&format!("the log telling of {name}"), LIMIT, || {
+        let log = world.node("node-a").agent().log();
+        Ok(log.lines().any(|line| line.contains(&format!("default/{name}")) && line.contains(words)))
+    })?;
+    wait_until(&format!("the metric telling of {name}"), LIMIT, || Ok(problems(world)? > before))
+}
+
+/// A bad annotation, a frontend that is another's, a table that is full: whoever made the Service learns of it by an Event,
+/// whoever runs the node by the log and a metric; and all else is served.
+#[test]
+fn rule_79_bad_input_is_told_by_event_log_and_metric() -> Result<()> {
+    let (server, mut world) = world_and_server(Options::TC)?;
+    for node in world.nodes_mut() {
+        node.agent_mut().terminate()?;
+        node.lb_agent("cleanup")?;
+        node.add_flags(&["--max-frontends", &ROOM.to_string()]);
+    }
+    world.start_agents()?;
+    let annotated = objects::service("odd", 78, &json!({ "metadata": { "annotations": { ANNOTATION: "perhaps" } } }));
+    is_told(&server, &world, "odd", ANNOTATION, || server.apply(annotated))?;
+    let mut owner = objects::service("owner", 79, &json!({}));
+    owner["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let mut loser = objects::service("loser", 79, &json!({}));
+    loser["metadata"]["creationTimestamp"] = json!("2026-02-01T00:00:00Z");
+    is_told(&server, &world, "loser", "default/owner", || {
+        [owner, loser].into_iter().for_each(|one| server.apply(one))
+    })?;
+    let large: Value = serde_saphyr::from_str(&large_service())?;
+    is_told(&server, &world, "more", "--max-frontends", || server.apply(large))?;
+    world.serves()
+}
+
+const ANNOTATION: &str = "shunt.dev/on-backend-removal";
 
 /// A Service with more ports than there is room for.
 fn large_service() -> String {

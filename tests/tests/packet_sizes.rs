@@ -2,13 +2,16 @@
 //! Packets of all sizes, by real stacks: path-MTU discovery and fragments through every kind of translation (rule 64), with
 //! captures in which every checksum must be right.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use shunt_tests::{
-    load::{Protocol, Talk},
-    world::{Capture, Family, Far, Namespace, Options, World, objects, wait_to_meet, wait_until},
+    load::{Protocol, Talk, http},
+    world::{Captures, Family, Far, Namespace, Options, World, kinds, objects, wait_to_meet, wait_until},
 };
 
 const HOST: u8 = 84;
@@ -56,19 +59,9 @@ fn forget(client: &Namespace, server: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// The pods whose links are captured; the switch's ports to both nodes and to the router, and the far client's link, are too.
-const PODS: [&str; 5] = ["client", "caller", "web-1", "web-2", "web-3"];
-
 /// Captures on the links of all who take part.
-fn captures(far: &Far, world: &World) -> Result<Vec<(String, Capture)>> {
-    let pods = PODS.map(|pod| (world.pod(pod).namespace(), "eth0"));
-    let ports = ["sw-node-a", "sw-node-b", "sw-router"].map(|port| (world.switch(), port));
-    let places = pods.into_iter().chain(ports).chain([(far.client(), "eth0")]);
-    let start = |(place, interface): (&Namespace, &str)| {
-        let capture = Capture::start(world.site(), place, interface, "ip or ip6")?;
-        Ok((format!("{interface} in {}", place.name()), capture))
-    };
-    places.map(start).collect()
+fn captures(far: &Far, world: &World) -> Result<Captures> {
+    world.capture(&[(world.switch(), "sw-router"), (far.client(), "eth0")])
 }
 
 /// Does something by every way, both families.
@@ -91,7 +84,7 @@ fn by_every_way(
     Ok(())
 }
 
-/// Large transfers over a narrower way in the middle, in both directions.
+/// Threads cilium 47755, 46993 and 12968: large transfers over a narrower way in the middle, in both directions.
 fn large_transfers(options: Options) -> Result<()> {
     let (far, world) = world(options)?;
     let captures = captures(&far, &world)?;
@@ -103,8 +96,9 @@ fn large_transfers(options: Options) -> Result<()> {
         begin()?.download(BYTES).context("download")?;
         Ok(())
     })?;
-    for (place, capture) in captures {
-        let packets = capture.finish()?;
+    let ends = ["client", "caller", "web-1", "web-2", "web-3", "far"];
+    let is_end = |place: &&(String, String)| ends.iter().any(|end| place.0.ends_with(&format!("-{end}")));
+    for (place, packets) in captures.finish()?.iter().filter(is_end) {
         // Whoever sends large packets is told.
         for error in [format!("need to frag (mtu {MTU})"), format!("packet too big, mtu {MTU}")] {
             ensure!(packets.contains(&error), "{place} has seen no \"{error}\"");
@@ -114,16 +108,16 @@ fn large_transfers(options: Options) -> Result<()> {
 }
 
 #[test]
-fn rule_64_large_transfers_learn_the_mtu_of_the_way_by_tc() -> Result<()> {
+fn rule_64_pitfall_10_large_transfers_learn_the_mtu_of_the_way_by_tc() -> Result<()> {
     large_transfers(Options::TC_WITHOUT_OFFLOADS)
 }
 
 #[test]
-fn rule_64_large_transfers_learn_the_mtu_of_the_way_with_xdp() -> Result<()> {
+fn rule_64_pitfall_10_large_transfers_learn_the_mtu_of_the_way_with_xdp() -> Result<()> {
     large_transfers(Options::XDP)
 }
 
-/// Datagrams that take several packets, and back.
+/// Threads cilium 32601 and 48784: datagrams that take several packets, and back.
 fn large_datagrams(options: Options) -> Result<()> {
     let (far, world) = world(options)?;
     let captures = captures(&far, &world)?;
@@ -136,15 +130,93 @@ fn large_datagrams(options: Options) -> Result<()> {
         }
         Ok(())
     })?;
-    captures.into_iter().try_for_each(|(place, capture)| capture.finish().map(drop).context(place))
+    captures.finish().map(drop)
 }
 
 #[test]
-fn rule_64_datagrams_of_many_fragments_arrive_whole_by_tc() -> Result<()> {
+fn rule_64_pitfall_11_datagrams_of_many_fragments_arrive_whole_by_tc() -> Result<()> {
     large_datagrams(Options::TC_WITHOUT_OFFLOADS)
 }
 
 #[test]
-fn rule_64_datagrams_of_many_fragments_arrive_whole_with_xdp() -> Result<()> {
+fn rule_64_pitfall_11_datagrams_of_many_fragments_arrive_whole_with_xdp() -> Result<()> {
     large_datagrams(Options::XDP)
+}
+
+/// Behind node-a, on the way to the backends, and from there back to the client: each is told just its own.
+const FORTH: u16 = 1400;
+const BACK: u16 = 1300;
+/// Larger than both, and with all headers smaller than the links' own.
+const LENGTH: usize = 1_400;
+
+/// Packets that node-a's agent has counted as too big.
+fn too_big(world: &World) -> Result<u64> {
+    let metrics = SocketAddr::from(([127, 0, 0, 1], 10_249));
+    let answer = world.node("node-a").namespace().enter(|| http::get(metrics, "/metrics", LIMIT))??;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("shunt_reasons_total{reason=\"too-big\"} "));
+    line.context("no such counter")?.trim().parse().context("no number")
+}
+
+/// A node that sends on to another one what it has translated is the only one who can say that the way behind it is too narrow:
+/// the kernel's own forwarding never sees such packets, nor their answers.
+fn own_errors(options: Options) -> Result<()> {
+    let world = World::with_echoes(options, &[])?;
+    let node = world.node("node-a");
+    for family in Family::BOTH {
+        let bits = family.bits();
+        let narrow = |to: IpAddr, way: &str, mtu| format!("route replace {to}/{bits} {way} mtu lock {mtu}\n");
+        let way = format!("via {}", world.node("node-b").address(family));
+        let forth = ["web-2", "web-3"].map(|pod| narrow(world.pod(pod).address(family), &way, FORTH));
+        let back = narrow(world.outside_address(family), "dev eth0", BACK);
+        node.namespace().ip(&format!("{}{back}", forth.concat()))?;
+    }
+    let spec = json!({ "type": "NodePort", "ports": objects::ports(Some(NODE_PORT)) });
+    world.put([objects::service("shop", HOST, &json!({ "spec": spec }))])?;
+    let captures = world.capture(&[])?;
+    let outside = world.outside();
+    for pod in ["web-2", "web-3"] {
+        world.put(world.slices("shop", &[pod]))?;
+        let server = world.pod(pod).namespace();
+        for (protocol, family) in kinds() {
+            let to = SocketAddr::new(node.address(family), NODE_PORT);
+            wait_to_meet(outside, protocol, to, &[pod])?;
+            let before = too_big(&world)?;
+            let begin = || outside.enter(|| Talk::begin(protocol, to, LIMIT))?.map_err(anyhow::Error::from);
+            let transfer = || -> Result<()> {
+                if protocol == Protocol::Udp {
+                    let mut talk = outside.enter(|| Talk::begin(protocol, to, PATIENCE))??;
+                    wait_until("a datagram coming back", LIMIT, || Ok(talk.exchange(LENGTH).is_ok()))?;
+                    return talk.exchange(LENGTH).map_err(anyhow::Error::from);
+                }
+                forget(outside, server)?;
+                begin()?.upload(BYTES).context("upload")?;
+                forget(outside, server)?;
+                begin()?.download(BYTES).context("download")
+            };
+            forget(outside, server)?;
+            transfer().with_context(|| format!("{protocol:?} to {pod} by {to}"))?;
+            let told = too_big(&world)? - before;
+            ensure!(told >= 2, "{protocol:?} to {pod} by {to}: node-a has told of {told} packets");
+        }
+    }
+    let texts = captures.finish()?;
+    for (end, mtu) in [("outside", FORTH), ("web-2", BACK), ("web-3", BACK)] {
+        let place = texts.iter().find(|(place, _)| place.ends_with(&format!("-{end}")));
+        let (place, packets) = place.context("a capture")?;
+        for error in [format!("need to frag (mtu {mtu})"), format!("packet too big, mtu {mtu}")] {
+            ensure!(packets.contains(&error), "{place} has seen no \"{error}\"");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rule_64_pitfall_10_a_node_tells_of_the_narrow_way_behind_it_by_tc() -> Result<()> {
+    own_errors(Options::TC_WITHOUT_OFFLOADS)
+}
+
+#[test]
+fn rule_64_pitfall_10_a_node_tells_of_the_narrow_way_behind_it_with_xdp() -> Result<()> {
+    own_errors(Options::XDP)
 }

@@ -189,11 +189,11 @@ fn udp_clients_that_keep_their_port(options: Options) -> Result<()> {
 }
 
 #[test]
-fn rule_61_udp_clients_that_keep_their_port_follow_their_service_by_tc() -> Result<()> {
+fn rule_61_pitfall_9_udp_clients_that_keep_their_port_follow_their_service_by_tc() -> Result<()> {
     udp_clients_that_keep_their_port(Options::TC)
 }
 
 #[test]
-fn rule_61_udp_clients_that_keep_their_port_follow_their_service_with_xdp() -> Result<()> {
+fn rule_61_pitfall_9_udp_clients_that_keep_their_port_follow_their_service_with_xdp() -> Result<()> {
     udp_clients_that_keep_their_port(Options::XDP)
 }

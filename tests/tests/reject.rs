@@ -13,7 +13,7 @@ use shunt_tests::{
     load::talk::{self, Outcome, Protocol},
     world::{
         Echo, Family, Namespace, Options, Sockets, World, echo_port, for_each_kind, objects, sample, wait_for,
-        wait_to_meet,
+        wait_to_meet, wait_until,
     },
 };
 
@@ -82,11 +82,7 @@ fn rule_40_udp_is_refused_too() -> Result<()> {
     for family in Family::BOTH {
         let address = SocketAddr::new(family.pick("10.96.0.99", "fd00:96::99"), 99);
         let client = world.pod("client").namespace();
-        shunt_tests::world::wait_until(
-            "the Service being refused",
-            LIMIT,
-            || Ok(refuses_udp(client, address).is_ok()),
-        )?;
+        wait_until("the Service being refused", LIMIT, || Ok(refuses_udp(client, address).is_ok()))?;
         refuses_udp(world.pod("caller").namespace(), address)?;
     }
     Ok(())
@@ -131,11 +127,11 @@ fn answer_outside(world: &World) -> Result<Echo> {
         let length = if family == Family::V4 { 24 } else { 64 };
         node.namespace().ip(&format!("route add default via {}", world.outside_address(family)))?;
         world.outside().ip(&format!(
-            "addr add {stray}/{} dev lo {}\nroute add {pods}/{length} via {} src {stray}",
-            family.bits(),
-            // Else it may be no source yet.
-            if family == Family::V4 { "" } else { "nodad" },
-            node.address(family),
+            "addr add {stray}/{bits} dev eth0\n\
+             route add {pods}/{length} via {node} src {stray}\n\
+             route add {node}/{bits} dev eth0 src {stray}",
+            bits = family.bits(),
+            node = node.address(family),
             stray = stray(family).ip()
         ))?;
     }
@@ -152,21 +148,35 @@ fn service_cidr() -> Value {
 }
 
 /// Rules 6 and 44: what is sent to an address of a ServiceCIDR that no Service has is dropped, instead of leaving the node by
-/// its default route; the range comes and goes, and a Service takes the address.
+/// its default route, be it a pod's or a process's of the node; the range comes and goes, and a Service takes the address.
 #[test]
 fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Result<()> {
     let world = World::with_echoes(Options::HOST_SOCKETS, &[])?;
     let _echo = answer_outside(&world)?;
-    let client = world.pod("client").namespace();
-    let all_see =
-        |wanted: &Outcome| for_each_kind(|protocol, family| wait_for(client, protocol, stray(family), wanted));
+    let (client, node) = (world.pod("client").namespace(), world.node("node-a").namespace());
+    let all_see = |wanted: &Outcome| {
+        for_each_kind(|protocol, family| {
+            wait_for(client, protocol, stray(family), wanted)?;
+            if *wanted != Outcome::Silence {
+                return wait_for(node, protocol, stray(family), wanted);
+            }
+            // A process hears at once that its packets get nowhere.
+            wait_until("a process of the node hearing an error", LIMIT, || {
+                Ok(node.enter(|| talk::ask(protocol, stray(family), AT_ONCE))?.is_err())
+            })
+        })
+    };
     all_see(&Outcome::Answered("outside".to_owned()))?;
     world.put([service_cidr()])?;
     all_see(&Outcome::Silence)?;
     // The range's Services are there as before, and others at once.
     world.serves()?;
     world.put([objects::service("new", NOBODYS, &json!({}))].into_iter().chain(world.slices("new", &["web-2"])))?;
-    for_each_kind(|protocol, family| wait_to_meet(client, protocol, objects::cluster_ip(NOBODYS, family), &["web-2"]))?;
+    for_each_kind(|protocol, family| {
+        let to = objects::cluster_ip(NOBODYS, family);
+        wait_to_meet(client, protocol, to, &["web-2"])?;
+        wait_to_meet(node, protocol, to, &["web-2"])
+    })?;
     world.take_away([objects::service("new", NOBODYS, &json!({}))])?;
     all_see(&Outcome::Silence)?;
     world.take_away([service_cidr()])?;

@@ -80,6 +80,35 @@ fn rules_46_47_masquerade_all_hides_clients_behind_the_node_with_xdp() -> Result
     masquerade_all(Options::XDP)
 }
 
+/// Rules 46 and 48: without that a pod's address and port are kept, to a backend on its node and to one on another, by the
+/// ClusterIP and by the NodePort, whatever the external policy.
+#[test]
+fn rules_46_48_pods_keep_their_address_and_port() -> Result<()> {
+    let world = World::with_echoes(Options::TC, &[])?;
+    for external in ["Cluster", "Local"] {
+        world.put([service(NAME, 0, external)])?;
+        for backends in [&["web-1"][..], &["web-2", "web-3"]] {
+            world.put(world.slices(NAME, backends))?;
+            for_each_kind(|protocol, family| {
+                for from in ["client", "caller"].map(|pod| world.pod(pod).namespace()) {
+                    for to in [inside(family), at_node(&world, "node-a", family)] {
+                        wait_to_meet(from, protocol, to, backends)?;
+                        for _ in 0..FLOWS {
+                            // One that no flow has had: else it would be another's at the backend for a while.
+                            let port = talk::fresh_port();
+                            let mut talk = from.enter(|| Talk::begin_from(protocol, port, to, LIMIT))??;
+                            let answer = talk.ask()?;
+                            ensure!(answer.client == answer.local, "policy {external}, {to}: {answer:?}");
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Rule 52: with the cluster's ranges given, a pod of another node that comes by the uplink is a client inside.
 #[test]
 fn rule_52_cluster_cidrs_tell_pods_of_other_nodes_from_outsiders() -> Result<()> {
@@ -123,12 +152,12 @@ fn hairpin(options: Options) -> Result<()> {
 }
 
 #[test]
-fn rule_49_hairpin_of_every_kind_by_tc() -> Result<()> {
+fn rule_49_pitfall_14_hairpin_of_every_kind_by_tc() -> Result<()> {
     hairpin(Options::TC)
 }
 
 #[test]
-fn rule_49_hairpin_of_every_kind_with_xdp() -> Result<()> {
+fn rule_49_pitfall_14_hairpin_of_every_kind_with_xdp() -> Result<()> {
     hairpin(Options::XDP)
 }
 
@@ -172,11 +201,11 @@ fn one_port_two_services(options: Options) -> Result<()> {
 }
 
 #[test]
-fn one_client_port_through_two_services_to_one_backend_by_tc() -> Result<()> {
+fn pitfall_7_one_client_port_through_two_services_to_one_backend_by_tc() -> Result<()> {
     one_port_two_services(Options::TC)
 }
 
 #[test]
-fn one_client_port_through_two_services_to_one_backend_with_xdp() -> Result<()> {
+fn pitfall_7_one_client_port_through_two_services_to_one_backend_with_xdp() -> Result<()> {
     one_port_two_services(Options::XDP)
 }

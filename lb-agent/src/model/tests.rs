@@ -364,3 +364,16 @@ fn delete_of(event: &Event) -> Event {
     };
     deleted(kind, metadata.name.as_deref().unwrap())
 }
+
+/// Threads kubernetes 139513 and 48107: one Service is compiled again, however many there are.
+#[test]
+fn pitfall_20_a_changed_endpoint_makes_its_service_alone_dirty() {
+    let others = (0..1_000).flat_map(|index| {
+        let name = format!("other-{index}");
+        let ip = format!("10.97.{}.{}", index >> 8, index & 255);
+        let slice = slice(&format!("{name}-1"), &name).tcp("http", 8080).with(endpoint("10.0.0.1"));
+        [service(&name).cluster_ips(&[&ip]).tcp("http", 80).applied(), slice.applied()]
+    });
+    let mut model = model(others.chain([web().applied(), web_slice("web-1", "10.0.0.1")]));
+    assert_eq!(dirtied(&mut model, web_slice("web-1", "10.0.0.2")), keys(&["web"]));
+}

@@ -14,7 +14,11 @@ use lb_common::{
     maps::{FRONTENDS, INTERFACES},
 };
 use nix::libc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{mpsc, oneshot},
+};
 
 use super::{
     Devices, Inputs, Loop, LoopError, Maps, Services,
@@ -122,6 +126,10 @@ struct World {
 impl World {
     /// A node with an uplink and a pod's device, and with what an earlier agent left.
     fn new(doors: FakeDoors) -> Self {
+        Self::answering_at(NodePortAddresses::Primary, doors)
+    }
+
+    fn answering_at(node_ports: NodePortAddresses, doors: FakeDoors) -> Self {
         let mut node = NodeState::default();
         for (ifindex, name) in [(1, "lo"), (2, "eth0"), (3, "veth3")] {
             node.apply(Change::Link { ifindex, link: link(name) });
@@ -134,7 +142,7 @@ impl World {
         let adopted = dump.interfaces.clone();
         let state = State::adopt(dump, &Capacities::default());
         let selection = Selection { uplinks: Vec::new(), pods: vec!["veth*".parse().unwrap()] };
-        let devices = Devices::new(node, selection, NodePortAddresses::Primary, adopted);
+        let devices = Devices::new(node, selection, node_ports, adopted);
         let services = Services::new(Model::new("node-1".into()), "61000-65535".parse().unwrap());
         let health = Health::default();
         let agent = Loop::new(services, devices, Maps { state, doors }, health.clone(), Metrics::default());
@@ -207,8 +215,9 @@ fn rule_7_nothing_of_a_service_is_written_before_the_sources_have_synced() {
     assert!(world.health.is_synced());
 }
 
+/// Thread cilium 27215.
 #[test]
-fn cilium_27215_a_restart_removes_what_has_gone_only_after_the_sources_have_synced() {
+fn pitfall_2_a_restart_removes_what_has_gone_only_after_the_sources_have_synced() {
     let mut before = World::new(fake_doors());
     before.events(web());
     before.event(service("old").cluster_ips(&["10.96.0.9"]).tcp("http", 80).applied()).event(Event::Synced).settle();
@@ -426,8 +435,9 @@ fn only_what_can_change_a_next_hop_spoils_them() {
     assert_eq!(world.doors().bumps, bumps + 1, "a burst counts once");
 }
 
+/// Threads cilium 23604, 33723 and 42870.
 #[test]
-fn cilium_23604_a_node_port_among_the_source_ports_is_reported() {
+fn pitfall_6_a_node_port_among_the_source_ports_is_reported() {
     let mut world = World::new(fake_doors());
     world.event(service("web").of_type("NodePort").tcp("http", 80).node_port(61_001).applied());
     world.event(Event::Synced).settle();
@@ -488,6 +498,76 @@ fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
     world.event(deleted(Kind::Service, "a")).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 2,"), "{}", world.text());
     assert_eq!(world.agent.reporter.standing(), 0);
+}
+
+/// Threads kubernetes 139513 and 48107: what a change costs does not grow with the cluster. Writes are counted, not time.
+#[test]
+fn pitfall_20_a_change_of_one_endpoint_costs_the_same_among_ten_services_and_two_thousand() {
+    let costs = [10, 2_000].map(|services: u32| {
+        let mut world = World::new(fake_doors());
+        let slice_of = |index: u32, endpoints: u32| {
+            let (name, service) = (format!("web-{index}-1"), format!("web-{index}"));
+            let ip = |number: u32| format!("10.{number}.{}.{}", index >> 8, index & 255);
+            let empty = slice(&name, &service).tcp("http", 8080);
+            (0..endpoints).fold(empty, |slice, number| slice.with(endpoint(&ip(number)))).applied()
+        };
+        for index in 0..services {
+            let ip = format!("10.96.{}.{}", index >> 8, index & 255);
+            world.event(service(&format!("web-{index}")).cluster_ips(&[&ip]).tcp("http", 80).applied());
+            world.event(slice_of(index, 2));
+        }
+        world.event(Event::Synced).settle();
+        world.doors().writes = 0;
+        world.event(slice_of(5, 3)).settle();
+        let more = world.doors().writes;
+        world.event(slice_of(5, 2)).settle();
+        [more, world.doors().writes - more]
+    });
+    assert_eq!(costs[0], costs[1]);
+    assert!(costs[0].iter().all(|writes| (1..=5).contains(writes)), "{costs:?} writes");
+}
+
+/// Thread kubernetes 85643: load balancers hear that a node's endpoints have gone although their removal from the maps fails
+/// at first, and of new ones only when the maps have them.
+#[tokio::test]
+async fn pitfall_16_a_health_check_port_turns_before_the_maps_lose_endpoints_and_after_they_get_them() {
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let mut world = World::answering_at(NodePortAddresses::All, fake_doors());
+    let web = service("web").of_type("LoadBalancer").tcp("http", 80).external_policy("Local");
+    let with = |ips: &[&str]| {
+        let empty = slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.9"));
+        ips.iter().fold(empty, |slice, ip| slice.with(endpoint(ip).on("node-1"))).applied()
+    };
+    world.event(web.edit(|spec| spec.health_check_node_port = Some(port.into())).applied());
+    world.event(with(&["10.0.0.1"])).event(Event::Synced).settle();
+    assert_eq!(status(port).await, "200");
+
+    world.doors().maps.fail_after(0);
+    world.event(with(&[])).settle();
+    assert!(world.text().contains("10.0.0.1:8080") && world.agent.reporter.standing() == 1, "{}", world.text());
+    assert_eq!(status(port).await, "503");
+    world.now += Duration::from_secs(1);
+    world.settle();
+    assert_eq!(world.agent.reporter.standing(), 0);
+
+    world.doors().maps.fail_after(0);
+    world.event(with(&["10.0.0.1"])).settle();
+    assert_eq!(status(port).await, "503");
+    world.now += Duration::from_secs(1);
+    world.settle();
+    assert_eq!(status(port).await, "200");
+}
+
+/// What a load balancer hears at a health check port.
+async fn status(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
 #[tokio::test]

@@ -94,6 +94,12 @@ impl ApiServer {
         Self::start(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {

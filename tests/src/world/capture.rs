@@ -30,18 +30,28 @@ impl Capture {
     /// # Errors
     /// When tcpdump does not start.
     pub fn start(site: &Site, namespace: &Namespace, interface: &str, filter: &str) -> Result<Self> {
+        let capture = Self::spawn(site, namespace, interface, &[filter])?;
+        capture.wait_listening()?;
+        Ok(capture)
+    }
+
+    /// Begins to; `words` are the filter, and what of tcpdump's options comes before it.
+    fn spawn(site: &Site, namespace: &Namespace, interface: &str, words: &[&str]) -> Result<Self> {
         let file = site.directory().join(format!("{}-{interface}.pcap", namespace.name()));
         let log = file.with_extension("log");
         let errors = fs::File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
         let mut command = namespace.command("tcpdump");
         // Without -Z tcpdump becomes a user who can't write here.
         command.args(["-n", "-U", "--immediate-mode", "-s", "0", "-Z", "root", "-i", interface, "-w"]).arg(&file);
-        let child = command.arg(filter).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
-        let capture = Self { child: child.context("can't start tcpdump")?, file };
-        wait_until(&format!("tcpdump listening on {interface}"), START_LIMIT, || {
+        let child = command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
+        Ok(Self { child: child.context("can't start tcpdump")?, file })
+    }
+
+    fn wait_listening(&self) -> Result<()> {
+        let log = self.file.with_extension("log");
+        wait_until(&format!("tcpdump listening for {}", self.file.display()), START_LIMIT, || {
             Ok(fs::read_to_string(&log).is_ok_and(|log| log.contains("listening on")))
-        })?;
-        Ok(capture)
+        })
     }
 
     /// Ends the capture and returns its packets, as `tcpdump -vv` prints them.
@@ -98,13 +108,26 @@ impl World {
     /// # Errors
     /// When tcpdump does not start.
     pub fn capture(&self, more: &[(&Namespace, &str)]) -> Result<Captures> {
+        self.capture_by(more, &["ip or ip6"])
+    }
+
+    /// The same, of each link no more than the first `count` packets.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn capture_first(&self, count: u32) -> Result<Captures> {
+        self.capture_by(&[], &["-c", &count.to_string(), "ip or ip6"])
+    }
+
+    fn capture_by(&self, more: &[(&Namespace, &str)], words: &[&str]) -> Result<Captures> {
         let pods = self.nodes().flat_map(Node::pods).map(|pod| (pod.namespace(), "eth0"));
         let hosts = [(self.outside(), "eth0"), (self.switch(), "sw-node-a"), (self.switch(), "sw-node-b")];
         let start = |(place, interface): (&Namespace, &str)| {
-            let capture = Capture::start(self.site(), place, interface, "ip or ip6")?;
-            Ok((format!("{interface} in {}", place.name()), capture))
+            Ok((format!("{interface} in {}", place.name()), Capture::spawn(self.site(), place, interface, words)?))
         };
-        pods.chain(hosts).chain(more.iter().copied()).map(start).collect::<Result<_>>().map(Captures)
+        let captures: Vec<_> = pods.chain(hosts).chain(more.iter().copied()).map(start).collect::<Result<_>>()?;
+        captures.iter().try_for_each(|(_, capture)| capture.wait_listening())?;
+        Ok(Captures(captures))
     }
 }
 

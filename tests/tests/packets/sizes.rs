@@ -15,9 +15,9 @@ const BUDGET: u32 = 20_000;
 const ALLOWED_MORE: [(&str, u32); 2] = [("shunt_xdp_rare", 32_000), ("shunt_tc_ingress_rare", 32_000)];
 const DEVELOPMENT: KernelVersion = KernelVersion::new(6, 18, 0);
 
-/// Each program is "too large" long before it looks so (cilium 30266, 18584).
+/// Threads cilium 30266 and 18584: each program is "too large" long before it looks so.
 #[test]
-fn programs_stay_far_below_the_verifiers_limit() -> Result<()> {
+fn pitfall_19_programs_stay_far_below_the_verifiers_limit() -> Result<()> {
     let kernel = KernelVersion::current()?;
     let is_ours = kernel >= DEVELOPMENT && kernel < KernelVersion::new(6, 19, 0);
     let budget =

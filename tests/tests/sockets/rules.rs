@@ -25,7 +25,7 @@ const AT_ONCE: Duration = Duration::from_millis(300);
 /// Rules 27, 28 and 30, and threads cilium 37691 and 24805: the processes of a node reach every way in, also NodePorts on
 /// localhost, and every endpoint (rule 26).
 #[test]
-fn rule_30_node_ports_on_localhost_and_all_else_for_the_nodes_own_processes() -> Result<()> {
+fn rule_30_pitfall_13_node_ports_on_localhost_and_all_else_for_the_nodes_own_processes() -> Result<()> {
     let world = world(Options::HOST_SOCKETS, &[])?;
     for_each_kind(|protocol, family| {
         let unspecified = SocketAddr::new(family.pick("0.0.0.0", "::"), NODE_PORT);

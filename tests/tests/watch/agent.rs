@@ -128,6 +128,11 @@ impl Agent {
         Self::follow(KubeOptions::new(Some(kubeconfig.to_owned()), NODE.into()), maps)
     }
 
+    /// Starts one on empty maps that looks for credentials where the agent does by default: in a pod, its own.
+    pub fn run_in_cluster() -> Result<Self> {
+        Self::follow(KubeOptions::new(None, NODE.into()), empty())
+    }
+
     fn follow(options: KubeOptions, maps: Fake) -> Result<Self> {
         let maps = SharedMaps(Arc::new(Mutex::new(maps)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -169,7 +174,12 @@ impl Agent {
 
     /// Waits until the maps serve just that.
     pub fn wait_served(&self, wanted: &Served) -> Result<()> {
-        let waited = wait_until("the maps serving what is wanted", PATIENCE, || Ok(self.served() == *wanted));
+        self.wait_served_within(PATIENCE, wanted)
+    }
+
+    /// The same, for longer or not as long as usual.
+    pub fn wait_served_within(&self, limit: Duration, wanted: &Served) -> Result<()> {
+        let waited = wait_until("the maps serving what is wanted", limit, || Ok(self.served() == *wanted));
         waited.with_context(|| format!("wanted {wanted:?}, but there is\n{}", *self.maps.lock()))
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is watched, and what is not (rules 1 to 7).
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use shunt_tests::api_server::{ApiServer, Resource, Verb};
 
@@ -73,6 +73,33 @@ fn rule_7_nothing_is_programmed_before_every_first_list_is_complete() -> Result<
         assert!(!agent.is_synced(), "{late:?} is missing");
         server.release(late, Verb::List);
         agent.wait_served(&serving(&[(1, &["10.0.0.1"])]))?;
+    }
+    Ok(())
+}
+
+/// Seen on kube-proxy 1.36.2: the own Node's first state was missed where it came late. Here the zone's hints hold from the first
+/// write on, whichever list comes last.
+#[test]
+fn pitfall_26_zone_hints_hold_at_the_first_sync_whichever_list_comes_last() -> Result<()> {
+    for late in Resource::ALL {
+        let server = ApiServer::start_locally()?;
+        let mut hinted = slice("web", &["10.0.0.1", "10.0.0.2"]);
+        for (endpoint, zone) in
+            hinted["endpoints"].as_array_mut().context("endpoints")?.iter_mut().zip(["here", "there"])
+        {
+            endpoint["hints"] = json!({ "forZones": [{ "name": zone }] });
+        }
+        server.apply(service("web", 1));
+        server.apply(hinted);
+        server.apply(node(NODE, "here"));
+        server.hold(late, Verb::List);
+        let agent = Agent::start(&server)?;
+        server.wait_for(late, Verb::List, 1)?;
+        agent.keeps_serving(&serving(&[]))?;
+        server.release(late, Verb::List);
+        agent.wait_synced()?;
+        let served = agent.served();
+        ensure!(served == serving(&[(1, &["10.0.0.1"])]), "{late:?} last: {served:?}");
     }
     Ok(())
 }
