@@ -127,6 +127,16 @@ impl Rig {
         self.kernel.run(arrival)?.context(REFUSED).map(drop)
     }
 
+    /// Runs a packet through the TC door alone that is yet to be cut into segments with so many bytes of payload, which the model
+    /// knows nothing of; its flow must be there.
+    ///
+    /// # Errors
+    /// When the kernel won't take it.
+    pub fn send_uncut(&mut self, arrival: &Arrival, segment_len: u32) -> Result<Outcome> {
+        let ran = self.kernel.run_uncut(arrival, segment_len)?.context(REFUSED)?;
+        self.observe(arrival, &ran)
+    }
+
     fn observe(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
         let counters = self.kernel.maps.counters()?;
         let moved = counters.since(&self.counted);
