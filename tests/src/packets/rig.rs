@@ -194,6 +194,20 @@ impl Rig {
         self.wait(u32::MAX)
     }
 
+    /// The programs alone, for several threads at once.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// What was counted since the last packet that the model saw.
+    ///
+    /// # Errors
+    /// When the counters can't be read.
+    pub fn counters(&self) -> Result<Counters> {
+        Ok(self.kernel.maps.counters()?.since(&self.counted))
+    }
+
     /// The loaded programs.
     #[must_use]
     pub fn object(&self) -> &Object {

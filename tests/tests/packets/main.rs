@@ -10,6 +10,7 @@ mod icmp;
 mod life;
 mod malformed;
 mod masquerade;
+mod race;
 mod random;
 mod refuse;
 mod reset;
