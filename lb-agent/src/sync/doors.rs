@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use lb_common::{address::Address, config::Config};
+use lb_common::{address::Address, config::Config, verdict::Reason};
 
 use crate::{
     dataplane::{AttachError, Dataplane, MapError, SocketError},
@@ -26,6 +26,11 @@ pub trait Doors: Writer {
 
     /// Closes sockets whose backends have gone. Returns when to come back. Without a socket door there are none.
     fn close_orphans(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
+
+    /// New flows turned away so far because no source port was free. `None` where nobody counts.
+    fn flows_without_port(&self) -> Option<u64> {
         None
     }
 
@@ -105,6 +110,10 @@ impl Doors for Dataplane {
 
     fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
         Self::close_orphans(self, now)
+    }
+
+    fn flows_without_port(&self) -> Option<u64> {
+        self.maps().count_of(Reason::NoSourcePort).ok()
     }
 
     fn detach(&mut self, ifindex: u32) {

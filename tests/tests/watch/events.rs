@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shunt_tests::api_server::ApiServer;
 
 use super::{
-    agent::{A_WHILE, Agent},
+    agent::{A_WHILE, Agent, NODE},
     objects::{service, serving},
 };
 
@@ -49,6 +49,20 @@ fn a_problem_of_a_service_is_one_warning_event_on_it() -> Result<()> {
     })?;
     std::thread::sleep(A_WHILE);
     ensure!(server.events().len() == 2, "{:?}", server.events());
+    Ok(())
+}
+
+#[test]
+fn pitfall_6_source_ports_that_run_out_are_one_warning_event_on_the_node() -> Result<()> {
+    let server = ApiServer::start_locally()?;
+    server.apply(service("web", 1));
+    let agent = Agent::start(&server)?;
+    agent.wait_synced()?;
+    agent.turn_flow_away();
+    let event = server.wait_for_event("a warning", |event| event["type"] == "Warning")?;
+    ensure!((&event["regarding"]["kind"], &event["regarding"]["name"]) == (&json!("Node"), &json!(NODE)), "{event}");
+    ensure!(event["reason"] == "SourcePortsExhausted", "{event}");
+    ensure!(event["note"].as_str().is_some_and(|note| note.contains("--source-ports (61000-65535")), "{event}");
     Ok(())
 }
 
