@@ -4,6 +4,7 @@
 mod admit;
 mod adversarial;
 mod affinity;
+mod captured;
 mod fragments;
 mod headers;
 mod icmp;
