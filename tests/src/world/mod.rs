@@ -25,6 +25,7 @@ mod namespace;
 mod node;
 pub mod objects;
 mod overlay;
+mod parent;
 mod publish;
 pub mod sample;
 mod server;
@@ -46,6 +47,7 @@ pub use self::{
     link::LinkKind,
     namespace::Namespace,
     node::{Node, Pod},
+    parent::{BOND, VLAN},
     publish::{for_each_kind, kinds, wait_for, wait_to_meet},
     server::{Process, http_port},
     site::{Site, remove_all},

@@ -30,6 +30,7 @@ pub struct Node {
     kubeconfig: Option<PathBuf>,
     /// Of its agent, beside the usual ones.
     flags: Vec<String>,
+    uplinks: Vec<String>,
     bpffs: PathBuf,
     /// Whose sockets its agent translates.
     sockets: Sockets,
@@ -48,8 +49,22 @@ impl Node {
         let namespace = Arc::new(Namespace::create(site, &name)?.within(cgroup.as_deref())?);
         let bpffs = site.bpffs().join(&name);
         let log = site.directory().join(format!("agent-{name}.log"));
-        let (agent, kubeconfig, pods, flags) = (None, None, Vec::new(), Vec::new());
-        Ok(Self { name, number, agent, pods, namespace, manifests, kubeconfig, flags, bpffs, sockets, cgroup, log })
+        let (agent, kubeconfig, pods, flags, uplinks) = (None, None, Vec::new(), Vec::new(), vec!["eth0".to_owned()]);
+        Ok(Self {
+            name,
+            number,
+            agent,
+            pods,
+            namespace,
+            manifests,
+            kubeconfig,
+            flags,
+            uplinks,
+            bpffs,
+            sockets,
+            cgroup,
+            log,
+        })
     }
 
     /// Makes the sockets of a namespace this node's.
@@ -173,8 +188,6 @@ impl Node {
         let words = [
             "--node-name",
             &self.name,
-            "--uplink",
-            "eth0",
             "--pod-interface",
             "veth*",
             "--xdp",
@@ -188,9 +201,15 @@ impl Node {
             "--socket-lb",
             self.sockets.as_str(),
         ];
+        let uplinks = self.uplinks.iter().flat_map(|uplink| ["--uplink".to_owned(), uplink.clone()]);
         let cgroup = self.cgroup.iter().flat_map(|path| ["--cgroup".to_owned(), path.display().to_string()]);
         let first = ["run", "--source"].map(str::to_owned).into_iter().chain(source);
-        first.chain(words.map(str::to_owned)).chain(cgroup).chain(self.flags.iter().cloned()).collect()
+        first.chain(words.map(str::to_owned)).chain(uplinks).chain(cgroup).chain(self.flags.iter().cloned()).collect()
+    }
+
+    /// Lets its agents take other devices for uplinks than `eth0`, from the next one on.
+    pub fn set_uplinks(&mut self, uplinks: &[&str]) {
+        self.uplinks = uplinks.iter().map(|&uplink| uplink.to_owned()).collect();
     }
 
     /// Lets its agents open another socket door, from the next one on.
