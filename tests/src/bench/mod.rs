@@ -11,7 +11,7 @@ mod scene;
 
 pub use self::{
     chart::{Bar, Chart, Shall},
-    figures::{Comparison, median},
+    figures::{Comparison, median, quantile},
     output::{Output, Report},
     scene::{Place, Scene, Way},
 };

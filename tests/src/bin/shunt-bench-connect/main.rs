@@ -17,7 +17,7 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 use shunt_tests::{
-    bench::{self, Bar, Chart, Comparison, Output, Place, Scene, Shall, Way},
+    bench::{self, Bar, Chart, Comparison, Output, Place, Scene, Shall, Way, quantile},
     world::catch_interrupts,
 };
 use socket2::{Domain, Socket, Type};
@@ -149,11 +149,6 @@ fn connect(to: SocketAddr, ports: &mut Ports, count: u32) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Of sorted values.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
-}
-
 impl bench::Report for Report {
     const TITLE: &'static str = "bench connect";
 
@@ -193,16 +188,5 @@ impl fmt::Display for Report {
              an nginx on one node. The nftables rules are generated in the manner of kube-proxy.",
             self.rounds, self.connections
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quantile;
-
-    #[test]
-    fn a_quantile_is_one_of_the_values() {
-        let values: Vec<f64> = (0..=100).map(f64::from).collect();
-        assert_eq!([0.01, 0.5, 0.99].map(|share| quantile(&values, share) as u32), [1, 50, 99]);
     }
 }
