@@ -15,7 +15,7 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Subject {
-    /// How long a pod's connect() takes, directly, by each door, and by nftables.
+    /// How long a pod's connect() takes, directly, by each door, by nftables and by iptables.
     Connect(bench_traffic::Arguments),
     /// Throughput and request rate, directly, by each door, and by nftables.
     Flow(bench_traffic::Arguments),

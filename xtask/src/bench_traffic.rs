@@ -20,7 +20,8 @@ pub struct Arguments {
 }
 
 /// What the benches run: programs' packages on Debian and Ubuntu.
-pub const PACKAGES: [&str; 7] = ["iproute2", "nginx-light", "dnsmasq-base", "iperf3", "wrk", "ethtool", "nftables"];
+pub const PACKAGES: [&str; 8] =
+    ["iproute2", "nginx-light", "dnsmasq-base", "iperf3", "wrk", "ethtool", "nftables", "iptables"];
 
 /// Builds everything and becomes the bench: its exit status is ours.
 pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {

@@ -259,6 +259,18 @@ impl World {
         Ok(())
     }
 
+    /// Adds `node-c`, which is connected to no other host and has no agent: its pods, which must be routed ones, reach each other.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn add_lone_node(&mut self) -> Result<()> {
+        let node = Node::create(&self.site, 3, Sockets::Off, None)?;
+        node.namespace().sysctl(&[("net/ipv4/ip_forward", "1")])?;
+        node.namespace().ip("link set lo up")?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
     /// Adds a pod to a running world. `host` is the last part of its addresses: below 100 for bridged pods, from 128 for
     /// routed ones.
     ///

@@ -40,9 +40,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Node 1 is `node-a`, node 2 is `node-b`.
+    /// Node 1 is `node-a`, node 2 is `node-b`, node 3 is `node-c`.
     pub(super) fn create(site: &Site, number: u16, sockets: Sockets, cgroups: Option<&Cgroups>) -> Result<Self> {
-        let name = if number == 1 { "node-a" } else { "node-b" }.to_owned();
+        let name = name_of(number).to_owned();
         let cgroup = cgroups.map(|cgroups| cgroups.add(&name)).transpose()?;
         let manifests = site.directory().join(format!("manifests-{name}"));
         fs::create_dir(&manifests).with_context(|| format!("can't create {}", manifests.display()))?;
@@ -323,12 +323,20 @@ impl Pod {
     /// The name of the node that it is on.
     #[must_use]
     pub fn node_name(&self) -> &'static str {
-        if self.node_number == 1 { "node-a" } else { "node-b" }
+        name_of(self.node_number)
     }
 
     /// Takes over a server, a process or what else runs until it is dropped: it ends with the pod.
     pub fn run(&mut self, server: impl Any + Send + Sync) {
         self.servers.push(Box::new(server));
+    }
+}
+
+const fn name_of(number: u16) -> &'static str {
+    match number {
+        1 => "node-a",
+        2 => "node-b",
+        _ => "node-c",
     }
 }
 
