@@ -18,7 +18,7 @@ use lb_agent::{
 };
 use lb_common::frontend::Frontend;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shunt_tests::{
     api_server::ApiServer,
     load::http,
@@ -28,6 +28,7 @@ use shunt_tests::{
 use crate::{memory::Resident, objects::Shape, spread::Spread};
 
 const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+const NODE: &str = "node-0";
 const LIMIT: Duration = Duration::from_secs(60);
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const PROBE_PAUSE: Duration = Duration::from_millis(2);
@@ -61,7 +62,9 @@ pub fn measure_cluster(shape: Shape, changes: u32) -> Result<Outside> {
     let (site, namespace) = node()?;
     let server = namespace.enter(ApiServer::start_locally)??;
     let kubeconfig = site.directory().join("kubeconfig");
-    server.write_kubeconfig(&kubeconfig, &serde_json::json!({})).context("can't write the kubeconfig")?;
+    // Without a Node the agent is not eligible for traffic, and not ready to our eyes.
+    server.apply(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE } }));
+    server.write_kubeconfig(&kubeconfig, &json!({})).context("can't write the kubeconfig")?;
     let put = |_: u32, objects: &[Object], changed: Option<&Object>| {
         let objects = changed.map_or(objects, std::slice::from_ref);
         let values = objects.iter().map(value).collect::<serde_json::Result<Vec<_>>>()?;
@@ -95,7 +98,8 @@ fn measure(
     }
     let start = Instant::now();
     let mut agent = Agent::start(site, namespace, source, shape)?;
-    namespace.enter(|| agent.wait_ready(start))??;
+    let ready = namespace.enter(|| agent.wait_ready(start))?;
+    ready.with_context(|| fs::read_to_string(site.directory().join("agent.log")).unwrap_or_default())?;
     let ready_ms = start.elapsed().as_secs_f64() * 1000.0;
 
     let maps = Maps::open(&Pins::new(&site.bpffs()))?;
@@ -153,7 +157,7 @@ impl Agent {
         let log = site.directory().join("agent.log");
         let log = File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
         let mut command = namespace.command(agent_binary()?);
-        command.args(["run", "--node-name", "node-0", "--source"]).args(source);
+        command.args(["run", "--node-name", NODE, "--socket-lb", "off", "--source"]).args(source);
         command.arg("--bpffs").arg(site.bpffs()).env("RUST_LOG", "info");
         command.args(["--max-table-slots", &shape.capacities().table_slots.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
