@@ -17,7 +17,7 @@ use nix::{
 };
 use shunt_tests::{
     packets::{
-        Kernel, POD, Random, Rig, Segment, UPLINK,
+        Kernel, POD, Random, Rig, Room, Segment, UPLINK,
         node::{self, CALLER, HERE, NODE, OUTSIDE, THERE, pick},
         with_rig, with_rig_for,
     },
@@ -207,7 +207,7 @@ fn flows_of_all_cpus_are_never_mistaken_katran_14_155_cilium_47293() -> Result<(
 fn a_table_that_refuses_an_entry_costs_no_packet_cilium_35010() -> Result<()> {
     const TRIES: usize = 200;
     const PACKETS: u16 = 500;
-    with_rig_for(1, node::setup, |rig| {
+    with_rig_for(Room::of(1), node::setup, |rig| {
         let version = Version::V4;
         for _ in 0..TRIES {
             at_once(rig, |kernel, cpu| {
