@@ -46,8 +46,8 @@ reasons! {
     /// A process's socket that is bound to a loopback address, and a backend elsewhere: packets from there never leave the
     /// machine. Its call fails with EPERM.
     LoopbackSource = 4, "loopback-source";
-    /// Not counted any more: so are packets with options and extension headers.
-    HeaderOptions = 5, "header-options";
+    /// The first fragment of an SCTP packet whose ports would change: its checksum is over bytes that are in other fragments.
+    SctpFragment = 5, "sctp-fragment";
     /// A packet to be forwarded whose TTL or hop limit has run out: answered.
     TtlExpired = 6, "ttl-expired";
     /// No route to the backend or back to the client.
@@ -83,8 +83,6 @@ reasons! {
     /// An answer was due, but nobody answers such a packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4): dropped.
     /// Counted beside the reason for the answer.
     AnswerForbidden = 22, "answer-forbidden";
-    /// The first fragment of an SCTP packet whose ports would change: its checksum is over bytes that are in other fragments.
-    SctpFragment = 23, "sctp-fragment";
 }
 
 /// Number of reasons: size of the counter array.

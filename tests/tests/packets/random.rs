@@ -28,15 +28,13 @@ const SEGMENT: u64 = 500;
 const COMPARISON: u64 = 50;
 
 /// Reasons that no packet can bring about.
-const IMPOSSIBLE: [Reason; 6] = [
+const IMPOSSIBLE: [Reason; 5] = [
     Reason::RejectFailed,
     Reason::FlowInsertFailed,
     Reason::RewriteFailed,
     Reason::MapMissing,
     // Of sockets.
     Reason::LoopbackSource,
-    // Of an earlier layout.
-    Reason::HeaderOptions,
 ];
 
 /// Kinds of flows that must be left at the ends, and of packets that must be among those translated.

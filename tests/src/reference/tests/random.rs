@@ -11,8 +11,8 @@ use crate::packets::{Network, Random};
 /// Reasons that are the kernel's, and not the model's.
 const IMPOSSIBLE: [Reason; 4] =
     [Reason::RejectFailed, Reason::FlowInsertFailed, Reason::RewriteFailed, Reason::MapMissing];
-/// Of sockets, and of an earlier layout.
-const NEVER: [Reason; 2] = [Reason::LoopbackSource, Reason::HeaderOptions];
+/// Of sockets.
+const NEVER: [Reason; 1] = [Reason::LoopbackSource];
 
 #[test]
 fn random_packets_keep_their_checksums_and_meet_every_reason() {
