@@ -4,6 +4,7 @@
 //! `source` brings Kubernetes objects, `model` keeps the desired state, `compile` says what the maps should hold, `diff`
 //! compares with what they hold, and `dataplane` writes the difference. See ARCHITECTURE.md for the rooms.
 
+pub mod about;
 pub mod cli;
 pub mod compile;
 pub mod dataplane;
@@ -15,6 +16,7 @@ pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod node;
+pub mod notice;
 pub mod problem;
 pub mod source;
 pub mod sync;

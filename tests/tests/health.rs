@@ -168,6 +168,14 @@ fn rules_72_to_74_the_pages_of_metrics_are_kube_proxys() -> Result<()> {
     let (server, world) = world_and_server(Options::TC)?;
     ensure!(page(&world, METRICS_PORT, "/proxyMode")? == (200, "shunt".into()));
     ensure!(page(&world, METRICS_PORT, "/healthz")?.0 == 200);
+    for (path, wanted) in [
+        ("/configz", "\"node-name\":\"node-a\""),
+        ("/flagz", "\nhealthz-bind-address=127.0.0.1:10256\n"),
+        ("/statusz", "\nMode: shunt\n"),
+    ] {
+        let (status, body) = page(&world, METRICS_PORT, path)?;
+        ensure!(status == 200 && body.contains(wanted), "{path}: {body}");
+    }
     page(&world, HEALTHZ_PORT, "/livez")?;
 
     let soon = "2100-01-01T00:00:00Z";
@@ -185,6 +193,8 @@ fn rules_72_to_74_the_pages_of_metrics_are_kube_proxys() -> Result<()> {
         "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
         "kubeproxy_proxy_healthz_total{code=\"200\"}",
         "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+        "process_resident_memory_bytes",
+        "shunt_build_info",
     ];
     wait_until("all metrics being there", PATIENCE, || {
         let (_, text) = page(&world, METRICS_PORT, "/metrics")?;

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The agent comes and goes: packets must not notice.
 
-use std::{thread::sleep, time::Duration};
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    thread::sleep,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use shunt_tests::{
     load::{self, Target},
     world::{Family, Node, Options, World, sample},
@@ -62,6 +71,33 @@ fn sigterm_leaves_forwarding_in_place() -> Result<()> {
     world.serves()
 }
 
+/// Rule 76: with `--config` the agent ends when that file changes, so that it is started with what it says then.
+#[test]
+fn rule_76_an_agent_ends_when_its_configuration_changes_and_forwarding_goes_on() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("config.conf");
+    let write = |cidr: &str| {
+        let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        std::fs::write(&file, format!("{text}clusterCIDR: {cidr}\n"))
+    };
+    write("10.244.0.0/16")?;
+    let mut world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    for node in world.nodes_mut() {
+        node.add_flags(&["--config", &file.display().to_string()]);
+    }
+    world.start_agents()?;
+    write("10.0.0.0/8")?;
+    for node in world.nodes_mut() {
+        let status = node.agent_mut().wait_end("the agent's end after a change of its configuration")?;
+        ensure!(status.code() == Some(1), "{}: {status}", node.name());
+        ensure!(node.agent().log().contains("--config has changed"), "{}", node.agent().log_tail());
+    }
+    world.serves()?;
+    world.start_agents()?;
+    world.serves()
+}
+
 /// Programs attached to a node's interfaces by links or filters, XDP ones too.
 fn attached(node: &Node) -> Result<usize> {
     let links = node.namespace().run("ip", &["-o", "link"])?;
@@ -98,6 +134,18 @@ fn cleanup_removes_everything() -> Result<()> {
     }
     let targets = [Target::Http(sample::web_at(world.node("node-a").address(Family::V4)))];
     ensure!(load::send(world.outside(), &targets, 1, &|| {})?.failed() == 1, "still served after cleanup");
+    // As in a DaemonSet: it stays, until it is told to stop.
+    let node = world.node("node-a");
+    let arguments = ["cleanup", "--stay", "--bpffs"].map(str::to_owned).into_iter();
+    let mut staying = node.agent_command(&arguments.chain([node.bpffs().display().to_string()]).collect::<Vec<_>>())?;
+    let mut staying = staying.stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(staying.stdout.take().context("a pipe")?).read_line(&mut line)?;
+    ensure!(line.starts_with("nothing of Shunt's at "), "{line}");
+    sleep(PAUSE);
+    ensure!(staying.try_wait()?.is_none(), "it has ended");
+    kill(Pid::from_raw(staying.id().try_into()?), Signal::SIGTERM)?;
+    ensure!(staying.wait()?.success());
     // And everything can be made anew.
     world.start_agents()?;
     world.serves()

@@ -4,9 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
+    process,
+    time::Duration,
 };
 
+use anyhow::{Result, ensure};
 use clap::Parser;
 use k8s_openapi::{
     api::{
@@ -23,6 +27,10 @@ use lb_agent::{
     memory::Bill,
 };
 use serde_json::Value;
+use shunt_tests::{
+    load::http,
+    world::{Node, Options, World, Xdp, agent_binary, wait_until},
+};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
@@ -252,4 +260,45 @@ fn the_cleanup_removes_what_the_agent_makes() {
         assert_eq!((own.drop.unwrap(), own.add.unwrap()), (vec!["ALL".into()], vec!["BPF".into(), "NET_ADMIN".into()]));
         assert_eq!((context.run_as_user, context.privileged), (Some(0), None));
     }
+}
+
+/// `setpriv` with what a container of the manifests has: these capabilities, and no way to more.
+fn with_privileges(container: &Container, node: &Node, arguments: &[String]) -> Result<process::Command> {
+    let added = container.security_context.clone().unwrap().capabilities.unwrap().add.unwrap();
+    let set = added.iter().fold("-all".to_owned(), |set, name| format!("{set},+{}", name.to_lowercase()));
+    let mut command = node.namespace().command("setpriv");
+    command.args(["--no-new-privs", "--inh-caps", "-all", "--bounding-set", &set]).arg(agent_binary()?);
+    command.args(arguments).env("RUST_LOG", "info").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
+    Ok(command)
+}
+
+/// What the manifests grant is enough to adopt, to serve, and to remove everything.
+#[test]
+fn the_privileges_of_the_manifests_are_enough() -> Result<()> {
+    let mut world = World::with_agents(Options::HOST_SOCKETS)?;
+    let daemon_set: DaemonSet = strictly_among(&read("cleanup/daemonset.yaml"), "DaemonSet");
+    let cleanup = daemon_set.spec.unwrap().template.spec.unwrap().init_containers.unwrap().remove(0);
+    for node in world.nodes_mut() {
+        node.agent_mut().terminate()?;
+        let mut child = with_privileges(&agent(), node, &node.agent_arguments(Xdp::Off))?.spawn()?;
+        let ready = node.namespace().enter(|| {
+            wait_until("the agent becoming ready", Duration::from_secs(30), || {
+                ensure!(child.try_wait()?.is_none(), "it has ended");
+                let healthz = SocketAddr::from(([127, 0, 0, 1], 10_256));
+                Ok(http::get(healthz, "/healthz", Duration::from_secs(1)).is_ok_and(|page| page.status == 200))
+            })
+        })?;
+        child.kill()?;
+        child.wait()?;
+        ready?;
+    }
+    world.serves()?;
+    for node in world.nodes_mut() {
+        let arguments = ["cleanup", "--bpffs", &node.bpffs().display().to_string()].map(str::to_owned);
+        let output = with_privileges(&cleanup, node, &arguments)?.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let left = node.lb_agent("cleanup --dry-run")?;
+        ensure!(left.starts_with("nothing of Shunt's"), "{left}");
+    }
+    Ok(())
 }

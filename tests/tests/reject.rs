@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use shunt_tests::{
-    load::talk::{self, Outcome},
+    load::talk::{self, Outcome, Protocol},
     world::{
-        Echo, Family, Namespace, Options, World, echo_port, for_each_kind, objects, sample, wait_for, wait_to_meet,
-        wait_until,
+        Echo, Family, Namespace, Options, Sockets, World, echo_port, for_each_kind, objects, sample, wait_for,
+        wait_to_meet, wait_until,
     },
 };
 
@@ -114,14 +114,14 @@ fn rule_44_undefined_port_is_refused() -> Result<()> {
     })
 }
 
-/// Rules 6 and 44: what is sent to an address of a ServiceCIDR that no Service has is dropped, instead of leaving the node by
-/// its default route, be it a pod's or a process's of the node; the range comes and goes, and a Service takes the address.
-#[test]
-fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Result<()> {
-    let world = World::with_echoes(Options::HOST_SOCKETS, &[])?;
-    // Whoever is at the end of the default route has that address, and answers.
-    let stray = |family| SocketAddr::new(objects::cluster_ip(NOBODYS, family).ip(), echo_port());
-    let _echo = Echo::start(world.outside(), "outside")?;
+/// An address of a ServiceCIDR that no Service has.
+fn stray(family: Family) -> SocketAddr {
+    SocketAddr::new(objects::cluster_ip(NOBODYS, family).ip(), echo_port())
+}
+
+/// Whoever is at the end of the default route has that address, and answers there.
+fn answer_outside(world: &World) -> Result<Echo> {
+    let echo = Echo::start(world.outside(), "outside")?;
     for family in Family::BOTH {
         let (node, pods) = (world.node("node-a"), family.pick("10.244.1.0", "fd00:244:1::"));
         let length = if family == Family::V4 { 24 } else { 64 };
@@ -135,6 +135,24 @@ fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Resul
             stray = stray(family).ip()
         ))?;
     }
+    Ok(echo)
+}
+
+fn service_cidr() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": { "name": "kubernetes" },
+        "spec": { "cidrs": ["10.96.0.0/16", "fd00:96::/112"] },
+    })
+}
+
+/// Rules 6 and 44: what is sent to an address of a ServiceCIDR that no Service has is dropped, instead of leaving the node by
+/// its default route, be it a pod's or a process's of the node; the range comes and goes, and a Service takes the address.
+#[test]
+fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Result<()> {
+    let world = World::with_echoes(Options::HOST_SOCKETS, &[])?;
+    let _echo = answer_outside(&world)?;
     let (client, node) = (world.pod("client").namespace(), world.node("node-a").namespace());
     let all_see = |wanted: &Outcome| {
         for_each_kind(|protocol, family| {
@@ -149,13 +167,7 @@ fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Resul
         })
     };
     all_see(&Outcome::Answered("outside".to_owned()))?;
-    let range = json!({
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "ServiceCIDR",
-        "metadata": { "name": "kubernetes" },
-        "spec": { "cidrs": ["10.96.0.0/16", "fd00:96::/112"] },
-    });
-    world.put([range.clone()])?;
+    world.put([service_cidr()])?;
     all_see(&Outcome::Silence)?;
     // The range's Services are there as before, and others at once.
     world.serves()?;
@@ -167,6 +179,31 @@ fn rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped() -> Resul
     })?;
     world.take_away([objects::service("new", NOBODYS, &json!({}))])?;
     all_see(&Outcome::Silence)?;
-    world.take_away([range])?;
+    world.take_away([service_cidr()])?;
     all_see(&Outcome::Answered("outside".to_owned()))
+}
+
+/// Rule 44: without a socket door the node's own processes reach Services by whoever comes after the look-up of a route, such
+/// as kube-proxy's rules. A route that drops the range would end that.
+#[test]
+fn rule_44_without_a_socket_door_the_nodes_own_processes_find_a_route() -> Result<()> {
+    let mut world = World::with_echoes(Options::HOST_SOCKETS, &[])?;
+    let _echo = answer_outside(&world)?;
+    world.put([service_cidr()])?;
+    let outside = Outcome::Answered("outside".to_owned());
+    for_each_kind(|protocol, family| {
+        wait_for(world.pod("client").namespace(), protocol, stray(family), &Outcome::Silence)
+    })?;
+    for node in world.nodes_mut() {
+        node.agent_mut().terminate()?;
+        node.set_sockets(Sockets::Off);
+    }
+    world.start_agents()?;
+    let node = world.node("node-a").namespace();
+    for family in Family::BOTH {
+        wait_for(node, Protocol::Tcp, stray(family), &outside)?;
+    }
+    let routes = node.run("ip", &["route", "show", "protocol", "83"])?;
+    ensure!(routes.is_empty(), "{routes}");
+    Ok(())
 }

@@ -45,7 +45,13 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { passed, failed, skipped } = self;
-        write!(f, "{passed} passed, {failed} failed, {} skipped", skipped.len())
+        write!(f, "{passed} passed, {failed} failed, {} skipped", skipped.len())?;
+        if skipped.is_empty() {
+            return Ok(());
+        }
+        // The reasons stand in the lines before this one.
+        let names: Vec<&str> = skipped.iter().filter_map(|test| test.split(": ").next()).collect();
+        write!(f, " ({})", names.join(", "))
     }
 }
 
@@ -72,5 +78,7 @@ mod tests {
         lines.lines().for_each(|line| summary.read(line));
         assert_eq!((summary.passed, summary.failed), (13, 1));
         assert_eq!(summary.skipped, ["vm::old_kernel: needs an image", "slow"]);
+        assert_eq!(summary.to_string(), "13 passed, 1 failed, 2 skipped (vm::old_kernel, slow)");
+        assert_eq!(Summary { passed: 1, ..Summary::default() }.to_string(), "1 passed, 0 failed, 0 skipped");
     }
 }

@@ -6,6 +6,7 @@
 
 mod args;
 mod config_file;
+mod flags;
 mod values;
 
 use std::{env, fs, io::Read, path::Path};
@@ -19,9 +20,10 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{info, warn};
 
-pub use self::args::RunArgs;
-use self::{args::FlowArgs, values::SourceSpec};
+use self::{args::FlowArgs, config_file::Completed, values::SourceSpec};
+pub use self::{args::RunArgs, flags::Flags};
 use crate::{
+    about::{self, About},
     cli::told_to_stop,
     dataplane::{self, Dataplane, Options, Pins, SocketOptions},
     diff::State,
@@ -47,16 +49,18 @@ const WORKERS: usize = 2;
 /// # Errors
 /// Whatever keeps it from starting, and the end of its source.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
-    let args = config_file::complete(args, env::args_os())?;
+    let completed = config_file::complete(&args, env::args_os())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
-    let result = runtime.block_on(start(args));
+    let result = runtime.block_on(start(completed));
     // A source may be in the middle of reading a file: nothing that is worth waiting for.
     runtime.shutdown_background();
     result
 }
 
-async fn start(args: RunArgs) -> anyhow::Result<()> {
+async fn start(completed: Completed) -> anyhow::Result<()> {
+    let Completed { args, mut flags, file } = completed;
     let node_name = node_name(args.node_name.as_deref())?;
+    flags.set("node-name", &node_name);
     check_machine(&args, &node_name).await?;
     let selection = args.devices.selection();
     let (follower, machine) = Follower::start().await?;
@@ -96,7 +100,8 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(follower.run(change_sender));
     tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
-    tasks.spawn(http::serve(metricsz, metrics::router(&metrics, request_sender, counters)));
+    let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
+    tasks.spawn(http::serve(metricsz, pages));
     let recorder = start_recorder(&args, &node_name, &mut tasks).await?;
     let mut source = tokio::spawn(run_source(args, node_name, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
@@ -108,10 +113,20 @@ async fn start(args: RunArgs) -> anyhow::Result<()> {
             LoopError::NetlinkEnded => Err(ended.into()),
         },
         ended = &mut source => ended?.and(Err(LoopError::SourceEnded.into())),
+        // What it says is taken in at the start: whoever starts the agent does so again, and nothing is lost meanwhile.
+        () = config_change(file.as_ref()) => bail!("--config has changed: ends, to be started with what it says now"),
         () = told_to_stop()? => {
             info!("told to stop; what is in the kernel goes on forwarding");
             Ok(())
         }
+    }
+}
+
+/// Returns when there is a configuration file and it has changed (rule 76).
+async fn config_change(file: Option<&config_file::File>) {
+    match file {
+        Some(file) => file.change().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,11 +7,13 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
+use super::problems::NamedProblems;
 use crate::{
+    problem::Problem,
     source::{Event, Kind},
     sync::PolicyKind,
 };
@@ -46,6 +48,7 @@ pub struct Metrics {
     healthz: Family<[(&'static str, u16); 1], Counter>,
     livez: Family<[(&'static str, u16); 1], Counter>,
     standing_problems: Gauge,
+    named_problems: NamedProblems,
     problems: Counter,
 }
 
@@ -69,6 +72,7 @@ impl Default for Metrics {
             healthz: Family::default(),
             livez: Family::default(),
             standing_problems: Gauge::default(),
+            named_problems: NamedProblems::default(),
             problems: Counter::default(),
         }
     }
@@ -157,6 +161,11 @@ impl Metrics {
         self.problems.inc_by(total.saturating_sub(self.problems.get()));
     }
 
+    /// Whose problems these are.
+    pub fn name_problems<'a>(&self, problems: impl Iterator<Item = &'a Problem>) {
+        self.named_problems.set(problems);
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
         let proxy = registry.sub_registry_with_prefix("kubeproxy");
         proxy.register(
@@ -189,7 +198,10 @@ impl Metrics {
         proxy.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
         proxy.register("proxy_livez", "Answers of /livez", self.livez.clone());
         registry.register("shunt_problems_current", "Problems that stand now", self.standing_problems.clone());
+        registry.register_collector(Box::new(self.named_problems.clone()));
         registry.register("shunt_problems", "Problems that have been reported", self.problems.clone());
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("shunt_build", "What was built into this agent", version);
     }
 }
 
@@ -288,6 +300,13 @@ mod tests {
         let metrics = Metrics::default();
         metrics.set_problems(1, 2);
         metrics.set_problems(0, 2);
-        assert_lines(&text(&metrics), &["shunt_problems_current 0", "shunt_problems_total 2"]);
+        assert_lines(
+            &text(&metrics),
+            &[
+                "shunt_problems_current 0",
+                "shunt_problems_total 2",
+                concat!("shunt_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            ],
+        );
     }
 }

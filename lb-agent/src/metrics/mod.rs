@@ -21,11 +21,16 @@ use tokio::sync::{mpsc, oneshot};
 
 mod agent;
 mod maps;
+mod problems;
+mod process;
 
-use self::maps::{MapCounters, Snapshot};
 pub use self::{
     agent::{Metrics, Probe},
     maps::Directory,
+};
+use self::{
+    maps::{MapCounters, Snapshot},
+    process::ProcessMetrics,
 };
 use crate::dataplane::{MapError, Maps};
 
@@ -51,6 +56,7 @@ pub fn router(metrics: &Metrics, requests: Requests, maps: Maps) -> Router {
     let mut registry = Registry::default();
     metrics.register(&mut registry);
     registry.register_collector(Box::new(MapCounters(Arc::clone(&latest))));
+    registry.register_collector(Box::new(ProcessMetrics));
     let pages = Pages { requests, maps: Arc::new(maps), latest, registry: Arc::new(registry) };
     let router = Router::new().route("/metrics", get(show_metrics)).with_state(pages);
     router.route("/proxyMode", get(|| async { "shunt" })).route("/healthz", get(|| async { "ok" }))

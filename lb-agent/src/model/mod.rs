@@ -158,11 +158,26 @@ impl Model {
     #[must_use]
     pub fn compile(&self, key: &ServiceKey) -> (BTreeMap<UnitId, Unit>, Vec<Problem>) {
         let Some(service) = self.services.get(key) else { return Default::default() };
-        let own = self.slices.get(key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
-        let of_slices = own.flat_map(|slice| &slice.problems);
-        let mut problems: Vec<_> = service.problems.iter().chain(of_slices).cloned().collect();
-        problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split)));
+        let mut problems = self.object_problems(service);
+        problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split, None)));
         (compile::compile(service, &self.all_parts(service), &self.node), problems)
+    }
+
+    /// What is wrong with a Service that stays as an earlier agent left it.
+    #[must_use]
+    pub fn problems_while_kept(&self, key: &ServiceKey) -> Vec<Problem> {
+        const MEANWHILE: &str = "the Service stays as it was before the agent started";
+        let Some(service) = self.services.get(key) else { return Vec::new() };
+        let mut problems = self.object_problems(service);
+        problems.iter_mut().for_each(|problem| problem.remedy.push_str(&format!("; until then {MEANWHILE}")));
+        problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split, Some(MEANWHILE))));
+        problems
+    }
+
+    /// What is wrong with the objects themselves.
+    fn object_problems(&self, service: &Service) -> Vec<Problem> {
+        let own = self.slices.get(&service.key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
+        service.problems.iter().chain(own.flat_map(|slice| &slice.problems)).cloned().collect()
     }
 
     /// What load balancers learn of a Service at its `healthCheckNodePort`; `None` where it has none.
@@ -201,14 +216,13 @@ impl Model {
         Part { ports: &service.ports, slices, weight }
     }
 
-    fn split_problem(&self, key: &ServiceKey, split: &Split) -> Option<Problem> {
+    /// `meanwhile` is how it is served then, if not by what is known here.
+    fn split_problem(&self, key: &ServiceKey, split: &Split, meanwhile: Option<&str>) -> Option<Problem> {
         let is_missing = |name: &&String| !self.services.contains_key(&ServiceKey::new(&*key.namespace, &***name));
         let missing: Vec<_> = split.weights.keys().filter(is_missing).map(String::as_str).collect();
-        let meanwhile = if self.splits.in_force(key, split) == split {
-            "the others get their share"
-        } else {
-            "the last good split stays in force"
-        };
+        let is_in_force = self.splits.in_force(key, split) == split;
+        let known = if is_in_force { "the others get their share" } else { "the last good split stays in force" };
+        let meanwhile = meanwhile.unwrap_or(known);
         (!missing.is_empty()).then(|| {
             Problem::new(
                 format!("Service {key}"),

@@ -13,10 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-};
+use notify::RecommendedWatcher;
 use tokio::{
     sync::mpsc,
     task,
@@ -24,7 +21,7 @@ use tokio::{
 };
 
 use super::{Event, SourceError};
-use crate::problem::Problem;
+use crate::{notice, problem::Problem};
 
 mod manifest;
 mod tree;
@@ -157,7 +154,7 @@ impl Follower {
             return Ok(None);
         }
         self.watch = None;
-        match start_watch(&self.path, self.notifier.clone()) {
+        match notice::watch(&self.path, self.notifier.clone()) {
             Ok(watcher) => {
                 self.watch = Some(Watch { identity, _watcher: watcher });
                 Ok(None)
@@ -168,25 +165,6 @@ impl Follower {
                 "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches",
             ))),
         }
-    }
-}
-
-fn start_watch(path: &Path, notifier: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |notice: notify::Result<notify::Event>| {
-        if notice.is_ok_and(|notice| is_change(&notice.kind)) {
-            // Full: a notice is waiting already, and one is as good as many.
-            let _ = notifier.try_send(());
-        }
-    })?;
-    watcher.watch(path, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
-}
-
-/// Our own reading is no change.
-fn is_change(kind: &EventKind) -> bool {
-    match kind {
-        EventKind::Access(access) => *access == AccessKind::Close(AccessMode::Write),
-        EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,
     }
 }
 

@@ -195,6 +195,9 @@ impl<D: Doors> Loop<D> {
         }
         self.tell_service_cidrs();
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
+        if let Some(problems) = self.reporter.changed() {
+            self.metrics.name_problems(problems);
+        }
         if self.services.has_ready() {
             return Some(now);
         }

@@ -32,6 +32,7 @@ pub struct Reporter {
     standing: BTreeMap<Scope, Vec<Problem>>,
     passing: BTreeMap<Problem, Instant>,
     total: u64,
+    has_changed: bool,
     recorder: Recorder,
 }
 
@@ -45,6 +46,7 @@ impl Reporter {
     /// The problems of a scope are these now, and no others.
     pub fn set(&mut self, scope: Scope, problems: Vec<Problem>) {
         let former = self.standing.remove(&scope).unwrap_or_default();
+        self.has_changed |= former != problems;
         // A remedy may name what there is to choose from, which changes while the problem stays.
         let is_among = |problem: &Problem, others: &[Problem]| {
             others.iter().any(|other| (&other.subject, &other.cause) == (&problem.subject, &problem.cause))
@@ -78,6 +80,17 @@ impl Reporter {
     #[must_use]
     pub fn standing(&self) -> usize {
         self.standing.values().map(Vec::len).sum()
+    }
+
+    /// The problems that stand now, if they are others than at the last time.
+    pub fn changed(&mut self) -> Option<impl Iterator<Item = &Problem>> {
+        std::mem::take(&mut self.has_changed).then(|| self.standing.values().flatten())
+    }
+
+    /// The problems that stand now, as people read them.
+    #[cfg(test)]
+    pub fn texts(&self) -> Vec<String> {
+        self.standing.values().flatten().map(ToString::to_string).collect()
     }
 
     /// Problems so far, passing ones as often as they came.

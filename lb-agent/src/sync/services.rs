@@ -49,6 +49,8 @@ pub struct Services {
     is_compared: bool,
     /// Services that the maps hold as an earlier agent left them.
     adopted: BTreeSet<ServiceKey>,
+    /// Those of them that stay so for now.
+    kept: BTreeSet<ServiceKey>,
     /// Services whose last write failed, and may succeed later.
     unwritten: BTreeSet<ServiceKey>,
 }
@@ -66,6 +68,7 @@ impl Services {
             triggers: Triggers::new(Timestamp::now()),
             is_compared: false,
             adopted: BTreeSet::new(),
+            kept: BTreeSet::new(),
             unwritten: BTreeSet::new(),
         }
     }
@@ -91,7 +94,7 @@ impl Services {
     pub fn take_event(&mut self, event: Event, reporter: &mut Reporter, now: Instant) {
         let trigger = match &event {
             Event::Apply(Object::EndpointSlice(slice)) => {
-                self.doubt_adopted(slice.metadata.namespace.as_deref().unwrap_or_default());
+                self.doubt_kept(slice.metadata.namespace.as_deref().unwrap_or_default());
                 self.triggers.read(slice)
             }
             Event::Incomplete(false) => {
@@ -103,7 +106,7 @@ impl Services {
                 None
             }
             Event::Delete(ObjectId { kind: Kind::EndpointSlice, namespace, .. }) => {
-                self.doubt_adopted(namespace);
+                self.doubt_kept(namespace);
                 None
             }
             _ => None,
@@ -116,10 +119,13 @@ impl Services {
         }
     }
 
-    /// Endpoints have changed in a namespace: Services that stay as they were found there may have lost some.
-    fn doubt_adopted(&mut self, namespace: &str) {
-        let concerned = self.adopted.iter().filter(|key| key.namespace == namespace);
-        concerned.cloned().for_each(|key| self.queue.push(key));
+    /// Endpoints have changed in a namespace: Services that stay as they were found there may have lost some. (Not where a
+    /// source can't be read: what it does not tell of may be there.)
+    fn doubt_kept(&mut self, namespace: &str) {
+        if self.model.is_complete() {
+            let concerned = self.kept.iter().filter(|key| key.namespace == namespace);
+            concerned.cloned().for_each(|key| self.queue.push(key));
+        }
     }
 
     /// Whether a Service stays as an earlier agent left it: what is told of it can't take its place, and all that it was
@@ -150,16 +156,16 @@ impl Services {
     pub fn work(&mut self, limit: usize, maps: &mut Maps<impl Doors>, reporter: &mut Reporter, now: Instant) {
         for _ in 0..limit {
             let Some(key) = self.queue.pop(now) else { return };
-            let (units, mut problems) = self.model.compile(&key);
-            problems.extend(source_port_problems(&key, &units, self.source_ports));
             if self.is_kept(&key, &maps.state) {
-                for problem in &mut problems {
-                    problem.remedy.push_str("; until then the Service stays as it was before the agent started");
-                }
                 self.queue.succeed(&key);
-                reporter.set(Scope::Service(key), problems);
+                self.unwritten.remove(&key);
+                reporter.set(Scope::Service(key.clone()), self.model.problems_while_kept(&key));
+                self.kept.insert(key);
                 continue;
             }
+            self.kept.remove(&key);
+            let (units, mut problems) = self.model.compile(&key);
+            problems.extend(source_port_problems(&key, &units, self.source_ports));
             // Before the maps: they drop what a load balancer goes on sending to a node without endpoints (kubernetes 85643).
             let check = self.model.health_check(&key);
             self.health_ports.lower(&key, check);

@@ -105,8 +105,16 @@ impl Agent {
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), Signal::SIGTERM).context("can't signal the agent")?;
+        self.wait_end("the agent's end after SIGTERM")
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When it does not in time; `what` says what is waited for.
+    pub fn wait_end(&mut self, what: &str) -> Result<ExitStatus> {
         let mut status = None;
-        wait_until("the agent's end after SIGTERM", END_LIMIT, || {
+        wait_until(what, END_LIMIT, || {
             status = self.child.try_wait().context("can't wait for the agent")?;
             Ok(status.is_some())
         })?;

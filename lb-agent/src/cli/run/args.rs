@@ -22,7 +22,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "kube|dir:PATH")]
     pub source: SourceSpec,
     /// kube-proxy's own configuration file (kubeproxy.config.k8s.io/v1alpha1). Flags beside it win; what it holds and
-    /// means nothing here is named in the log
+    /// means nothing here is named in the log. When it changes the agent ends, to be started anew; forwarding goes on
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Access to the Kubernetes API; default: $KUBECONFIG, else that of the pod
@@ -49,7 +49,7 @@ pub struct RunArgs {
     /// Where to answer /healthz and /livez
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,
-    /// Where to answer /metrics and /proxyMode
+    /// Where to answer /metrics, /proxyMode, /configz, /flagz and /statusz
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)))]
     pub metrics_bind_address: SocketAddr,
     /// Pass on the programs' own log, if they were built with one (`cargo xtask build-ebpf --log`)

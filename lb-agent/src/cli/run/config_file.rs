@@ -13,18 +13,27 @@ use std::{
     ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, parser::ValueSource};
 use serde_json::Value;
+use tokio::{sync::mpsc, time};
 use tracing::{info, warn};
 
 use self::fields::{Meaning, Setting};
-use super::RunArgs;
-use crate::cli::{Cli, Command};
+use super::{Flags, RunArgs};
+use crate::{
+    cli::{Cli, Command},
+    notice,
+};
 
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const KIND: &str = "KubeProxyConfiguration";
+/// The subcommand with the flags.
+const RUN: &str = "run";
+/// How long a change can stay unnoticed where the kernel doesn't tell.
+const POLL: Duration = Duration::from_secs(10);
 
 /// The file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,18 +76,60 @@ pub enum ConfigFileError {
     },
 }
 
+/// What is in force.
+#[derive(Clone, Debug)]
+pub struct Completed {
+    /// For the agent.
+    pub args: RunArgs,
+    /// For people.
+    pub flags: Flags,
+    /// The file, if one was named.
+    pub file: Option<File>,
+}
+
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    path: PathBuf,
+    text: String,
+}
+
 /// The flags with what `--config` adds to them. `arguments` is the whole command line that they are from.
 ///
 /// # Errors
 /// When the file can't be read or holds a value that means nothing, with the field that is at fault.
-pub fn complete(args: RunArgs, arguments: impl IntoIterator<Item = OsString>) -> Result<RunArgs, ConfigFileError> {
-    let Some(path) = args.config.clone() else { return Ok(args) };
-    let text = fs::read_to_string(&path).map_err(|cause| ConfigFileError::Unreadable { path: path.clone(), cause })?;
-    let findings = read(&path, &text)?;
-    findings.tell(&path);
-    add(findings.settings, arguments.into_iter().collect())
-        .map_err(|cause| ConfigFileError::Flags { path, cause })
-        .map(|merged| merged.unwrap_or(args))
+pub fn complete(args: &RunArgs, arguments: impl IntoIterator<Item = OsString>) -> Result<Completed, ConfigFileError> {
+    let mut findings = Findings::default();
+    let mut file = None;
+    if let Some(path) = args.config.clone() {
+        let text =
+            fs::read_to_string(&path).map_err(|cause| ConfigFileError::Unreadable { path: path.clone(), cause })?;
+        findings = read(&path, &text)?;
+        findings.tell(&path);
+        file = Some(File { path, text });
+    }
+    let path = args.config.clone().unwrap_or_default();
+    let (args, flags) = add(findings.settings, arguments.into_iter().collect())
+        .map_err(|cause| ConfigFileError::Flags { path, cause })?
+        .unwrap_or_else(|| (args.clone(), Flags::default()));
+    Ok(Completed { args, flags, file })
+}
+
+impl File {
+    /// Returns when the file holds something else than what was read, and never before; while it can't be read, as when it
+    /// is being replaced, it may still be the same one.
+    pub async fn change(&self) {
+        let (notifier, mut notices) = mpsc::channel(1);
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // Where the kernel gives no notices the poll must do; it also sees what a link leads to in another directory.
+        let _watcher = notice::watch(directory, notifier.clone());
+        loop {
+            if tokio::fs::read_to_string(&self.path).await.is_ok_and(|text| text != self.text) {
+                return;
+            }
+            let _ = time::timeout(POLL, notices.recv()).await;
+        }
+    }
 }
 
 /// What a file says.
@@ -158,7 +209,7 @@ fn leaves(root: &Value) -> Vec<(String, &Value)> {
 }
 
 /// Parses the command line again with the file's settings behind it, but for those that it holds itself.
-fn add(settings: Vec<Setting>, mut arguments: Vec<OsString>) -> Result<Option<RunArgs>, clap::Error> {
+fn add(settings: Vec<Setting>, mut arguments: Vec<OsString>) -> Result<Option<(RunArgs, Flags)>, clap::Error> {
     let matches = Cli::command().try_get_matches_from(&arguments)?;
     for Setting { flag, value, .. } in settings {
         if !is_typed(&matches, flag) {
@@ -166,16 +217,19 @@ fn add(settings: Vec<Setting>, mut arguments: Vec<OsString>) -> Result<Option<Ru
             arguments.push(argument.into());
         }
     }
-    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let command = Cli::command();
+    let matches = command.clone().try_get_matches_from(arguments)?;
+    let own = command.find_subcommand(RUN).zip(matches.subcommand_matches(RUN));
+    let flags = own.map(|(command, matches)| Flags::new(command, matches)).unwrap_or_default();
     match Cli::from_arg_matches(&matches)?.command {
-        Command::Run(args) => Ok(Some(*args)),
+        Command::Run(args) => Ok(Some((*args, flags))),
         Command::Get(_) | Command::Trace(_) | Command::Cleanup(_) => Ok(None),
     }
 }
 
 /// Whether a flag of `run` stands on the command line or in the environment.
 fn is_typed(matches: &ArgMatches, flag: &str) -> bool {
-    let source = matches.subcommand_matches("run").and_then(|run| run.value_source(&flag.replace('-', "_")));
+    let source = matches.subcommand_matches(RUN).and_then(|run| run.value_source(&flag.replace('-', "_")));
     source.is_some_and(|source| source != ValueSource::DefaultValue)
 }
 

@@ -106,7 +106,9 @@ fn the_last_good_split_outlives_a_restart_that_meets_an_unknown_name() {
     let mut world = World::new(doors);
     world.events(events).event(Event::Synced).settle();
     assert_eq!(world.text(), good);
-    assert_eq!(world.agent.reporter.standing(), 1);
+    let told = world.agent.reporter.texts();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("not there: v3") && told[0].ends_with("stays as it was before the agent started"));
     assert!(world.health.is_synced());
 
     let v3 = service("v3").cluster_ips(&["10.96.0.13"]).tcp("http", 80).applied();

@@ -87,7 +87,7 @@ fn error(text: &str) -> String {
 /// The flags that come of a file and a command line.
 fn flags(text: &str, line: &str) -> RunArgs {
     let arguments = "lb-agent run --source kube".split(' ').chain(line.split_whitespace()).map(OsString::from);
-    add(findings(text).settings, arguments.collect()).unwrap().expect("the subcommand run")
+    add(findings(text).settings, arguments.collect()).unwrap().expect("the subcommand run").0
 }
 
 #[test]
@@ -166,5 +166,36 @@ fn another_kind_of_file_is_refused() {
 fn without_a_file_nothing_changes() {
     let line = ["lb-agent", "run", "--source", "kube"].map(OsString::from);
     let Command::Run(args) = Cli::parse_from(&line).command else { panic!("another subcommand") };
-    assert_eq!(complete(*args, line).unwrap().node_name, None);
+    let completed = complete(&args, line).unwrap();
+    assert_eq!((completed.args.node_name, completed.file), (None, None));
+}
+
+/// As the kubelet replaces a ConfigMap's files: a link to a directory is renamed over another one.
+#[tokio::test]
+async fn rule_76_a_file_that_is_replaced_is_noticed_and_one_that_is_only_touched_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    let write = |version: &str, text: &str| {
+        fs::create_dir(place(version)).unwrap();
+        fs::write(place(version).join("config.conf"), with_header(text)).unwrap();
+        std::os::unix::fs::symlink(version, place("..data_tmp")).unwrap();
+        fs::rename(place("..data_tmp"), place("..data")).unwrap();
+    };
+    write("..1", "hostnameOverride: a");
+    std::os::unix::fs::symlink("..data/config.conf", place("config.conf")).unwrap();
+    let path = place("config.conf");
+    let line = ["lb-agent", "run", "--source", "kube", "--config", path.to_str().unwrap()].map(OsString::from);
+    let Command::Run(args) = Cli::parse_from(&line).command else { panic!("another subcommand") };
+    let completed = complete(&args, line).unwrap();
+    assert_eq!(completed.args.node_name.as_deref(), Some("a"));
+    assert!(completed.flags.iter().any(|flag| flag == ("node-name", "a")), "{:?}", completed.flags);
+
+    let file = completed.file.unwrap();
+    write("..2", "hostnameOverride: a");
+    let a_while = Duration::from_millis(300);
+    assert!(time::timeout(a_while, file.change()).await.is_err(), "it says the same");
+    let changed = tokio::spawn(async move { file.change().await });
+    time::sleep(a_while).await;
+    write("..3", "hostnameOverride: b");
+    time::timeout(POLL / 2, changed).await.expect("the kernel tells").unwrap();
 }
