@@ -31,20 +31,17 @@ type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
 /// Without TC links (before Linux 6.6).
 const FILTERS: &[Kernel] = &[Kernel::V5_10, Kernel::V6_1];
 
-const SKIPPED: [Skip; 7] = [
+const SKIPPED: [Skip; 8] = [
     ("lb_agent", "dataplane::tests::a_device_that_comes_back_under_its_old_index_is_attached_anew", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::a_link_that_takes_no_new_program_runs_until_there_is_another", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::cleanup_removes_all_that_was_made", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::links_outlive_the_agent_and_get_its_successor_s_programs", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::programs_of_another_layout_run_on_until_they_are_taken_over", FILTERS, LINKS),
     ("packets", "adversarial::", &[], "tens of thousands of packets: more than an emulated processor gets done"),
-    (
-        "sockets",
-        "rule_30_",
-        &[Kernel::V5_10],
-        "before 5.14 an agent learns of its network namespace only where that is the initial one, and nodes here are others",
-    ),
+    ("sockets", "rule_30_", &[Kernel::V5_10], NAMESPACES),
+    ("reject", "rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped", &[Kernel::V5_10], NAMESPACES),
 ];
+const NAMESPACES: &str = "before 5.14 an agent learns of its network namespace only where that is the initial one, and nodes here are others";
 const LINKS: &str = "of TC links, which this kernel has not; filters::tests have its filters";
 
 /// One run of a test program.
