@@ -45,6 +45,7 @@ const CONTROLLER: &str = "shunt.dev/lb-agent";
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Note {
     subject: Subject,
+    is_warning: bool,
     reason: &'static str,
     text: String,
 }
@@ -53,7 +54,8 @@ pub struct Note {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Subject {
     Service(ServiceKey),
-    Node(String),
+    /// The agent's own.
+    Node,
 }
 
 /// Where notes are put. The default one forgets them: not every source has an API behind it.
@@ -70,14 +72,23 @@ impl Recorder {
 
     /// A problem of a Service.
     pub fn warn(&self, service: &ServiceKey, problem: &Problem) {
-        let text = format!("{}; {}", problem.cause, problem.remedy);
-        self.put(Note { subject: Subject::Service(service.clone()), reason: problem.reason, text });
+        self.put_warning(Subject::Service(service.clone()), problem);
     }
 
-    /// The agent of a node has started.
-    pub fn tell_start(&self, node_name: &str) {
+    /// A problem of this node.
+    pub fn warn_node(&self, problem: &Problem) {
+        self.put_warning(Subject::Node, problem);
+    }
+
+    /// The agent of this node has started.
+    pub fn tell_start(&self) {
         let text = "Shunt starts to balance this node's Services".to_owned();
-        self.put(Note { subject: Subject::Node(node_name.to_owned()), reason: "Starting", text });
+        self.put(Note { subject: Subject::Node, is_warning: false, reason: "Starting", text });
+    }
+
+    fn put_warning(&self, subject: Subject, problem: &Problem) {
+        let text = format!("{}; {}", problem.cause, problem.remedy);
+        self.put(Note { subject, is_warning: true, reason: problem.reason, text });
     }
 
     fn put(&self, note: Note) {
@@ -132,7 +143,7 @@ fn may_pass(error: &kube::Error) -> bool {
 }
 
 async fn post_one(client: &Client, node_name: &str, note: &Note, noted: Timestamp) -> kube::Result<()> {
-    let Some(regarding) = refer(client, &note.subject).await? else { return Ok(()) };
+    let Some(regarding) = refer(client, node_name, &note.subject).await? else { return Ok(()) };
     let event = event(node_name, note, regarding, noted);
     let namespace = event.metadata.namespace.clone().unwrap_or_default();
     Api::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await?;
@@ -141,7 +152,7 @@ async fn post_one(client: &Client, node_name: &str, note: &Note, noted: Timestam
 
 /// `kubectl describe` finds Events by the object's UID, which only the API knows. It is listed because agents may list, but
 /// not get. `None` where the object has gone.
-async fn refer(client: &Client, subject: &Subject) -> kube::Result<Option<ObjectReference>> {
+async fn refer(client: &Client, node_name: &str, subject: &Subject) -> kube::Result<Option<ObjectReference>> {
     let reference = |kind: &str, name: &str| ObjectReference {
         api_version: Some("v1".into()),
         kind: Some(kind.into()),
@@ -150,7 +161,7 @@ async fn refer(client: &Client, subject: &Subject) -> kube::Result<Option<Object
     };
     match subject {
         // As the kubelet does it: a Node's UID is its name.
-        Subject::Node(name) => Ok(Some(ObjectReference { uid: Some(name.clone()), ..reference("Node", name) })),
+        Subject::Node => Ok(Some(ObjectReference { uid: Some(node_name.into()), ..reference("Node", node_name) })),
         Subject::Service(key) => {
             let services: Api<Service> = Api::namespaced(client.clone(), &key.namespace);
             let named = ListParams::default().fields(&format!("metadata.name={}", key.name));
@@ -165,10 +176,7 @@ async fn refer(client: &Client, subject: &Subject) -> kube::Result<Option<Object
 }
 
 fn event(node_name: &str, note: &Note, regarding: ObjectReference, now: Timestamp) -> Event {
-    let (type_, action) = match note.subject {
-        Subject::Service(_) => ("Warning", "Balance"),
-        Subject::Node(_) => ("Normal", "Start"),
-    };
+    let (type_, action) = if note.is_warning { ("Warning", "Balance") } else { ("Normal", "Start") };
     // Those of objects without a namespace are in `default`.
     let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".into());
     let name = format!("{}.{:x}", regarding.name.as_deref().unwrap_or_default(), now.as_nanosecond());
@@ -272,7 +280,8 @@ mod tests {
     use super::*;
 
     fn note(text: &str) -> Note {
-        Note { subject: Subject::Service(ServiceKey::new("default", "web")), reason: "Bad", text: text.into() }
+        let subject = Subject::Service(ServiceKey::new("default", "web"));
+        Note { subject, is_warning: true, reason: "Bad", text: text.into() }
     }
 
     const WALL: Timestamp = Timestamp::constant(1, 0);
@@ -348,7 +357,7 @@ mod tests {
     #[test]
     fn rule_79_an_event_says_who_what_and_why() {
         let regarding = ObjectReference { name: Some("node-1".into()), ..Default::default() };
-        let start = Note { subject: Subject::Node("node-1".into()), reason: "Starting", text: "x".repeat(2000) };
+        let start = Note { subject: Subject::Node, is_warning: false, reason: "Starting", text: "x".repeat(2000) };
         let event = event("node-1", &start, regarding, Timestamp::constant(1, 0));
         assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
         assert_eq!(event.metadata.name.as_deref(), Some("node-1.3b9aca00"));
@@ -358,9 +367,9 @@ mod tests {
 
     #[test]
     fn without_an_api_notes_are_forgotten() {
-        Recorder::default().tell_start("node-1");
+        Recorder::default().tell_start();
         let (recorder, mut notes) = Recorder::new();
-        (0..2 * QUEUE_LENGTH).for_each(|_| recorder.tell_start("node-1"));
+        (0..2 * QUEUE_LENGTH).for_each(|_| recorder.tell_start());
         let queued = std::iter::from_fn(|| notes.try_recv().ok()).count();
         assert_eq!(queued, QUEUE_LENGTH);
     }

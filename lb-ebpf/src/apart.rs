@@ -59,7 +59,7 @@ pub trait SlowPath<F: Header>: Packet {
     /// [`forward::look_up`].
     fn look_up_apart(&self, protocol: u8) -> Packed;
     /// [`forward::check_mtu`].
-    fn check_mtu_apart(&self, protocol: u8, mtu: u16) -> Packed;
+    fn check_mtu_apart(&self, protocol: u8, mtu: u16, l4: u32) -> Packed;
 }
 
 /// Per-family functions of the socket door.
@@ -275,9 +275,9 @@ macro_rules! slow_path_apart {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $check_mtu(context: *mut $context, protocol: u32, mtu: u32) -> u64 {
+        extern "C" fn $check_mtu(context: *mut $context, protocol: u32, mtu: u32, l4: u32) -> u64 {
             let mut packet = <$packet>::new(context);
-            Packed::pack(forward::check_mtu::<_, $family>(&mut packet, protocol as u8, mtu as u16)).to_bits()
+            Packed::pack(forward::check_mtu(&mut packet, protocol as u8, mtu as u16, l4)).to_bits()
         }
 
         impl SlowPath<$family> for $packet {
@@ -297,8 +297,8 @@ macro_rules! slow_path_apart {
             }
 
             #[inline(always)]
-            fn check_mtu_apart(&self, protocol: u8, mtu: u16) -> Packed {
-                Packed::from_bits($check_mtu(self.context().cast(), u32::from(protocol), u32::from(mtu)))
+            fn check_mtu_apart(&self, protocol: u8, mtu: u16, l4: u32) -> Packed {
+                Packed::from_bits($check_mtu(self.context().cast(), u32::from(protocol), u32::from(mtu), l4))
             }
         }
     };

@@ -82,6 +82,12 @@ pub fn dissect<P: Rare<F>, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<
             Part::Later => Err(MALFORMED),
             part => read_segment(packet, scratch, part),
         },
+        protocol
+            if is_icmp::<F>(protocol) && hook == Hook::Ingress && is_echo::<_, F>(packet, scratch, walk.part()) =>
+        {
+            // Nobody has that address (rule 44).
+            Err(if is_cluster_ip(scratch) { Stop::reject(Reason::UndefinedPort) } else { Stop::NOT_OURS })
+        }
         protocol if is_icmp::<F>(protocol) && walk.part() == Part::Whole => quote::find(packet, scratch, hook),
         _ => Err(Stop::NOT_OURS),
     }
@@ -96,6 +102,15 @@ fn end<P: Packet>(packet: &P, l3: u32, total_len: u32) -> u32 {
 #[inline(always)]
 const fn is_icmp<F: Header>(protocol: u8) -> bool {
     protocol == if F::IS_V4 { protocol::ICMP } else { protocol::ICMPV6 }
+}
+
+/// Whether an ICMP packet in the scratch space is an echo request, or the beginning of one (RFC 792, RFC 4443 section 4.1).
+#[inline(always)]
+fn is_echo<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, part: Part) -> bool {
+    let Dissected { at, end, .. } = scratch.dissected;
+    let is_there = part != Part::Later && end <= packet.len() && at.l4 + ICMP_LEN as u32 <= end;
+    let echo = if F::IS_V4 { 8 } else { 128 };
+    is_there && at.l4_at(packet, 0, ICMP_LEN).is_some_and(|icmp| icmp.load::<u8>(0) == echo)
 }
 
 /// Walks over the headers of the IP packet at `l3`, of which `room` bytes are there.

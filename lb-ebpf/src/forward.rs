@@ -5,7 +5,10 @@
 use core::ffi::c_int;
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as KernelFibParameters},
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup as KernelFibParameters,
+    },
     helpers::generated::bpf_fib_lookup,
 };
 use lb_common::{
@@ -17,20 +20,28 @@ use lb_common::{
 
 use crate::{
     apart::SlowPath,
-    header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp},
+    header::{ETHERNET_LEN, Header, UDP_LEN, tcp},
+    layout::Offsets,
     maps::{self, FibParameters, Scratch},
     packet::{Exit, Packet},
+    parse::Parsed,
 };
 
 const _: () = assert!(size_of::<FibParameters>() == size_of::<KernelFibParameters>());
 
 /// How a packet of this flow goes on. Looks the next hop up again where the cached one may be out of date.
 #[inline(always)]
-pub fn resolve<P: SlowPath<F>, F: Header>(packet: &mut P, flow: &mut Flow<F>, protocol: u8, ttl: u8) -> Stage<Exit> {
+pub fn resolve<P: SlowPath<F>, F: Header>(
+    packet: &mut P,
+    flow: &mut Flow<F>,
+    parsed: &Parsed<F>,
+    l4: u32,
+) -> Stage<Exit> {
+    let protocol = parsed.key.protocol;
     if !flow.is_forwarded() {
         return Ok(Exit::Stack);
     }
-    if ttl <= 1 {
+    if parsed.ttl <= 1 {
         return Err(Stop::reject(Reason::TtlExpired));
     }
     if flow.next_hop_generation != maps::config()?.next_hop_generation {
@@ -42,7 +53,7 @@ pub fn resolve<P: SlowPath<F>, F: Header>(packet: &mut P, flow: &mut Flow<F>, pr
         if P::IS_XDP {
             return Err(Stop::LEAVE_TO_TC);
         }
-        packet.check_mtu_apart(protocol, flow.mtu).unpack()?;
+        packet.check_mtu_apart(protocol, flow.mtu, l4).unpack()?;
     }
     if flow.next_hop_generation == 0 {
         return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { Ok(Exit::Neighbour) };
@@ -54,12 +65,15 @@ pub fn resolve<P: SlowPath<F>, F: Header>(packet: &mut P, flow: &mut Flow<F>, pr
 }
 
 /// A packet longer than the way's MTU goes on if it will be cut into segments that are not; else its sender must send
-/// shorter ones.
+/// shorter ones, also where it lets routers cut them: nothing between here and the wire does, as the stack would take the packet,
+/// which bears its own address, for a forged one. `l4` is where its layer 4 begins.
 #[inline(always)]
-pub fn check_mtu<P: Packet, F: Header>(packet: &mut P, protocol: u8, mtu: u16) -> Stage<()> {
+pub fn check_mtu<P: Packet>(packet: &mut P, protocol: u8, mtu: u16, l4: u32) -> Stage<()> {
     let segment_len = packet.segment_len();
-    let l4_len = if protocol == protocol::TCP { tcp_len::<P, F>(packet) } else { UDP_LEN as u32 };
-    if segment_len != 0 && F::HEADER_LEN as u32 + l4_len + segment_len <= u32::from(mtu) {
+    let l4_len = if protocol == protocol::TCP { tcp_len(packet, l4) } else { UDP_LEN as u32 };
+    let headers_len = l4.wrapping_sub(ETHERNET_LEN as u32) + l4_len;
+    // SCTP's segments have lengths of their own, which their sender has found to fit.
+    if segment_len == SEGMENTS_OF_SCTP || segment_len != 0 && headers_len + segment_len <= u32::from(mtu) {
         return Ok(());
     }
     if !packet.is_trace() {
@@ -68,11 +82,14 @@ pub fn check_mtu<P: Packet, F: Header>(packet: &mut P, protocol: u8, mtu: u16) -
     Err(Stop::reject(Reason::TooBig))
 }
 
-/// Length of a plain packet's TCP header.
+/// `GSO_BY_FRAGS` of the kernel's `include/linux/skbuff.h`.
+const SEGMENTS_OF_SCTP: u32 = 0xffff;
+
+/// Length of a TCP header.
 #[inline(always)]
-fn tcp_len<P: Packet, F: Header>(packet: &P) -> u32 {
-    let l4 = ETHERNET_LEN + F::HEADER_LEN;
-    packet.frame(l4 + TCP_LEN).map_or(0, |frame| u32::from(frame.load::<u8>(l4 + tcp::DATA_OFFSET) >> 4) * 4)
+fn tcp_len<P: Packet>(packet: &P, l4: u32) -> u32 {
+    let at = Offsets { l3: ETHERNET_LEN as u32, l4 };
+    at.l4_at(packet, tcp::DATA_OFFSET as u32, 1).map_or(0, |field| u32::from(field.load::<u8>(0) >> 4) * 4)
 }
 
 /// A way to a destination. The slow path's, until it stands in a flow.
@@ -105,13 +122,43 @@ impl<F: Family> NextHop<F> {
 #[inline(always)]
 pub fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
     let generation = maps::config()?.next_hop_generation;
+    // Asks for the MTU of the way, which stands there afterwards; 1 is never too long.
+    let result = ask::<P, F>(packet, protocol, 1)?;
+    let Scratch { fib, next_hop, .. } = maps::scratch::<F>()?;
+    next_hop.ifindex = fib.ifindex;
+    next_hop.macs = [0; 3];
+    next_hop.generation = 0;
+    next_hop.mtu = 0;
+    match result {
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            next_hop.macs = fib.macs();
+            next_hop.generation = generation;
+            // Before Linux 5.12 it is not told.
+            next_hop.mtu = if fib.total_len > 1 { u32::from(fib.total_len) } else { 0 };
+            Ok(())
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH if P::IS_XDP => Ok(()),
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            // The MTU is told where a neighbour is, or to one whose packet is too long, as this is.
+            if ask::<P, F>(packet, protocol, u16::MAX)? == BPF_FIB_LKUP_RET_FRAG_NEEDED && fib.total_len != u16::MAX {
+                next_hop.mtu = u32::from(fib.total_len);
+            }
+            Ok(())
+        }
+        _ if P::IS_XDP => Err(Stop::LEAVE_TO_TC),
+        _ => Err(Stop::drop(Reason::NoRoute)),
+    }
+}
+
+/// One look-up, as if for a packet of this length.
+#[inline(always)]
+fn ask<P: Packet, F: Header>(packet: &P, protocol: u8, total_len: u16) -> Stage<u32> {
     let Scratch { fib, next_hop, .. } = maps::scratch::<F>()?;
     fib.family = F::AF;
     fib.protocol = protocol;
     fib.sport_be = 0;
     fib.dport_be = 0;
-    // Asks for the MTU of the way, which stands here afterwards; 1 is never too long.
-    fib.total_len = 1;
+    fib.total_len = total_len;
     fib.ifindex = packet.ifindex();
     fib.flow_info = 0;
     fib.src = [0; 4];
@@ -125,23 +172,8 @@ pub fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
             size_of::<FibParameters>() as c_int,
             0,
         )
-    } as u32;
-    next_hop.ifindex = fib.ifindex;
-    next_hop.macs = [0; 3];
-    next_hop.generation = 0;
-    next_hop.mtu = 0;
-    match result {
-        BPF_FIB_LKUP_RET_SUCCESS => {
-            next_hop.macs = fib.macs();
-            next_hop.generation = generation;
-            // Before Linux 5.12 it is not told.
-            next_hop.mtu = if fib.total_len > 1 { u32::from(fib.total_len) } else { 0 };
-            Ok(())
-        }
-        BPF_FIB_LKUP_RET_NO_NEIGH => Ok(()),
-        _ if P::IS_XDP => Err(Stop::LEAVE_TO_TC),
-        _ => Err(Stop::drop(Reason::NoRoute)),
-    }
+    };
+    Ok(result as u32)
 }
 
 /// Only a device that runs our XDP program natively takes frames from another one's.

@@ -140,7 +140,10 @@ where
 fn ingress<P: SlowPath<F>, F: Header>(packet: &mut P) -> Stage<i32> {
     let parsed = parse::parse::<P, F>(packet, Hook::Ingress)?;
     let flow = flow_at_ingress(packet, &parsed, clock::now())?;
-    transmit(packet, &parsed, flow, |packet, flow, exit| packet.translate(Plain::NEW, parsed.key.protocol, flow, exit))
+    let l4 = (ETHERNET_LEN + F::HEADER_LEN) as u32;
+    transmit(packet, Hook::Ingress, (&parsed, l4), flow, |packet, flow, exit| {
+        packet.translate(Plain::NEW, parsed.key.protocol, flow, exit)
+    })
 }
 
 /// The instruction for a packet that arrives: its flow's, or that of a new flow.
@@ -169,7 +172,10 @@ where
 {
     let parsed = parse::parse::<_, F>(packet, Hook::Egress)?;
     let flow = flow_at_egress(packet, &parsed, clock::now())?;
-    transmit(packet, &parsed, flow, |packet, flow, exit| packet.translate(Plain::NEW, parsed.key.protocol, flow, exit))
+    let l4 = (ETHERNET_LEN + F::HEADER_LEN) as u32;
+    transmit(packet, Hook::Egress, (&parsed, l4), flow, |packet, flow, exit| {
+        packet.translate(Plain::NEW, parsed.key.protocol, flow, exit)
+    })
 }
 
 /// The instruction for a packet that leaves: a reply of a flow whose client keeps its address.
@@ -203,15 +209,18 @@ fn follow<P: Packet, F: Header>(packet: &P, flow: &'static mut Flow<F>) -> Stage
     Ok(&mut scratch.original)
 }
 
-/// The fast path's end: follow the instruction. How a packet is rewritten by it depends on where its headers are.
+/// The fast path's end: follow the instruction. How a packet is rewritten by it depends on where its headers are; its layer 4
+/// begins at `l4`.
 #[inline(always)]
 fn transmit<P: SlowPath<F>, F: Header>(
     packet: &mut P,
-    parsed: &Parsed<F>,
+    hook: Hook,
+    (parsed, l4): (&Parsed<F>, u32),
     flow: &mut Flow<F>,
     rewrite: impl FnOnce(&mut P, &Flow<F>, Exit) -> Stage<()>,
 ) -> Stage<i32> {
-    let exit = forward::resolve(packet, flow, parsed.key.protocol, parsed.ttl)?;
+    // What leaves already is on its way.
+    let exit = if hook == Hook::Egress { Exit::Stack } else { forward::resolve(packet, flow, parsed, l4)? };
     let ifindex = flow.ifindex;
     if packet.is_trace() {
         trace::note_exit(packet, exit, ifindex, flow.flags);

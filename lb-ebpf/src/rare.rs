@@ -136,7 +136,7 @@ fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, l3: u32, hook: H
         // Another device may want another tag, or none: the stack knows.
         return Err(Stop::LEAVE_TO_TC);
     }
-    let result = transmit(packet, parsed, flow, |packet, flow, exit| {
+    let result = transmit(packet, hook, (parsed, dissected.at.l4), flow, |packet, flow, exit| {
         *original = *flow;
         packet.rewrite_apart(exit).unpack()
     });

@@ -44,8 +44,8 @@ pub trait Icmp: Header {
 
     /// The two words of the error's header, without checksum, as they stand in memory.
     fn error(request: Request) -> [u32; 2];
-    /// Whether hosts and routers answer such a packet: not ICMP, not a later fragment, and nothing from or to many (RFC 1122
-    /// section 3.2.2, RFC 4443 section 2.4 (e)).
+    /// Whether hosts and routers answer such a packet: not a later fragment, and nothing from or to many (RFC 1122 section
+    /// 3.2.2, RFC 4443 section 2.4 (e)). ICMP errors, which nobody answers either, don't come here: see `rare`.
     fn is_answerable(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr) -> bool;
 
     /// Writes the IP header of a packet with `payload_len` bytes behind it.
@@ -90,7 +90,7 @@ impl Icmp for V4 {
         let (from, to) = (u32::from_be(*src), u32::from_be(*dst));
         // "This" network, and loopback.
         let is_one_sender = from >> 24 != 0 && from >> 24 != 127 && !is_many(from);
-        is_one_sender && !is_many(to) && Self::protocol(frame) != protocol::ICMP && !Self::is_later_fragment(frame)
+        is_one_sender && !is_many(to) && !Self::is_later_fragment(frame)
     }
 
     #[inline(always)]
@@ -128,15 +128,12 @@ impl Icmp for V6 {
         }
     }
 
-    /// Behind extension headers neither ICMP nor a later fragment is seen: who walks them says so ([`Request::l4`]).
+    /// Behind extension headers no later fragment is seen: who walks them asks for no answer.
     #[inline(always)]
-    fn is_answerable(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4]) -> bool {
+    fn is_answerable(_frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4]) -> bool {
         let is_multicast = |address: &[u32; 4]| address[0].to_ne_bytes()[0] == 0xff;
         let is_unspecified_or_loopback = src[0] | src[1] | src[2] == 0 && u32::from_be(src[3]) <= 1;
-        !is_multicast(src)
-            && !is_multicast(dst)
-            && !is_unspecified_or_loopback
-            && Self::protocol(frame) != protocol::ICMPV6
+        !is_multicast(src) && !is_multicast(dst) && !is_unspecified_or_loopback
     }
 
     #[inline(always)]

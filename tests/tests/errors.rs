@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! ICMP between real stacks: errors find their way back through every translation (rule 64), and echo is left alone.
+//! ICMP between real stacks: errors find their way back through every translation (rule 64), and echo reaches hosts alone.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -128,32 +128,41 @@ fn rule_64_traceroute_shows_the_true_hops_with_xdp() -> Result<()> {
     true_hops(Options::XDP)
 }
 
-/// Echo is no Service's: hosts answer for themselves, and for a ClusterIP nobody does.
+/// Echo is no Service's: hosts answer for themselves, and for a ClusterIP somebody says at once that there is nobody (rule 44).
 fn pings(options: Options) -> Result<()> {
     let (far, world) = world(options)?;
     let captures = captures(&far, &world)?;
     world.put(world.slices(NAME, &[BACKEND]))?;
     let client = world.pod("client").namespace();
     for family in Family::BOTH {
-        wait_to_meet(client, Protocol::Tcp, objects::cluster_ip(HOST, family), &[BACKEND])?;
-        let ping =
-            |from: &Namespace, to: IpAddr| from.run("ping", &["-c", "2", "-i", "0.1", "-W", "1", &to.to_string()]);
+        let service = objects::cluster_ip(HOST, family);
+        wait_to_meet(client, Protocol::Tcp, service, &[BACKEND])?;
+        let ping = |from: &Namespace, to: IpAddr| {
+            let to = to.to_string();
+            from.command("ping").args(["-c", "2", "-i", "0.1", "-W", "1", &to]).output().context("can't start ping")
+        };
+        let is_answered = |from, to| anyhow::Ok(ping(from, to)?.status.success());
         for to in [world.node("node-a").address(family), world.node("node-b").address(family)] {
-            ping(far.client(), to).context("a node")?;
-            ping(client, to).context("a node")?;
+            ensure!(is_answered(far.client(), to)?, "a node");
+            ensure!(is_answered(client, to)?, "a node");
         }
-        ping(client, world.pod(BACKEND).address(family)).context("a pod")?;
-        ensure!(ping(client, objects::cluster_ip(HOST, family).ip()).is_err(), "somebody answers for the ClusterIP");
+        ensure!(is_answered(client, world.pod(BACKEND).address(family))?, "a pod");
+        for from in [client, world.pod("caller").namespace()] {
+            let refused = ping(from, service.ip())?;
+            let report = String::from_utf8_lossy(&refused.stdout);
+            let is_refused = !refused.status.success() && report.to_lowercase().contains("port unreachable");
+            ensure!(is_refused, "{} to {service}: {report}", from.name());
+        }
     }
     captures.finish().map(drop)
 }
 
 #[test]
-fn pings_are_left_alone_by_tc() -> Result<()> {
+fn rule_44_pings_to_a_cluster_ip_are_refused_at_once_by_tc() -> Result<()> {
     pings(Options::TC_WITHOUT_OFFLOADS)
 }
 
 #[test]
-fn pings_are_left_alone_with_xdp() -> Result<()> {
+fn rule_44_pings_to_a_cluster_ip_are_refused_at_once_with_xdp() -> Result<()> {
     pings(Options::XDP)
 }

@@ -5,7 +5,7 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{bench_control, bench_flood, bench_packet, bench_traffic};
+use crate::{bench_control, bench_flood, bench_follow, bench_packet, bench_traffic};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -15,7 +15,7 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Subject {
-    /// How long a pod's connect() takes, directly, by each door, and by nftables.
+    /// How long a pod's connect() takes, directly, by each door, by nftables and by iptables.
     Connect(bench_traffic::Arguments),
     /// Throughput and request rate, directly, by each door, and by nftables.
     Flow(bench_traffic::Arguments),
@@ -23,6 +23,8 @@ enum Subject {
     Control(bench_control::Arguments),
     /// Nanoseconds per packet of the programs themselves.
     Packet(bench_packet::Arguments),
+    /// From the change of an object to the first answer of the new endpoint.
+    Follow(bench_follow::Arguments),
     /// What a flood of first packets leaves of established flows.
     Flood(bench_flood::Arguments),
 }
@@ -57,6 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Subject::Flow(arguments) => bench_traffic::run("shunt-bench-flow", arguments),
         Subject::Control(arguments) => bench_control::run(arguments),
         Subject::Packet(arguments) => bench_packet::run(arguments),
+        Subject::Follow(arguments) => bench_follow::run(arguments),
         Subject::Flood(arguments) => bench_flood::run(arguments),
     }
 }

@@ -20,15 +20,14 @@ pub struct Arguments {
 }
 
 /// What the benches run: programs' packages on Debian and Ubuntu.
-const PACKAGES: [&str; 7] = ["iproute2", "nginx-light", "dnsmasq-base", "iperf3", "wrk", "ethtool", "nftables"];
+pub const PACKAGES: [&str; 8] =
+    ["iproute2", "nginx-light", "dnsmasq-base", "iperf3", "wrk", "ethtool", "nftables", "iptables"];
 
-/// Builds everything and becomes the bench: its exit status is ours. What is measured runs in the kernel and in other
-/// programs, so nothing needs a release build.
+/// Builds everything and becomes the bench: its exit status is ours.
 pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {
     ensure!(shell::is_root(), "the bench loads eBPF programs and makes network namespaces: run it as root");
     packages::ensure(&PACKAGES, "run the bench's servers and clients")?;
-    build_ebpf::build(&build_ebpf::Arguments::default())?;
-    shell::run(shell::cargo().args(["build", "--package", "lb-agent", "--package", "shunt-tests", "--bins"]))?;
+    build()?;
     let bench = run::built(bench)?;
     let mut command = Command::new(&bench);
     command.arg("--rounds").arg(arguments.rounds.to_string());
@@ -36,4 +35,10 @@ pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {
         command.arg("--services").arg(services);
     }
     arguments.output.hand_over_to(&mut command)
+}
+
+/// Programs, agent and benches. What is measured runs in the kernel and in other programs, so nothing needs a release build.
+pub fn build() -> Result<()> {
+    build_ebpf::build(&build_ebpf::Arguments::default())?;
+    shell::run(shell::cargo().args(["build", "--package", "lb-agent", "--package", "shunt-tests", "--bins"]))
 }

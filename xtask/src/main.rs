@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod bench_control;
 mod bench_flood;
+mod bench_follow;
 mod bench_packet;
 mod bench_traffic;
 mod build_ebpf;

@@ -3,6 +3,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -19,6 +20,15 @@ pub fn cargo() -> Command {
     let cargo = env::var_os("CARGO").map(PathBuf::from).or_else(|| find("cargo")).unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root());
+    // What cargo tells us of our own package is no business of those that it builds for us: ring's build script would run again
+    // for it, and all that stands on ring be built again, by turns with a cargo that is started by hand.
+    let is_ours = |name: &OsStr| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    for (name, _) in env::vars_os().filter(|(name, _)| is_ours(name)) {
+        command.env_remove(name);
+    }
     command
 }
 

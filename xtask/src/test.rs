@@ -2,8 +2,8 @@
 //! `test`: all tiers on this machine, and one line that sums them up.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::Stdio,
+    io::{BufRead, BufReader, Write as _},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -51,22 +51,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     build_ebpf::build(&build_ebpf::Arguments::default())?;
     // The agent that the namespace tests run, and the tests, from one build of what they share.
     shell::run(shell::cargo().args(["build", "--bins", "--tests"]))?;
+    let mut summary = Summary::default();
     let mut cargo = shell::cargo();
     // Colours would hide libtest's words from us.
     cargo.args(["test", "--no-fail-fast", "--color", "never"]).args(&arguments.filter);
     if let Some(packets) = arguments.packets {
         cargo.env("SHUNT_PACKETS", packets.to_string());
     }
-    let mut child = cargo.stdout(Stdio::piped()).spawn().context("can't start cargo test")?;
-    let mut summary = Summary::default();
-    for line in BufReader::new(child.stdout.take().expect("piped")).lines() {
-        let line = line.context("can't read what cargo test prints")?;
-        println!("{line}");
-        summary.read(&line);
-    }
-    let status = child.wait().context("can't wait for cargo test")?;
-    if summary.failed == 0 && !status.success() {
-        bail!("cargo test failed ({status}), although no test did: see above");
+    run_tests(&mut cargo, &mut summary)?;
+    if has_parent_devices() {
+        let mut cargo = shell::cargo();
+        cargo
+            .args(["test", "--package", "shunt-tests", "--test", "parents", "--color", "never"])
+            .args(&arguments.filter);
+        run_tests(cargo.args(["--", "--ignored"]), &mut summary)?;
     }
     for &kernel in &arguments.kernels {
         match Ready::new(kernel) {
@@ -76,4 +74,32 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     summary.conclude();
     Ok(())
+}
+
+/// Runs `cargo test`, shows what it prints, and adds it up.
+fn run_tests(cargo: &mut Command, summary: &mut Summary) -> Result<()> {
+    let failed = summary.failed;
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("can't start cargo test")?;
+    for line in BufReader::new(child.stdout.take().expect("piped")).lines() {
+        let line = line.context("can't read what cargo test prints")?;
+        println!("{line}");
+        summary.read(&line);
+    }
+    let status = child.wait().context("can't wait for cargo test")?;
+    if summary.failed == failed && !status.success() {
+        bail!("cargo test failed ({status}), although no test did: see above");
+    }
+    Ok(())
+}
+
+/// Whether this machine's kernel has the devices that `tests/parents.rs` wants: tried in a network namespace of its own.
+fn has_parent_devices() -> bool {
+    const LINES: &str =
+        "link add a type veth peer name b\nlink add link a name c type vlan id 7\nlink add d type bond\n";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "ip", "-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return false };
+    // Where it does not want to hear more it has failed already.
+    let _ = child.stdin.take().expect("piped").write_all(LINES.as_bytes());
+    child.wait().is_ok_and(|status| status.success())
 }

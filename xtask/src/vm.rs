@@ -23,7 +23,7 @@ use self::{kernel::Unpacked, machine::Machine, report::Report};
 use crate::{build_ebpf, packages, run, shell, summary::Summary};
 
 /// The machine, what is on its disk, and what makes that: programs' packages on Debian and Ubuntu.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 16] = [
     "qemu-system-x86",
     "busybox-static",
     "xz-utils",
@@ -32,13 +32,18 @@ const PACKAGES: [&str; 11] = [
     "nginx-light",
     "dnsmasq-base",
     "iperf3",
+    "wrk",
     "tcpdump",
     "ethtool",
     "curl",
+    "bind9-dnsutils",
+    "iputils-ping",
+    "traceroute",
+    "hping3",
 ];
 
-/// For all tests of one kernel, on a machine that has more to do.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// For all tests of one kernel, and for the quick ones, on a machine that has more to do.
+const LIMITS: [Duration; 2] = [Duration::from_secs(90 * 60), Duration::from_secs(20 * 60)];
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -48,7 +53,7 @@ pub struct Arguments {
     /// Run only those tests that `cargo xtask test --vm` runs.
     #[arg(long)]
     quick: bool,
-    /// Run only tests whose name contains this.
+    /// Run only this test program, or only tests whose name contains this.
     filter: Option<String>,
 }
 
@@ -94,7 +99,7 @@ impl Ready {
         let runs = plan::runs(self.kernel, filter, is_quick, |name| programs.find(name));
         let disk = disk::write(&directory, &self.unpacked, &run::built("lb-agent")?, &runs)?;
         let console = directory.join("console.log");
-        let mut machine = Machine::start(&self.unpacked.image, &disk, console, LIMIT)?;
+        let mut machine = Machine::start(&self.unpacked.image, &disk, console, LIMITS[usize::from(is_quick)])?;
         let mut report = Report::new(self.kernel);
         while let Some(line) = machine.line() {
             report.read(&line);

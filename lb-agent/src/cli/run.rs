@@ -225,7 +225,7 @@ async fn start_recorder(args: &RunArgs, node_name: &str, tasks: &mut JoinSet<()>
     }
     let client = source::connect(&kube_options(args, node_name)).await?;
     let (recorder, notes) = Recorder::new();
-    recorder.tell_start(node_name);
+    recorder.tell_start();
     tasks.spawn(events::post(client, node_name.to_owned(), notes));
     Ok(recorder)
 }

@@ -114,6 +114,8 @@ fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EOPNOTSUPP) => "the driver does not have it".to_owned(),
         Some(libc::EBUSY) => "another program is attached there".to_owned(),
+        // So veth says that a frame would not fit into a page, and so most drivers do.
+        Some(libc::ERANGE | libc::EINVAL) => format!("{error}: perhaps its MTU is too large, 3500 bytes are not"),
         _ => error.to_string(),
     }
 }

@@ -23,6 +23,14 @@ pub struct Counters {
 }
 
 impl Maps {
+    /// How many packets left the pipeline for one reason.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn count_of(&self, reason: Reason) -> Result<u64, MapError> {
+        sum(&self.reasons, reason as u32)
+    }
+
     /// Reads all counters. One system call for each index in use.
     ///
     /// # Errors
@@ -30,7 +38,7 @@ impl Maps {
     pub fn counters(&self) -> Result<Counters, MapError> {
         let mut counters = Counters::default();
         for &reason in Reason::ALL {
-            counters.reasons.push((reason, sum(&self.reasons, reason as u32)?));
+            counters.reasons.push((reason, self.count_of(reason)?));
         }
         for service in self.names.entries()?.into_keys() {
             counters.services.insert(service, sum(&self.service_counters, service)?);

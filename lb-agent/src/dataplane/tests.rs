@@ -291,6 +291,20 @@ fn xdp_changes_its_mode_with_the_flag() {
     }
 }
 
+/// Frames in several buffers are for TC: XDP sees one page. `--xdp auto` makes do with that, and says so.
+#[test]
+fn jumbo_frames_are_left_to_tc() {
+    let Some(place) = Place::new("jumbo") else { return };
+    ip("link add uplink mtu 9000 type veth peer name pod mtu 9000");
+    let uplink = ifindex("uplink");
+    let kind_with_xdp = "";
+    let attachment = place.open().attach(uplink, "uplink", role::UPLINK, kind_with_xdp).unwrap();
+    assert!(attachment.to_string().contains("no XDP (") && attachment.to_string().contains("MTU"), "{attachment}");
+    let mut dataplane = Dataplane::open(&Options { xdp: XdpMode::Driver, ..place.options.clone() }).unwrap();
+    let error = dataplane.attach(uplink, "uplink", role::UPLINK, kind_with_xdp).unwrap_err();
+    assert!(error.to_string().contains("MTU") && error.remedy().contains("--xdp auto"), "{error}");
+}
+
 #[test]
 fn what_is_no_ethernet_device_or_has_gone_is_named() {
     let Some(place) = Place::new("devices") else { return };

@@ -51,6 +51,7 @@ fn decode_link(message: LinkMessage) -> Link {
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(address) => link.mac = address.try_into().unwrap_or_default(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(kind).unwrap_or_default();
@@ -147,6 +148,7 @@ mod tests {
         message.header.flags = LinkFlags::Up;
         message.attributes = vec![
             LinkAttribute::IfName("veth7".into()),
+            LinkAttribute::Mtu(1450),
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
         ];
@@ -162,6 +164,7 @@ mod tests {
             is_ethernet: true,
             is_loopback: false,
             is_up: true,
+            mtu: 1450,
         };
         assert_eq!(link.kind, VETH);
         let message = RouteNetlinkMessage::NewLink(link_message(AddressFamily::Unspec));

@@ -21,6 +21,8 @@ pub struct Link {
     pub is_loopback: bool,
     /// Whether it is administratively up.
     pub is_up: bool,
+    /// Longest IP packet that it sends, in bytes. Flows keep that of their way.
+    pub mtu: u32,
 }
 
 /// The driver of veth pairs.
@@ -253,6 +255,17 @@ mod tests {
         }
         for expected in [Effect::BOTH, Effect::NONE] {
             assert_eq!(state.apply(Change::Address { ifindex: 2, address: address("fd00::1") }), expected);
+        }
+    }
+
+    #[test]
+    fn another_mtu_spoils_next_hops() {
+        let mut state = NodeState::default();
+        for mtu in [1500, 1400] {
+            let link = Link { mtu, ..link("eth0") };
+            let is_new = state.links().is_empty();
+            assert_eq!(state.apply(Change::Link { ifindex: 2, link: link.clone() }).next_hops, !is_new);
+            assert_eq!(state.apply(Change::Link { ifindex: 2, link }), Effect::NONE);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use lb_common::{address::Address, config::Config};
+use lb_common::{address::Address, config::Config, verdict::Reason};
 
 use crate::{
     dataplane::{AttachError, Dataplane, MapError, SocketError},
@@ -31,6 +31,11 @@ pub trait Doors: Writer {
 
     /// Whether sockets of the node's own processes are translated.
     fn is_socket_door_open(&self) -> bool;
+
+    /// New flows turned away so far because no source port was free. `None` where nobody counts.
+    fn flows_without_port(&self) -> Option<u64> {
+        None
+    }
 
     /// Takes the programs off a device, or forgets them if it has gone.
     fn detach(&mut self, ifindex: u32);
@@ -112,6 +117,10 @@ impl Doors for Dataplane {
 
     fn is_socket_door_open(&self) -> bool {
         Self::is_socket_door_open(self)
+    }
+
+    fn flows_without_port(&self) -> Option<u64> {
+        self.maps().count_of(Reason::NoSourcePort).ok()
     }
 
     fn detach(&mut self, ifindex: u32) {

@@ -14,6 +14,7 @@
 
 mod devices;
 pub mod doors;
+mod exhaustion;
 mod no_local;
 mod queue;
 mod report;
@@ -35,8 +36,9 @@ pub use self::{devices::Devices, no_local::PolicyKind, services::Services};
 use self::{
     devices::Told,
     doors::Doors,
+    exhaustion::Exhaustion,
     no_local::NoLocalEndpoints,
-    report::Reporter,
+    report::{Reporter, Scope},
     sweep::{Sweep, sweep},
 };
 use crate::{
@@ -96,6 +98,7 @@ pub struct Loop<D> {
     health: Health,
     metrics: Metrics,
     sweep: Sweep,
+    exhaustion: Exhaustion,
     service_cidrs: watch::Sender<Option<BTreeSet<IpNet>>>,
     was_done: bool,
 }
@@ -104,9 +107,9 @@ impl<D: Doors> Loop<D> {
     /// With everything in place, but nothing done yet.
     #[must_use]
     pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
-        let (reporter, sweep) = (Reporter::default(), Sweep::default());
+        let (reporter, sweep, exhaustion) = (Reporter::default(), Sweep::default(), Exhaustion::default());
         let (services, service_cidrs) = (services.answering_for(&health), watch::Sender::new(None));
-        Self { services, devices, maps, reporter, health, metrics, sweep, service_cidrs, was_done: false }
+        Self { services, devices, maps, reporter, health, metrics, sweep, exhaustion, service_cidrs, was_done: false }
     }
 
     /// Tells in which ranges addresses that are nobody's shall be dropped; `None` until the maps are complete.
@@ -194,6 +197,7 @@ impl<D: Doors> Loop<D> {
             self.metrics.clear_pending();
         }
         self.tell_service_cidrs();
+        let ports = self.watch_ports(now);
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if let Some(problems) = self.reporter.changed() {
             self.metrics.name_problems(problems);
@@ -206,8 +210,8 @@ impl<D: Doors> Loop<D> {
         }
         // What was there before the first sync may come back with it.
         let orphans = if self.health.is_synced() { self.maps.doors.close_orphans(now) } else { None };
-        let timers =
-            [self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at(), self.sweep.wake_at(), orphans];
+        let (services, devices, maps) = (self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at());
+        let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports];
         timers.into_iter().flatten().min()
     }
 
@@ -222,6 +226,16 @@ impl<D: Doors> Loop<D> {
             *held = ranges;
             is_new
         });
+    }
+
+    /// Whether source ports run out. Returns when to look again.
+    fn watch_ports(&mut self, now: Instant) -> Option<Instant> {
+        if self.exhaustion.is_due(now) {
+            let count = self.maps.doors.flows_without_port()?;
+            let problem = self.exhaustion.judge(count, self.services.source_ports(), now);
+            self.reporter.set(Scope::SourcePorts, problem.into_iter().collect());
+        }
+        self.exhaustion.wake_at()
     }
 
     /// Before the first sync nothing is known to be needless.

@@ -24,6 +24,8 @@ pub enum Scope {
     Uplinks,
     /// The addresses of this node.
     Addresses,
+    /// The reserved source ports.
+    SourcePorts,
 }
 
 /// All problems there are now.
@@ -37,7 +39,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Tells problems of Services to their owners, too.
+    /// Tells problems of Services, and those of this node that its operator must see to, by Events, too.
     #[must_use]
     pub fn new(recorder: Recorder) -> Self {
         Self { recorder, ..Self::default() }
@@ -54,8 +56,10 @@ impl Reporter {
         for problem in problems.iter().filter(|problem| !is_among(problem, &former)) {
             self.total += 1;
             warn!("{problem}");
-            if let Scope::Service(key) = &scope {
-                self.recorder.warn(key, problem);
+            match &scope {
+                Scope::Service(key) => self.recorder.warn(key, problem),
+                Scope::SourcePorts => self.recorder.warn_node(problem),
+                Scope::Device(_) | Scope::Uplinks | Scope::Addresses => {}
             }
         }
         for problem in former.iter().filter(|problem| !is_among(problem, &problems)) {

@@ -73,6 +73,12 @@ impl Services {
         }
     }
 
+    /// Ports that are reserved for source translation.
+    #[must_use]
+    pub const fn source_ports(&self) -> PortRange {
+        self.source_ports
+    }
+
     /// Load balancers that ask for a Service learn of this health, too.
     #[must_use]
     pub fn answering_for(self, health: &Health) -> Self {

@@ -40,9 +40,24 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     if values.len().is_multiple_of(2) { f64::midpoint(values[half - 1], values[half]) } else { values[half] }
 }
 
+/// The value of sorted ones that so large a share is not greater than.
+///
+/// # Panics
+/// Without any.
+#[must_use]
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        let values: Vec<f64> = (0..=100).map(f64::from).collect();
+        assert_eq!([0.01, 0.5, 0.99].map(|share| quantile(&values, share) as u32), [1, 50, 99]);
+    }
 
     #[test]
     fn a_ratio_is_that_of_each_round() {

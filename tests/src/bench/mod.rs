@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the benches share: how figures are compared with those of the direct way, and where they go; and for `bench connect`,
-//! `flow` and `follow` two nodes with one Service each, Shunt's and nftables', and the ways to reach a server directly and
-//! through each of them.
+//! and `flow` nodes with Services, Shunt's, nftables' and iptables', and the ways to reach a server directly and through each of
+//! them.
 
 mod chart;
 mod figures;
+mod iptables;
 mod nftables;
 mod output;
 mod scene;
 
 pub use self::{
     chart::{Bar, Chart, Shall},
-    figures::{Comparison, median},
+    figures::{Comparison, median, quantile},
     output::{Output, Report},
-    scene::{Place, Scene, Way},
+    scene::{Aim, Place, Scene, Way},
 };

@@ -4,18 +4,9 @@
 
 use std::{fmt::Write as _, net::Ipv4Addr};
 
-/// One Service port.
-pub struct Rule {
-    pub name: String,
-    pub cluster_ip: Ipv4Addr,
-    /// `tcp` or `udp`.
-    pub protocol: &'static str,
-    pub port: u16,
-    pub node_port: Option<u16>,
-    pub endpoints: Vec<(Ipv4Addr, u16)>,
-}
+use super::scene::Rule;
 
-/// The whole table, as `nft -f` reads it.
+/// The whole table of Services of IPv4, as `nft -f` reads it.
 pub fn table(rules: &[Rule], node: Ipv4Addr) -> String {
     let mut text = String::from("table ip kube-proxy {\n");
     let elements = |of: &dyn Fn(&Rule) -> Option<String>| rules.iter().filter_map(of).collect::<Vec<_>>().join(", ");
@@ -120,11 +111,11 @@ mod tests {
     fn every_endpoint_has_a_chain_and_every_service_an_element() {
         let rule = Rule {
             name: "web".to_owned(),
-            cluster_ip: Ipv4Addr::new(10, 97, 0, 1),
+            cluster_ip: Ipv4Addr::new(10, 97, 0, 1).into(),
             protocol: "tcp",
             port: 80,
             node_port: Some(30_080),
-            endpoints: vec![(Ipv4Addr::new(10, 244, 2, 5), 8080), (Ipv4Addr::new(10, 244, 2, 6), 8080)],
+            endpoints: [5, 6].map(|host| (Ipv4Addr::new(10, 244, 2, host).into(), 8080)).into(),
         };
         let text = table(&[rule], Ipv4Addr::new(172, 20, 0, 12));
         for part in [

@@ -57,10 +57,15 @@ impl Kernel {
 
     /// Runs a packet; `None` where the kernel won't take such a frame for a test.
     pub fn run(&self, arrival: &Arrival) -> Result<Option<Ran>> {
+        self.run_uncut(arrival, 0)
+    }
+
+    /// Runs a packet that is yet to be cut into segments with so many bytes of payload, or none; XDP never sees one.
+    pub fn run_uncut(&self, arrival: &Arrival, segment_len: u32) -> Result<Option<Ran>> {
         let mut output = Vec::new();
         let (packet, context) = match arrival.door {
             Door::Xdp => xdp_context(arrival),
-            Door::Ingress | Door::Egress => (arrival.frame.clone(), tc_context(arrival)),
+            Door::Ingress | Door::Egress => (arrival.frame.clone(), tc_context(arrival, segment_len)),
         };
         let run = TestRun { packet: &packet, context: bytemuck::cast_slice(&context), ..TestRun::default() };
         let before = tick()?;
@@ -102,15 +107,17 @@ fn xdp_context(arrival: &Arrival) -> (Vec<u8>, Vec<u32>) {
     (packet, vec![data as u32, end as u32, 0, arrival.ifindex, 0, 0])
 }
 
-/// `struct __sk_buff` up to its control block, where a trace bears its cookie.
-fn tc_context(arrival: &Arrival) -> Vec<u32> {
+/// `struct __sk_buff`, in whose control block a trace bears its cookie.
+fn tc_context(arrival: &Arrival, segment_len: u32) -> Vec<u32> {
     const IFINDEX: usize = 10;
     const CB: usize = 12;
-    let mut context = vec![0; CB + 5];
+    const GSO_SIZE: usize = 44;
+    let mut context = vec![0; GSO_SIZE + 1];
     context[IFINDEX] = arrival.ifindex;
+    context[GSO_SIZE] = segment_len;
     if arrival.is_trace {
         context[CB] = TRACE_MAGIC;
-        context[CB + 1..].copy_from_slice(&COOKIE);
+        context[CB + 1..CB + 5].copy_from_slice(&COOKIE);
     }
     context
 }

@@ -148,6 +148,16 @@ impl Rig {
         Ok((ran.verdict, ran.frame))
     }
 
+    /// Runs a packet through the TC door alone that is yet to be cut into segments with so many bytes of payload, which the model
+    /// knows nothing of; its flow must be there.
+    ///
+    /// # Errors
+    /// When the kernel won't take it.
+    pub fn send_uncut(&mut self, arrival: &Arrival, segment_len: u32) -> Result<Outcome> {
+        let ran = self.kernel.run_uncut(arrival, segment_len)?.context(REFUSED)?;
+        self.observe(arrival, &ran)
+    }
+
     fn observe(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
         let counters = self.kernel.maps.counters()?;
         let moved = counters.since(&self.counted);
@@ -211,6 +221,20 @@ impl Rig {
     /// When it can't be read.
     pub fn counters(&self) -> Result<Counters> {
         self.kernel.maps.counters()
+    }
+
+    /// The programs alone, for several threads at once.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// What was counted since the last packet that the model saw.
+    ///
+    /// # Errors
+    /// When the counters can't be read.
+    pub fn unobserved(&self) -> Result<Counters> {
+        Ok(self.kernel.maps.counters()?.since(&self.counted))
     }
 
     /// The loaded programs.

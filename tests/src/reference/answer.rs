@@ -68,7 +68,7 @@ pub(super) fn is_unanswerable(frame: &[u8], packet: &Packet) -> bool {
     // RFC 1122 section 3.2.1.3: all of 0.0.0.0/8 is "this host".
     let is_this_host = matches!(packet.src, IpAddr::V4(v4) if v4.octets()[0] == 0) || packet.src.is_unspecified();
     let is_from_nobody = is_many(packet.src) || is_this_host || packet.src.is_loopback();
-    !matches!(packet.body, Body::Segment(_)) || is_to_many || is_from_nobody
+    !matches!(packet.body, Body::Segment(_) | Body::Echo) || is_to_many || is_from_nobody
 }
 
 /// Whether an address is a multicast or the broadcast one.

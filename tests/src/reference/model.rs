@@ -111,6 +111,11 @@ impl Model {
             Body::Segment(segment) => self.process_segment(run, packet, segment),
             Body::Later(id) => self.process_later_fragment(run, packet, *id),
             Body::Error(quote) => self.process_error(run, packet, quote),
+            // At a ClusterIP there is nobody but its ports (rule 44).
+            Body::Echo if run.arrival.door != Door::Egress && self.setup.guarded.contains(&packet.dst) => {
+                Err(End::Reject(Reason::UndefinedPort))
+            }
+            Body::Echo => Err(End::NotOurs),
         }
     }
 
@@ -258,12 +263,12 @@ impl Model {
         if entry.next_hop.generation != self.setup.next_hop_generation {
             decide::look_up(&self.setup, entry, is_xdp)?;
         }
-        if entry.next_hop.generation == 0 {
-            return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour) };
-        }
         if run.frame.len() - packet.headers.ip > usize::from(self.setup.mtu) {
             // Whether TC will find segments in it, to be cut later, XDP can't see.
             return Err(if is_xdp { End::LeaveToTc } else { End::Reject(Reason::TooBig) });
+        }
+        if entry.next_hop.generation == 0 {
+            return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour) };
         }
         let out = entry.next_hop.ifindex;
         let takes_xdp = self.setup.interfaces.get(&out).is_some_and(|interface| interface.takes_xdp);

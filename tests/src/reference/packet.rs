@@ -54,6 +54,8 @@ pub(super) enum Body {
     Later(u32),
     /// An ICMP error about a packet.
     Error(Quote),
+    /// An echo request, or the beginning of one.
+    Echo,
 }
 
 /// A packet with ports: all of a datagram, or its first fragment.
@@ -128,10 +130,19 @@ fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body
             Body::Segment(segment(frame, &headers, sctp_flags(&frame[headers.l4 + 12..end])))
         }
         (protocol::TCP | protocol::UDP | protocol::SCTP, _) => return Err(End::Pass(Reason::Malformed)),
+        (_, Part::Whole | Part::First(_)) if is_within(8) && is_echo(frame, &headers) => Body::Echo,
         (_, Part::Whole) if end <= frame.len() => Body::Error(quote::find(frame, &headers, end).ok_or(End::NotOurs)?),
         _ => return Err(End::NotOurs),
     };
     Ok((headers, body))
+}
+
+/// Whether it is ICMP's question whether somebody is there.
+fn is_echo(frame: &[u8], headers: &Headers) -> bool {
+    match headers.version {
+        Version::V4 => headers.protocol == protocol::ICMP && frame[headers.l4] == 8,
+        Version::V6 => headers.protocol == protocol::ICMPV6 && frame[headers.l4] == 128,
+    }
 }
 
 fn segment(frame: &[u8], headers: &Headers, flags: u8) -> Segment {

@@ -57,6 +57,7 @@ pub(super) fn rewrite(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite<'_>) 
             set_word(frame, headers.l4 + 2, entry.to.dst.port());
         }
         Body::Error(quote) => quote.rewrite(frame, *end, entry),
+        Body::Echo => unreachable!("an echo request has no flow"),
     }
     if headers.protocol == protocol::SCTP {
         correct_crc(&before, frame, headers.l4..*end, rewrite.door);

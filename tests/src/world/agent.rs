@@ -19,7 +19,8 @@ use nix::{
 use super::{Namespace, wait_until};
 use crate::load::http;
 
-const READY_LIMIT: Duration = Duration::from_secs(30);
+/// In an emulated machine the verifier alone takes half a minute.
+const READY_LIMIT: Duration = Duration::from_secs(120);
 const END_LIMIT: Duration = Duration::from_secs(10);
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);

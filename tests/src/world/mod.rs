@@ -25,6 +25,7 @@ mod namespace;
 mod node;
 pub mod objects;
 mod overlay;
+mod parent;
 mod publish;
 pub mod sample;
 mod server;
@@ -46,6 +47,7 @@ pub use self::{
     link::LinkKind,
     namespace::Namespace,
     node::{Node, Pod},
+    parent::{BOND, VLAN},
     publish::{for_each_kind, kinds, wait_for, wait_to_meet},
     server::{Process, dns_port, http_port},
     site::{Site, remove_all},
@@ -254,6 +256,18 @@ impl World {
             let (namespace, interface) = if is_switch { (near, interface) } else { (far, "eth0") };
             xdp_pass::attach(namespace, interface, &self.site.xdp_pass())?;
         }
+        Ok(())
+    }
+
+    /// Adds `node-c`, which is connected to no other host and has no agent: its pods, which must be routed ones, reach each other.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn add_lone_node(&mut self) -> Result<()> {
+        let node = Node::create(&self.site, 3, Sockets::Off, None)?;
+        node.namespace().sysctl(&[("net/ipv4/ip_forward", "1")])?;
+        node.namespace().ip("link set lo up")?;
+        self.nodes.push(node);
         Ok(())
     }
 

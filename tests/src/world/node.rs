@@ -32,6 +32,7 @@ pub struct Node {
     flags: Vec<String>,
     /// Of root's, those that its agent has, where not all.
     capabilities: Option<Vec<String>>,
+    uplinks: Vec<String>,
     bpffs: PathBuf,
     /// Whose sockets its agent translates.
     sockets: Sockets,
@@ -41,24 +42,26 @@ pub struct Node {
 }
 
 impl Node {
-    /// Node 1 is `node-a`, node 2 is `node-b`.
+    /// Node 1 is `node-a`, node 2 is `node-b`, node 3 is `node-c`.
     pub(super) fn create(site: &Site, number: u16, sockets: Sockets, cgroups: Option<&Cgroups>) -> Result<Self> {
-        let name = if number == 1 { "node-a" } else { "node-b" }.to_owned();
+        let name = name_of(number).to_owned();
         let cgroup = cgroups.map(|cgroups| cgroups.add(&name)).transpose()?;
         let manifests = site.directory().join(format!("manifests-{name}"));
         fs::create_dir(&manifests).with_context(|| format!("can't create {}", manifests.display()))?;
         let namespace = Arc::new(Namespace::create(site, &name)?.within(cgroup.as_deref())?);
         let bpffs = site.bpffs().join(&name);
         let log = site.directory().join(format!("agent-{name}.log"));
+        let (agent, kubeconfig, pods, flags, uplinks) = (None, None, Vec::new(), Vec::new(), vec!["eth0".to_owned()]);
         Ok(Self {
             name,
             number,
-            agent: None,
-            pods: Vec::new(),
+            agent,
+            pods,
             namespace,
             manifests,
-            kubeconfig: None,
-            flags: Vec::new(),
+            kubeconfig,
+            flags,
+            uplinks,
             capabilities: None,
             bpffs,
             sockets,
@@ -193,8 +196,6 @@ impl Node {
         let words = [
             "--node-name",
             &self.name,
-            "--uplink",
-            "eth0",
             "--pod-interface",
             "veth*",
             "--xdp",
@@ -208,9 +209,15 @@ impl Node {
             "--socket-lb",
             self.sockets.as_str(),
         ];
+        let uplinks = self.uplinks.iter().flat_map(|uplink| ["--uplink".to_owned(), uplink.clone()]);
         let cgroup = self.cgroup.iter().flat_map(|path| ["--cgroup".to_owned(), path.display().to_string()]);
         let first = ["run", "--source"].map(str::to_owned).into_iter().chain(source);
-        first.chain(words.map(str::to_owned)).chain(cgroup).chain(self.flags.iter().cloned()).collect()
+        first.chain(words.map(str::to_owned)).chain(uplinks).chain(cgroup).chain(self.flags.iter().cloned()).collect()
+    }
+
+    /// Lets its agents take other devices for uplinks than `eth0`, from the next one on.
+    pub fn set_uplinks(&mut self, uplinks: &[&str]) {
+        self.uplinks = uplinks.iter().map(|&uplink| uplink.to_owned()).collect();
     }
 
     /// Lets its agents open another socket door, from the next one on.
@@ -334,12 +341,20 @@ impl Pod {
     /// The name of the node that it is on.
     #[must_use]
     pub fn node_name(&self) -> &'static str {
-        if self.node_number == 1 { "node-a" } else { "node-b" }
+        name_of(self.node_number)
     }
 
     /// Takes over a server, a process or what else runs until it is dropped: it ends with the pod.
     pub fn run(&mut self, server: impl Any + Send + Sync) {
         self.servers.push(Box::new(server));
+    }
+}
+
+const fn name_of(number: u16) -> &'static str {
+    match number {
+        1 => "node-a",
+        2 => "node-b",
+        _ => "node-c",
     }
 }
 

@@ -251,18 +251,6 @@ fn what_is_no_error_about_a_translated_packet_is_let_alone() -> Result<()> {
 }
 
 #[test]
-fn rule_44_echo_to_a_cluster_ip_is_let_alone() -> Result<()> {
-    with_rig(node::setup, |rig| {
-        rig.change(|setup| setup.guarded.extend(Version::BOTH.map(|version| pick(node::CLUSTER_IP, version))))?;
-        for (version, kind) in [(Version::V4, (8, 0)), (Version::V6, (128, 0))] {
-            let frame = error(pick(node::CALLER, version), pick(node::CLUSTER_IP, version), kind).build(b"ping");
-            take(rig, Door::IN.map(|door| Step::untouched("echo", (door, POD), frame.clone(), "")))?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
 fn a_truncated_error_is_let_alone_wherever_it_ends() -> Result<()> {
     for_all(|rig, version, protocol| {
         let Kept { got, client, backend, .. } = kept(rig, version, protocol)?;

@@ -156,6 +156,48 @@ fn a_connection_passes_through_its_states() -> Result<()> {
     })
 }
 
+/// Both sides may begin at once (RFC 9293 section 3.5): one connection comes of it, and it lives as long as any other.
+#[test]
+fn a_simultaneous_open_is_one_connection() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for service in [HERE, THERE] {
+                let (client, frontend) = (end(OUTSIDE, version, 40_000), service.at_node(version));
+                let sent = arrive(rig, &Segment::tcp(client, frontend, SYN))?;
+                let (back, own) = if service.port == HERE.port {
+                    (Door::Egress, client)
+                } else {
+                    (Door::Xdp, SocketAddr::new(pick(NODE, version), source_port(&sent.frame, version)))
+                };
+                for (is_reply, flags, state) in [
+                    (true, SYN, FlowState::HALF_OPEN),
+                    (false, SYN | ACK, FlowState::HALF_OPEN),
+                    (true, SYN | ACK, FlowState::HALF_OPEN),
+                    (false, ACK, FlowState::ESTABLISHED),
+                    (true, ACK, FlowState::ESTABLISHED),
+                ] {
+                    let (door, from, to) = if is_reply {
+                        (back, [service.backend(version), own], [frontend, client])
+                    } else {
+                        (Door::Xdp, [client, frontend], [own, service.backend(version)])
+                    };
+                    let sent = send(rig, (door, UPLINK), Segment::tcp(from[0], from[1], flags).build())?;
+                    ensure!(sent.moved.services.is_empty(), "decided anew: {sent}");
+                    let ports = to.map(|end| end.port().to_be_bytes()).concat();
+                    let l4 = if version == Version::V4 { 34 } else { 54 };
+                    ensure!(sent.frame[l4..l4 + 4] == ports, "{flags:#x}: {sent}");
+                    let entry = entry(rig, client, frontend, protocol::TCP)?;
+                    ensure!(entry.state == state, "{:?} after {flags:#x}", entry.state.as_str());
+                }
+                ensure!(rig.ages()?[0].iter().any(|tuple| tuple.src == client), "grown");
+                rig.evict(Tuple { src: client, dst: frontend, protocol: protocol::TCP })?;
+                rig.wait(1)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_syn_on_a_closing_entry_decides_anew_kubernetes_81775() -> Result<()> {
     with_rig(node::setup, |rig| {

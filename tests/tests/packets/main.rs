@@ -4,12 +4,14 @@
 mod admit;
 mod adversarial;
 mod affinity;
+mod captured;
 mod fragments;
 mod headers;
 mod icmp;
 mod life;
 mod malformed;
 mod masquerade;
+mod race;
 mod random;
 mod refuse;
 mod reset;

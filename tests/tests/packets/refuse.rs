@@ -7,14 +7,14 @@ use anyhow::{Result, ensure};
 use lb_common::flow::protocol;
 use shunt_tests::{
     packets::{
-        Kernel, POD, UPLINK, icmp_error,
-        node::{self, CALLER, EMPTY, HERE, LOCAL_ONLY, NODE, OUTSIDE, THERE, UNROUTED, pick},
-        port_unreachable, with_rig,
+        ETHERNET, Error, Kernel, POD, UPLINK, behind_headers, fragments, icmp_error,
+        node::{self, CALLER, CLUSTER_IP, EMPTY, HERE, LOCAL_ONLY, NODE, OUTSIDE, THERE, UNRESOLVED, UNROUTED, pick},
+        port_unreachable, with_options, with_rig,
     },
-    reference::{Door, Verdict, Version},
+    reference::{Arrival, Door, Verdict, Version},
 };
 
-use crate::step::{PROTOCOLS, Step, end, first, send, take};
+use crate::step::{ALL_PROTOCOLS, PROTOCOLS, Step, end, first, next, send, take};
 
 #[test]
 fn without_endpoints_the_sender_gets_an_icmp_error() -> Result<()> {
@@ -258,6 +258,106 @@ fn a_packet_longer_than_the_ways_mtu_is_answered_cilium_32601() -> Result<()> {
                 let fits = send(rig, (Door::Xdp, UPLINK), long(1500))?;
                 ensure!(fits.verdict == Verdict::Transmit, "{fits:?}");
             }
+        }
+        Ok(())
+    })
+}
+
+/// Which neighbour it goes to does not matter to that.
+#[test]
+fn nor_does_a_packet_go_that_is_too_long_for_the_way_to_an_unknown_neighbour() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, frontend) = (end(OUTSIDE, version, 40_000), UNRESOLVED.at_node(version));
+            send(rig, (Door::Ingress, UPLINK), first(protocol::UDP, client, frontend).build())?;
+            let long = first(protocol::UDP, client, frontend).payload(&[0xa5; 1473]).build();
+            let too_big = if version == Version::V4 { (3, 4) } else { (2, 0) };
+            let answer = Step {
+                what: "TC",
+                at: (Door::Ingress, UPLINK),
+                frame: long.clone(),
+                verdict: Verdict::Redirect,
+                output: icmp_error(&long, pick(NODE, version), client.ip(), too_big, 1500),
+                moved: "too-big=1".to_owned(),
+            };
+            take(rig, [Step::untouched("XDP", (Door::Xdp, UPLINK), long, "left-to-tc=1"), answer])?;
+        }
+        Ok(())
+    })
+}
+
+/// What the kernel cuts into segments later is as long as these, whatever stands before their layer 4.
+#[test]
+fn a_packet_that_is_yet_to_be_cut_is_as_long_as_its_segments() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for (number, protocol) in (0..).zip(ALL_PROTOCOLS) {
+                let (client, frontend) = (end(OUTSIDE, version, 40_000 + number), THERE.at_node(version));
+                send(rig, (Door::Ingress, UPLINK), first(protocol, client, frontend).build())?;
+                let plain = next(protocol, client, frontend).payload(&[0xa5; 2900]).build();
+                let headers_len = plain.len() - 14 - 2900;
+                let longer = if version == Version::V4 {
+                    with_options(&plain, &[1; 8])
+                } else {
+                    behind_headers(&plain, 60, &[plain[14 + 6], 0, 1, 4, 0, 0, 0, 0])
+                };
+                for (frame, headers_len) in [(plain, headers_len), (longer, headers_len + 8)] {
+                    let mut goes = |segment_len: usize| -> Result<bool> {
+                        let (door, ifindex, frame) = (Door::Ingress, UPLINK, frame.clone());
+                        let arrival = Arrival { door, ifindex, frame, is_trace: false };
+                        let sent = rig.send_uncut(&arrival, segment_len.try_into()?)?;
+                        ensure!(sent.verdict == Verdict::Redirect, "{sent}");
+                        Ok(sent.moved.reasons.is_empty())
+                    };
+                    if protocol == protocol::SCTP {
+                        ensure!(goes(0xffff)?, "its segments are of many lengths");
+                    } else {
+                        ensure!(goes(1500 - headers_len)?, "{protocol}: {headers_len} bytes of headers");
+                        ensure!(!goes(1501 - headers_len)?, "{protocol}: {headers_len} bytes of headers");
+                    }
+                    ensure!(!goes(0)?, "not cut at all");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// At a ClusterIP nobody is but its ports: who asks whether somebody is hears that there is not, by either door.
+#[test]
+fn rule_44_an_echo_request_to_a_cluster_ip_is_refused() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let (client, service) = (pick(CALLER, version), pick(CLUSTER_IP, version));
+            let kind = if version == Version::V4 { (8, 0) } else { (128, 0) };
+            let (word, ethernet) = ([0x12, 0x34, 0, 1], ETHERNET);
+            let echo = Error { source: client, destination: service, kind, word, ttl: 64, ethernet };
+            let frame = echo.build(&[0x5a; 56]);
+            let longer = if version == Version::V4 {
+                with_options(&frame, &[1; 8])
+            } else {
+                behind_headers(&frame, 60, &[frame[14 + 6], 0, 1, 4, 0, 0, 0, 0])
+            };
+            let long = fragments(&echo.build(&[0x5a; 2000]), 7, 1024).swap_remove(0);
+            for door in Door::ALL {
+                take(rig, [Step::untouched("nobody's address", (door, POD), frame.clone(), "")])?;
+            }
+            rig.change(|setup| setup.guarded.extend([service]))?;
+            for frame in [frame, longer, long] {
+                let refused = Step {
+                    what: "TC",
+                    at: (Door::Ingress, POD),
+                    output: port_unreachable(&frame, pick(NODE, version), client),
+                    frame: frame.clone(),
+                    verdict: Verdict::Redirect,
+                    moved: "undefined-port=1".to_owned(),
+                };
+                take(rig, [Step::untouched("XDP", (Door::Xdp, POD), frame, "left-to-tc=1"), refused])?;
+            }
+            let answer = Error { kind: if version == Version::V4 { (0, 0) } else { (129, 0) }, ..echo };
+            take(rig, Door::IN.map(|door| Step::untouched("an answer", (door, POD), answer.build(&[0; 8]), "")))?;
+            let to_node = Error { destination: pick(NODE, version), ..echo }.build(&[0; 8]);
+            take(rig, Door::IN.map(|door| Step::untouched("to the node", (door, POD), to_node.clone(), "")))?;
         }
         Ok(())
     })

@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,11 +48,15 @@ pub type Served = BTreeMap<String, BTreeSet<String>>;
 
 /// Maps in memory that the test can look at while the agent writes them.
 #[derive(Clone, Default)]
-struct SharedMaps(Arc<Mutex<Fake>>);
+struct SharedMaps {
+    fake: Arc<Mutex<Fake>>,
+    /// Flows that found no source port.
+    without_port: Arc<AtomicU64>,
+}
 
 impl SharedMaps {
     fn lock(&self) -> MutexGuard<'_, Fake> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.fake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,6 +77,10 @@ impl Doors for SharedMaps {
 
     fn is_socket_door_open(&self) -> bool {
         true
+    }
+
+    fn flows_without_port(&self) -> Option<u64> {
+        Some(self.without_port.load(Ordering::Relaxed))
     }
 
     fn detach(&mut self, _ifindex: u32) {}
@@ -134,7 +145,7 @@ impl Agent {
     }
 
     fn follow(options: KubeOptions, maps: Fake) -> Result<Self> {
-        let maps = SharedMaps(Arc::new(Mutex::new(maps)));
+        let maps = SharedMaps { fake: Arc::new(Mutex::new(maps)), ..SharedMaps::default() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.context("a runtime")?;
         let state = State::adopt(maps.lock().dump(), &Capacities::default());
@@ -143,7 +154,7 @@ impl Agent {
         let services = Services::new(Model::new(NODE.into()), "61000-65535".parse()?);
         let health = Health::default();
         let (recorder, notes) = Recorder::new();
-        recorder.tell_start(NODE);
+        recorder.tell_start();
         let agent =
             Loop::new(services, devices, Maps { state, doors: maps.clone() }, health.clone(), Metrics::default());
         let agent = agent.recording(recorder);
@@ -165,6 +176,11 @@ impl Agent {
     /// Waits for that.
     pub fn wait_synced(&self) -> Result<()> {
         wait_until("the first sync", PATIENCE, || Ok(self.is_synced()))
+    }
+
+    /// Lets the programs turn a new flow away for want of a source port.
+    pub fn turn_flow_away(&self) {
+        self.maps.without_port.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What the maps serve.

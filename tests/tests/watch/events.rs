@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shunt_tests::api_server::ApiServer;
 
 use super::{
-    agent::{A_WHILE, Agent},
+    agent::{A_WHILE, Agent, NODE},
     objects::{service, serving},
 };
 
@@ -62,6 +62,20 @@ fn rule_79_the_start_is_told_to_a_server_that_was_away_then() -> Result<()> {
     server.come_back()?;
     let event = server.wait_for_event("the start", |event| event["reason"] == "Starting")?;
     ensure!(event["regarding"]["kind"] == "Node" && event["type"] == "Normal", "{event}");
+    Ok(())
+}
+
+#[test]
+fn pitfall_6_source_ports_that_run_out_are_one_warning_event_on_the_node() -> Result<()> {
+    let server = ApiServer::start_locally()?;
+    server.apply(service("web", 1));
+    let agent = Agent::start(&server)?;
+    agent.wait_synced()?;
+    agent.turn_flow_away();
+    let event = server.wait_for_event("a warning", |event| event["type"] == "Warning")?;
+    ensure!((&event["regarding"]["kind"], &event["regarding"]["name"]) == (&json!("Node"), &json!(NODE)), "{event}");
+    ensure!(event["reason"] == "SourcePortsExhausted", "{event}");
+    ensure!(event["note"].as_str().is_some_and(|note| note.contains("--source-ports (61000-65535")), "{event}");
     Ok(())
 }
 

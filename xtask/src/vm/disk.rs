@@ -19,10 +19,25 @@ use super::{
 use crate::shell;
 
 /// What tests run besides the agent.
-const PROGRAMS: [&str; 9] = ["ip", "tc", "nginx", "dnsmasq", "iperf3", "tcpdump", "ethtool", "curl", "dig"];
+const PROGRAMS: [&str; 13] = [
+    "ip",
+    "tc",
+    "nginx",
+    "dnsmasq",
+    "iperf3",
+    "wrk",
+    "tcpdump",
+    "ethtool",
+    "curl",
+    "dig",
+    "ping",
+    "traceroute",
+    "hping3",
+];
 
 /// Devices and hooks of the tests' worlds, and what tells the agent of sockets: no module is loaded on demand there.
-const MODULES: [&str; 8] = ["veth", "bridge", "sch_ingress", "cls_bpf", "8021q", "vxlan", "tcp_diag", "udp_diag"];
+const MODULES: [&str; 9] =
+    ["veth", "bridge", "sch_ingress", "cls_bpf", "8021q", "bonding", "vxlan", "tcp_diag", "udp_diag"];
 
 /// Directories that somebody expects.
 const DIRECTORIES: [&str; 8] =

@@ -6,24 +6,44 @@ use std::path::PathBuf;
 
 use super::kernel::Kernel;
 
-/// Test programs, and which of their tests are wanted: those with this in their names.
-const PROGRAMS: [(&str, &str); 10] = [
-    ("lb_agent", "dataplane::"),
-    ("lifecycle", ""),
-    ("clusterip", ""),
-    ("nodeport", ""),
-    ("reject", ""),
-    ("changes", ""),
-    ("tools", ""),
-    ("world", ""),
-    ("sockets", "rule_30_"),
-    ("packets", ""),
+/// Test programs, and which of their tests are wanted: those with one of these in their names, or all.
+type Wanted = (&'static str, &'static [&'static str]);
+
+const PROGRAMS: [Wanted; 20] = [
+    ("lb_agent", &["dataplane::"]),
+    ("packets", &[]),
+    ("world", &[]),
+    ("lifecycle", &[]),
+    ("clusterip", &[]),
+    ("nodeport", &[]),
+    ("reject", &[]),
+    ("changes", &[]),
+    ("tools", &[]),
+    ("sockets", &[]),
+    ("parents", &[]),
+    ("overlay", &[]),
+    ("errors", &[]),
+    ("packet_sizes", &[]),
+    ("affinity", &[]),
+    ("policies", &[]),
+    ("frontends", &[]),
+    ("sources", &[]),
+    ("progress", &[]),
+    ("probes", &[]),
 ];
 
-/// Those that run where time is short: whether the kernel takes the programs, what they do there with single packets, and how
-/// the agent attaches, adopts and replaces them.
-const QUICK: [(&str, &str); 3] =
-    [("packets", "sizes::"), ("packets", "translate::"), ("lb_agent", "dataplane::filters::")];
+/// Those that run where time is short: whether the kernel takes the programs, what they do there with single packets, how the
+/// agent attaches, adopts and replaces them, and a world for each of what it then does for clients.
+const QUICK: [Wanted; 5] = [
+    (
+        "packets",
+        &["sizes::", "translate::", "fragments::", "headers::", "icmp::", "sctp::", "vlan::", "young::", "reset::"],
+    ),
+    ("lb_agent", &["dataplane::filters::"]),
+    ("clusterip", &["dns_by_udp_and_tcp_by_tc"]),
+    ("nodeport", &["both_nodes_serve_every_backend_by_tc"]),
+    ("sockets", &["recvmsg_shows_the_service_to_sockets_without_a_connection"]),
+];
 
 /// A test, by its program and name; the kernels that it can't run on, or none for all; and why.
 type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
@@ -31,18 +51,23 @@ type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
 /// Without TC links (before Linux 6.6).
 const FILTERS: &[Kernel] = &[Kernel::V5_10, Kernel::V6_1];
 
-const SKIPPED: [Skip; 8] = [
+const SKIPPED: [Skip; 7] = [
     ("lb_agent", "dataplane::tests::a_device_that_comes_back_under_its_old_index_is_attached_anew", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::a_link_that_takes_no_new_program_runs_until_there_is_another", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::cleanup_removes_all_that_was_made", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::links_outlive_the_agent_and_get_its_successor_s_programs", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::programs_of_another_layout_run_on_until_they_are_taken_over", FILTERS, LINKS),
+    ("probes", "scans_find_the_open_port_and_harm_nothing", &[], "the machine's disk has no nmap"),
     ("packets", "adversarial::", &[], "tens of thousands of packets: more than an emulated processor gets done"),
-    ("sockets", "rule_30_", &[Kernel::V5_10], NAMESPACES),
-    ("reject", "rules_6_44_addresses_of_a_service_cidr_that_nobody_has_are_dropped", &[Kernel::V5_10], NAMESPACES),
 ];
-const NAMESPACES: &str = "before 5.14 an agent learns of its network namespace only where that is the initial one, and nodes here are others";
 const LINKS: &str = "of TC links, which this kernel has not; filters::tests have its filters";
+
+/// What a program is told on a kernel: before 5.14 an agent learns of its network namespace only where that is the initial
+/// one, so node-a is in it.
+const ENVIRONMENT: [(&str, Kernel, &str); 2] = [
+    ("sockets", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a"),
+    ("reject", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a"),
+];
 
 /// One run of a test program.
 pub struct Run {
@@ -50,41 +75,52 @@ pub struct Run {
     pub name: &'static str,
     /// Where it is, here and in the machine.
     pub path: PathBuf,
-    wanted: &'static str,
-    filter: Option<String>,
+    wanted: Vec<String>,
+    environment: Option<&'static str>,
     /// Tests that don't run, and why.
     pub skipped: Vec<(&'static str, &'static str)>,
 }
 
-/// The runs for a kernel, with programs as `find` gives them; `filter` narrows them down, and so does `is_quick`.
+/// The runs for a kernel, with programs as `find` gives them; `filter`, a program or a part of tests' names, narrows them down,
+/// and so does `is_quick`.
 pub fn runs(kernel: Kernel, filter: Option<&str>, is_quick: bool, find: impl Fn(&str) -> Option<PathBuf>) -> Vec<Run> {
-    let run = |(name, wanted): (&'static str, &'static str)| {
-        let skipped = SKIPPED
-            .iter()
-            .filter(|(program, _, kernels, _)| *program == name && (kernels.is_empty() || kernels.contains(&kernel)));
-        let skipped = skipped.filter(|(_, test, ..)| filter.is_none_or(|filter| test.contains(filter)));
-        Some(Run {
-            name,
-            path: find(name)?,
-            wanted,
-            filter: filter.map(str::to_owned),
-            skipped: skipped.map(|(_, test, _, why)| (*test, *why)).collect(),
-        })
+    let programs: &[Wanted] = if is_quick { &QUICK } else { &PROGRAMS };
+    let whole = programs.iter().find(|(name, _)| Some(*name) == filter);
+    let (programs, filter) = whole.map_or((programs, filter), |program| (std::slice::from_ref(program), None));
+    programs.iter().filter_map(|(name, wanted)| Some(run(kernel, (name, wanted), filter, find(name)?))).collect()
+}
+
+fn run(kernel: Kernel, (name, wanted): Wanted, filter: Option<&str>, path: PathBuf) -> Run {
+    let skipped = SKIPPED
+        .iter()
+        .filter(|(program, _, kernels, _)| *program == name && (kernels.is_empty() || kernels.contains(&kernel)));
+    // A test that is not wanted is not skipped either.
+    let is_wanted = |test: &str| wanted.is_empty() || wanted.iter().any(|wanted| test.contains(wanted));
+    let skipped = skipped.filter(|(_, test, ..)| is_wanted(test) && filter.is_none_or(|filter| test.contains(filter)));
+    // libtest takes any of several names: where both are given, the narrower one stands for both.
+    let wanted = match filter {
+        Some(filter) => vec![filter.to_owned()],
+        None => wanted.iter().map(|&name| name.to_owned()).collect(),
     };
-    let programs: &[_] = if is_quick { &QUICK } else { &PROGRAMS };
-    programs.iter().copied().filter_map(run).collect()
+    let environment = ENVIRONMENT.iter().find(|(program, of, _)| *program == name && *of == kernel);
+    Run {
+        name,
+        path,
+        wanted,
+        environment: environment.map(|(.., setting)| *setting),
+        skipped: skipped.map(|(_, test, _, why)| (*test, *why)).collect(),
+    }
 }
 
 impl Run {
     /// The line of the init script that does it.
     pub fn command(&self) -> String {
-        let mut words = vec!["run".to_owned(), self.name.to_owned(), quoted(&self.path.display().to_string())];
-        // libtest takes any of several names: where both are given, the narrower one stands for both.
-        let filter = self.filter.as_deref().unwrap_or(self.wanted);
-        if !filter.is_empty() {
-            words.push(quoted(filter));
-        }
-        words.extend(["--test-threads", "1", "--color", "never"].map(str::to_owned));
+        let mut words = vec!["run".to_owned(), self.name.to_owned()];
+        words.extend(self.environment.iter().flat_map(|setting| ["env".to_owned(), quoted(setting)]));
+        words.push(quoted(&self.path.display().to_string()));
+        words.extend(self.wanted.iter().map(|name| quoted(name)));
+        // There are all devices that tests may want.
+        words.extend(["--include-ignored", "--test-threads", "1", "--color", "never"].map(str::to_owned));
         for (test, _) in &self.skipped {
             words.extend(["--skip".to_owned(), quoted(test)]);
         }
@@ -95,4 +131,31 @@ impl Run {
 /// A word as a shell takes it literally.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commands(kernel: Kernel, filter: Option<&str>, is_quick: bool) -> Vec<String> {
+        let find = |name: &str| Some(PathBuf::from(format!("/{name}")));
+        runs(kernel, filter, is_quick, find).iter().map(Run::command).collect()
+    }
+
+    #[test]
+    fn a_filter_is_a_program_or_a_part_of_names() {
+        assert_eq!(commands(Kernel::V6_12, None, false).len(), PROGRAMS.len());
+        let whole = commands(Kernel::V6_12, Some("sockets"), false);
+        assert_eq!(whole, ["run sockets '/sockets' --include-ignored --test-threads 1 --color never\n"]);
+        let part = commands(Kernel::V6_12, Some("rule_30_"), false);
+        assert!(part.iter().all(|command| command.contains(" 'rule_30_' ")), "{part:?}");
+    }
+
+    #[test]
+    fn an_old_kernel_gets_what_it_needs() {
+        let sockets = commands(Kernel::V5_10, Some("sockets"), false).concat();
+        assert!(sockets.starts_with("run sockets env 'SHUNT_INITIAL_NAMESPACE=node-a' '/sockets' "), "{sockets}");
+        let quick = commands(Kernel::V6_1, None, true).concat();
+        assert!(quick.contains("'/sockets' 'recvmsg_shows"), "{quick}");
+    }
 }

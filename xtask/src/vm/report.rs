@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a machine's tests print, as one line per test and sums: lines of libtest's, and the init script's (`vm: ...`).
 
+use std::time::Instant;
+
 use crate::summary::Summary;
 
 use super::{kernel::Kernel, plan::Run};
@@ -16,12 +18,15 @@ pub struct Report {
     /// Whether lines tell what failed.
     in_failures: bool,
     is_done: bool,
+    /// When the last test ended: where time is short one must know who takes it.
+    since: Instant,
 }
 
 impl Report {
     pub fn new(kernel: Kernel) -> Self {
         let program = "start".to_owned();
-        Self { kernel, summary: Summary::default(), program, unfinished: None, in_failures: false, is_done: false }
+        let summary = Summary::default();
+        Self { kernel, summary, program, unfinished: None, in_failures: false, is_done: false, since: Instant::now() }
     }
 
     /// Reads a line.
@@ -55,10 +60,10 @@ impl Report {
 
     fn read_test(&mut self, name: &str, outcome: &str) {
         self.unfinished = None;
-        let Self { kernel, program, .. } = self;
+        let Self { kernel, program, since, .. } = self;
         match outcome.split_once(", ").map_or((outcome, None), |(word, why)| (word, Some(why))) {
             ("ok", _) => {
-                println!("ok      {program} {name}");
+                println!("ok      {program} {name} ({:.0} s)", since.elapsed().as_secs_f32());
                 self.summary.passed += 1;
             }
             ("ignored", why) => {
@@ -69,6 +74,7 @@ impl Report {
             ("FAILED", _) => self.fail(name),
             _ => self.unfinished = Some(name.to_owned()),
         }
+        self.since = Instant::now();
     }
 
     fn fail(&mut self, what: &str) {

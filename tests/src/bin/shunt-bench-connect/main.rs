@@ -6,7 +6,7 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     thread::sleep,
     time::{Duration, Instant},
@@ -17,8 +17,8 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 use shunt_tests::{
-    bench::{self, Bar, Chart, Comparison, Output, Place, Scene, Shall, Way},
-    world::catch_interrupts,
+    bench::{self, Aim, Bar, Chart, Comparison, Output, Scene, Shall, Way, quantile},
+    world::{Family, catch_interrupts},
 };
 use socket2::{Domain, Socket, Type};
 
@@ -37,7 +37,7 @@ struct Arguments {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
     /// Numbers of Services.
-    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000")]
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000,30000")]
     services: Vec<u32>,
 }
 
@@ -47,12 +47,15 @@ struct Report {
     rounds: u32,
     connections: u32,
     rows: Vec<Row>,
+    /// Numbers of Services whose rules iptables did not take within a minute.
+    without_iptables: Vec<u32>,
 }
 
 /// A way, at one number of Services. Microseconds.
 #[derive(Serialize)]
 struct Row {
     services: u32,
+    family: &'static str,
     way: &'static str,
     /// By [`SHARES`].
     micros: Vec<Comparison>,
@@ -74,38 +77,42 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     catch_interrupts()?;
     let mut scene = Scene::new()?;
-    let mut rows = Vec::new();
+    let (mut rows, mut without_iptables) = (Vec::new(), Vec::new());
     for &services in &arguments.services {
         scene.set_services(services)?;
-        rows.extend(measure(&scene, services, arguments)?);
+        for family in Family::BOTH {
+            rows.extend(measure(&scene, services, family, arguments)?);
+        }
+        if !scene.has_iptables() {
+            without_iptables.push(services);
+        }
     }
-    let report = Report { rounds: arguments.rounds, connections: arguments.connections, rows };
+    let report = Report { rounds: arguments.rounds, connections: arguments.connections, rows, without_iptables };
     arguments.output.write(&report)
 }
 
-/// All ways in turns, one round more than counts: the first warms up.
-fn measure(scene: &Scene, services: u32, arguments: &Arguments) -> Result<Vec<Row>> {
-    let mut by_way: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); SHARES.len()]; Way::ALL.len()];
-    let mut ports: Vec<_> = (0..Way::ALL.len() as u16).map(Ports::of).collect();
+/// All ways of a family in turns, one round more than counts: the first warms up.
+fn measure(scene: &Scene, services: u32, family: Family, arguments: &Arguments) -> Result<Vec<Row>> {
+    let aim = Aim { family, ..Aim::WEB };
+    let ways: Vec<_> = Way::ALL.into_iter().filter_map(|way| Some((way, scene.way(way, aim)?))).collect();
+    let mut by_way: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); SHARES.len()]; ways.len()];
+    let mut ports: Vec<_> = (0..ways.len() as u16).map(Ports::of).collect();
     for round in 0..=arguments.rounds {
-        for ((way, shares), ports) in Way::ALL.into_iter().zip(&mut by_way).zip(&mut ports) {
-            let (from, to) = scene.way(way, Place::Web);
-            let times = from.enter(|| connect(to, ports, arguments.connections))??;
+        for (((way, (from, to)), shares), ports) in ways.iter().zip(&mut by_way).zip(&mut ports) {
+            let times = from.enter(|| connect(*to, ports, arguments.connections))?.context(way.name())?;
             if round > 0 {
                 let quantiles = SHARES.iter().zip(shares);
                 quantiles.for_each(|((_, share), values)| values.push(quantile(&times, *share)));
             }
         }
     }
-    let position = |way: Way| Way::ALL.iter().position(|other| *other == way).expect("one of all");
-    Ok(Way::ALL
-        .into_iter()
-        .map(|way| {
-            let (own, floor) = (&by_way[position(way)], &by_way[position(Way::FLOOR)]);
-            let micros = own.iter().zip(floor).map(|(own, floor)| Comparison::new(own, floor)).collect();
-            Row { services, way: way.name(), micros, shall: way.connect_shall() }
-        })
-        .collect())
+    let floor = ways.iter().position(|(way, _)| *way == Way::FLOOR).context("no floor")?;
+    let rows = ways.iter().zip(&by_way).map(|((way, _), own)| {
+        let micros = own.iter().zip(&by_way[floor]).map(|(own, floor)| Comparison::new(own, floor)).collect();
+        let family = if family == Family::V4 { "IPv4" } else { "IPv6" };
+        Row { services, family, way: way.name(), micros, shall: way.connect_shall() }
+    });
+    Ok(rows.collect())
 }
 
 /// Client ports of one way. What the kernel and the programs remember of one way's connections is no other's business:
@@ -116,7 +123,7 @@ struct Ports {
 }
 
 impl Ports {
-    const COUNT: u16 = 8_000;
+    const COUNT: u16 = 6_000;
 
     const fn of(way: u16) -> Self {
         Self { first: 10_000 + way * Self::COUNT, next: 0 }
@@ -132,13 +139,14 @@ impl Ports {
 fn connect(to: SocketAddr, ports: &mut Ports, count: u32) -> Result<Vec<f64>> {
     /// Between two, so that the server has closed the one before.
     const PAUSE: Duration = Duration::from_micros(100);
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let mut times = Vec::new();
     for _ in 0..count {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         // A RST at the end: no port is left waiting.
         socket.set_linger(Some(Duration::ZERO))?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, ports.take())).into())?;
+        socket.bind(&SocketAddr::new(any, ports.take()).into())?;
         let start = Instant::now();
         socket.connect(&to.into()).with_context(|| format!("connecting to {to}"))?;
         times.push(start.elapsed().as_secs_f64() * 1e6);
@@ -147,11 +155,6 @@ fn connect(to: SocketAddr, ports: &mut Ports, count: u32) -> Result<Vec<f64>> {
     }
     times.sort_by(f64::total_cmp);
     Ok(times)
-}
-
-/// Of sorted values.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
 impl bench::Report for Report {
@@ -164,7 +167,7 @@ impl bench::Report for Report {
         Chart::group(rows.map(|(index, share, row)| {
             let Comparison { median, min, max, .. } = row.micros[index];
             let bar = Bar { range: Some((min, max)), ..Bar::new(row.way, median) };
-            (format!("connect(), {share}, {} Services", row.services), "µs".to_owned(), bar)
+            (format!("connect(), {}, {share}, {} Services", row.family, row.services), "µs".to_owned(), bar)
         }))
     }
 }
@@ -173,36 +176,24 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
+        let first = ["Services", "", "connect(), TCP"].map(str::to_owned).into_iter();
         let headings = SHARES.iter().flat_map(|(name, _)| [format!("{name} µs"), "to direct".to_owned()]);
-        table.set_header(
-            ["Services", "connect(), TCP"].map(str::to_owned).into_iter().chain(headings).chain(["shall".to_owned()]),
-        );
+        table.set_header(first.chain(headings).chain(["shall".to_owned()]));
         for row in &self.rows {
+            let first = [row.services.to_string(), row.family.to_owned(), row.way.to_owned()].into_iter();
             let figures = row.micros.iter().flat_map(|one| [format!("{:.1}", one.median), format!("{:.2}", one.ratio)]);
-            table.add_row(
-                [row.services.to_string(), row.way.to_owned()]
-                    .into_iter()
-                    .chain(figures)
-                    .chain([Shall::text(row.shall)]),
-            );
+            table.add_row(first.chain(figures).chain([Shall::text(row.shall)]));
         }
-        table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        table.column_iter_mut().skip(3).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         writeln!(
             f,
             "{table}\nMedians of {} rounds taken in turns, {} connections each; ratios are medians of the rounds' own. A pod and \
-             an nginx on one node. The nftables rules are generated in the manner of kube-proxy.",
+             an nginx on one node. The rules of nftables and iptables are generated in the manner of kube-proxy, the measured \
+             Service's in the midst of the others.",
             self.rounds, self.connections
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quantile;
-
-    #[test]
-    fn a_quantile_is_one_of_the_values() {
-        let values: Vec<f64> = (0..=100).map(f64::from).collect();
-        assert_eq!([0.01, 0.5, 0.99].map(|share| quantile(&values, share) as u32), [1, 50, 99]);
+        )?;
+        self.without_iptables.iter().try_for_each(|services| {
+            writeln!(f, "{services} Services: iptables did not take the rules within a minute.")
+        })
     }
 }

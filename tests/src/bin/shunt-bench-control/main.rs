@@ -38,6 +38,9 @@ struct Arguments {
     /// Changes for each size, through a directory of manifests, which pauses after each.
     #[arg(long, default_value_t = 50)]
     manifest_changes: u32,
+    /// Changes for each size, through an API server.
+    #[arg(long, default_value_t = 500)]
+    cluster_changes: u32,
     /// Changes of the one large Service.
     #[arg(long, default_value_t = 30)]
     large_changes: u32,
@@ -52,7 +55,9 @@ enum Part {
     /// The loop in this process.
     Inside(Size),
     /// The agent as a process, on a directory.
-    Outside(Size),
+    Directory(Size),
+    /// The same, on an API server.
+    Cluster(Size),
 }
 
 #[derive(Clone, Copy, clap::Args)]
@@ -72,7 +77,8 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.part {
         Some(Part::Inside(size)) => print(&inside::measure(size.shape(), size.changes)?),
-        Some(Part::Outside(size)) => print(&outside::measure(size.shape(), size.changes)?),
+        Some(Part::Directory(size)) => print(&outside::measure_directory(size.shape(), size.changes)?),
+        Some(Part::Cluster(size)) => print(&outside::measure_cluster(size.shape(), size.changes)?),
         None => run(&arguments),
     }
 }
@@ -89,8 +95,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         let shape = Shape { services, endpoints: ENDPOINTS };
         let inside: Inside = measure("inside", shape, arguments.changes)?;
         add_inside(&mut report, services, &inside, *p99_of_fewest.get_or_insert(inside.change_us.p99));
-        let outside: Outside = measure("outside", shape, arguments.manifest_changes)?;
-        add_outside(&mut report, services, &outside);
+        let directory: Outside = measure("directory", shape, arguments.manifest_changes)?;
+        add_outside(&mut report, services, "a directory", &directory);
+        let cluster: Outside = measure("cluster", shape, arguments.cluster_changes)?;
+        add_outside(&mut report, services, "an API server", &cluster);
     }
     let large: Inside = measure("inside", LARGE, arguments.large_changes)?;
     let subject = "one Service of 10,000 endpoints";
@@ -143,11 +151,11 @@ fn add_inside(report: &mut Report, services: u32, inside: &Inside, p99_of_fewest
     add("memory of all lookup tables", table_mebibytes, "MiB", is_middle.then_some(16.0));
 }
 
-fn add_outside(report: &mut Report, services: u32, outside: &Outside) {
-    let name = |what: &str| format!("{services} Services, agent on a directory: {what}");
+fn add_outside(report: &mut Report, services: u32, source: &str, outside: &Outside) {
+    let name = |what: &str| format!("{services} Services, agent on {source}: {what}");
     report.show(name("start to ready"), outside.ready_ms, "ms");
-    report.show(name("one manifest changed, p50"), outside.change_us.p50 / 1000.0, "ms");
-    report.show(name("one manifest changed, p99"), outside.change_us.p99 / 1000.0, "ms");
+    report.show(name("one object changed, p50"), outside.change_us.p50 / 1000.0, "ms");
+    report.show(name("one object changed, p99"), outside.change_us.p99 / 1000.0, "ms");
     report.show(name("memory"), outside.resident.own_mebibytes(), "MiB");
     report.show(name("maps mapped into it"), outside.resident.maps_mebibytes(), "MiB");
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The real agent as a process, on a directory of manifests, in a network namespace with nothing but a loopback device.
+//! The real agent as a process, on a directory of manifests or on an API server, in a network namespace with nothing but a
+//! loopback device.
 
 use std::{
     fs::{self, File},
@@ -17,7 +18,9 @@ use lb_agent::{
 };
 use lb_common::frontend::Frontend;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use shunt_tests::{
+    api_server::ApiServer,
     load::http,
     world::{Namespace, Site, agent_binary},
 };
@@ -25,6 +28,7 @@ use shunt_tests::{
 use crate::{memory::Resident, objects::Shape, spread::Spread};
 
 const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+const NODE: &str = "node-0";
 const LIMIT: Duration = Duration::from_secs(60);
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const PROBE_PAUSE: Duration = Duration::from_millis(2);
@@ -34,29 +38,68 @@ const LOOK_PAUSE: Duration = Duration::from_micros(200);
 /// What was measured at one size.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outside {
-    /// From the start of the process to the first good answer of its `/healthz`: reading all manifests included.
+    /// From the start of the process to the first good answer of its `/healthz`: reading all objects included.
     pub ready_ms: f64,
-    /// From a manifest renamed into its place to its frontend written, in microseconds: a pause for the end of the burst
-    /// of changes included.
+    /// From a manifest renamed into its place, or an object changed in the API server, to its frontend written, in microseconds:
+    /// with a directory a pause for the end of the burst of changes included.
     pub change_us: Spread,
     /// The agent, after all of that.
     pub resident: Resident,
 }
 
-/// Measures one size, with so many changes.
-pub fn measure(shape: Shape, changes: u32) -> Result<Outside> {
-    let site = Site::new()?;
+/// Measures one size on a directory, with so many changes.
+pub fn measure_directory(shape: Shape, changes: u32) -> Result<Outside> {
+    let (site, namespace) = node()?;
     let manifests = site.directory().join("manifests");
     fs::create_dir(&manifests).with_context(|| format!("can't create {}", manifests.display()))?;
-    for service in 0..shape.services {
-        let objects = [shape.service(service)].into_iter().chain(shape.slices(service));
-        write(&manifests, service, &objects.collect::<Vec<_>>())?;
-    }
+    let put = |service: u32, objects: &[Object], _: Option<&Object>| write(&manifests, service, objects);
+    let source = vec![format!("dir:{}", manifests.display())];
+    measure(&site, &namespace, &source, shape, changes, put)
+}
+
+/// The same on an API server.
+pub fn measure_cluster(shape: Shape, changes: u32) -> Result<Outside> {
+    let (site, namespace) = node()?;
+    let server = namespace.enter(ApiServer::start_locally)??;
+    let kubeconfig = site.directory().join("kubeconfig");
+    // Without a Node the agent is not eligible for traffic, and not ready to our eyes.
+    server.apply(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE } }));
+    server.write_kubeconfig(&kubeconfig, &json!({})).context("can't write the kubeconfig")?;
+    let put = |_: u32, objects: &[Object], changed: Option<&Object>| {
+        let objects = changed.map_or(objects, std::slice::from_ref);
+        let values = objects.iter().map(value).collect::<serde_json::Result<Vec<_>>>()?;
+        let start = Instant::now();
+        values.into_iter().for_each(|value| server.apply(value));
+        Ok(start)
+    };
+    let source = ["kube", "--kubeconfig"].map(str::to_owned).into_iter().chain([kubeconfig.display().to_string()]);
+    measure(&site, &namespace, &source.collect::<Vec<_>>(), shape, changes, put)
+}
+
+fn node() -> Result<(Site, Namespace)> {
+    let site = Site::new()?;
     let namespace = Namespace::create(&site, "node")?;
     namespace.ip("link set lo up")?;
+    Ok((site, namespace))
+}
+
+/// `put` gives a Service's objects to the agent's source, of which just one may have changed, and says when it did.
+fn measure(
+    site: &Site,
+    namespace: &Namespace,
+    source: &[String],
+    shape: Shape,
+    changes: u32,
+    put: impl Fn(u32, &[Object], Option<&Object>) -> Result<Instant>,
+) -> Result<Outside> {
+    for service in 0..shape.services {
+        let objects: Vec<_> = [shape.service(service)].into_iter().chain(shape.slices(service)).collect();
+        put(service, &objects, None)?;
+    }
     let start = Instant::now();
-    let mut agent = Agent::start(&site, &namespace, &manifests, shape)?;
-    namespace.enter(|| agent.wait_ready(start))??;
+    let mut agent = Agent::start(site, namespace, source, shape)?;
+    let ready = namespace.enter(|| agent.wait_ready(start))?;
+    ready.with_context(|| fs::read_to_string(site.directory().join("agent.log")).unwrap_or_default())?;
     let ready_ms = start.elapsed().as_secs_f64() * 1000.0;
 
     let maps = Maps::open(&Pins::new(&site.bpffs()))?;
@@ -69,7 +112,7 @@ pub fn measure(shape: Shape, changes: u32) -> Result<Outside> {
         let slice = shape.changed_slice(round);
         let slices = shape.slices(service).map(|other| if other.id() == slice.id() { slice.clone() } else { other });
         let objects: Vec<_> = [shape.service(service)].into_iter().chain(slices).collect();
-        let changed = write(&manifests, service, &objects)?;
+        let changed = put(service, &objects, Some(&slice))?;
         wait_for_change(before, look)?;
         spread.record(changed.elapsed());
     }
@@ -88,7 +131,7 @@ fn wait_for_change(before: Option<Frontend>, look: impl Fn() -> Result<Option<Fr
 
 /// Puts one Service and its slices into a file, all at once. Returns when it was there.
 fn write(manifests: &Path, service: u32, objects: &[Object]) -> Result<Instant> {
-    let documents: Result<Vec<_>, _> = objects.iter().map(text).collect();
+    let documents: serde_json::Result<Vec<_>> = objects.iter().map(|object| Ok(value(object)?.to_string())).collect();
     let path: PathBuf = manifests.join(format!("service-{service}.yaml"));
     let hidden = manifests.join(format!(".service-{service}.yaml"));
     fs::write(&hidden, documents?.join("\n---\n")).with_context(|| format!("can't write {}", hidden.display()))?;
@@ -97,12 +140,12 @@ fn write(manifests: &Path, service: u32, objects: &[Object]) -> Result<Instant> 
     Ok(renamed)
 }
 
-fn text(object: &Object) -> serde_json::Result<String> {
+fn value(object: &Object) -> serde_json::Result<Value> {
     match object {
-        Object::Service(object) => serde_json::to_string(object),
-        Object::EndpointSlice(object) => serde_json::to_string(object),
-        Object::Node(object) => serde_json::to_string(object),
-        Object::ServiceCidr(object) => serde_json::to_string(object),
+        Object::Service(object) => serde_json::to_value(object),
+        Object::EndpointSlice(object) => serde_json::to_value(object),
+        Object::Node(object) => serde_json::to_value(object),
+        Object::ServiceCidr(object) => serde_json::to_value(object),
     }
 }
 
@@ -110,11 +153,11 @@ fn text(object: &Object) -> serde_json::Result<String> {
 struct Agent(Child);
 
 impl Agent {
-    fn start(site: &Site, namespace: &Namespace, manifests: &Path, shape: Shape) -> Result<Self> {
+    fn start(site: &Site, namespace: &Namespace, source: &[String], shape: Shape) -> Result<Self> {
         let log = site.directory().join("agent.log");
         let log = File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
         let mut command = namespace.command(agent_binary()?);
-        command.args(["run", "--node-name", "node-0", "--source"]).arg(format!("dir:{}", manifests.display()));
+        command.args(["run", "--node-name", NODE, "--socket-lb", "off", "--source"]).args(source);
         command.arg("--bpffs").arg(site.bpffs()).env("RUST_LOG", "info");
         command.args(["--max-table-slots", &shape.capacities().table_slots.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

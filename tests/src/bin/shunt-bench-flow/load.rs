@@ -2,14 +2,17 @@
 //! What is measured: by which client, and how its rate is read.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use shunt_tests::{bench::Place, world::Namespace};
+use shunt_tests::{
+    bench::{Aim, Place},
+    world::{Family, Namespace},
+};
 
 /// Of one measurement.
 const TIME: Duration = Duration::from_secs(1);
@@ -63,45 +66,52 @@ impl Kind {
 /// Where the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// A pod on the server's node, to a ClusterIP.
+    /// A pod of Shunt's node, to a ClusterIP.
     Pod,
     /// Outside, to a NodePort.
-    Outside {
-        /// Whether the server is on another node than the one that is asked.
-        is_elsewhere: bool,
-    },
+    Outside,
 }
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Test {
     pub from: From,
+    /// Whether the server is on another node than the one that is asked.
+    pub is_elsewhere: bool,
+    pub family: Family,
     pub kind: Kind,
 }
 
+const STREAM: Kind = Kind::Stream(1);
+const UNCONNECTED: Kind = Kind::Datagrams { is_connected: false };
+const CONNECTED: Kind = Kind::Datagrams { is_connected: true };
+
 impl Test {
     /// All, in the order of the table.
-    pub const ALL: [Self; 10] = [
-        Self { from: From::Pod, kind: Kind::Stream(1) },
-        Self { from: From::Pod, kind: Kind::Stream(8) },
-        Self { from: From::Pod, kind: Kind::Requests },
-        Self { from: From::Pod, kind: Kind::Connections },
-        Self { from: From::Pod, kind: Kind::Datagrams { is_connected: true } },
-        Self { from: From::Pod, kind: Kind::Datagrams { is_connected: false } },
-        Self { from: From::Outside { is_elsewhere: false }, kind: Kind::Stream(1) },
-        Self { from: From::Outside { is_elsewhere: false }, kind: Kind::Requests },
-        Self { from: From::Outside { is_elsewhere: true }, kind: Kind::Stream(1) },
-        Self { from: From::Outside { is_elsewhere: true }, kind: Kind::Requests },
-    ];
+    pub fn all() -> Vec<Self> {
+        let test = |from, is_elsewhere, family| move |kind| Self { from, is_elsewhere, family, kind };
+        let here = [STREAM, Kind::Stream(8), Kind::Requests, Kind::Connections, CONNECTED, UNCONNECTED];
+        let others = [STREAM, Kind::Requests, UNCONNECTED];
+        let mut tests: Vec<_> = here.map(test(From::Pod, false, Family::V4)).into();
+        tests.extend(others.map(test(From::Pod, true, Family::V4)));
+        tests.extend(others.map(test(From::Outside, false, Family::V4)));
+        tests.extend(others.map(test(From::Outside, true, Family::V4)));
+        tests.extend(others.map(test(From::Pod, false, Family::V6)));
+        tests.extend(others.map(test(From::Outside, true, Family::V6)));
+        tests
+    }
+
+    /// What the client wants to reach.
+    pub const fn aim(self) -> Aim {
+        Aim { place: self.kind.place(), is_elsewhere: self.is_elsewhere, family: self.family }
+    }
 
     /// For people.
     pub fn name(self) -> String {
-        let from = match self.from {
-            From::Pod => "pod",
-            From::Outside { is_elsewhere: false } => "outside, backend here",
-            From::Outside { is_elsewhere: true } => "outside, backend elsewhere",
-        };
-        format!("{from}: {}", self.kind.name())
+        let from = if self.from == From::Pod { "pod" } else { "outside" };
+        let place = if self.is_elsewhere { "elsewhere" } else { "here" };
+        let family = if self.family == Family::V4 { "" } else { ", IPv6" };
+        format!("{from}, backend {place}{family}: {}", self.kind.name())
     }
 }
 
@@ -138,7 +148,8 @@ fn wrk(from: &Namespace, to: SocketAddr, more: &[&str]) -> Result<f64> {
 }
 
 fn echo(to: SocketAddr, is_connected: bool) -> Result<f64> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.set_read_timeout(Some(TIME))?;
     if is_connected {
         socket.connect(to)?;

@@ -25,7 +25,7 @@ use self::{
 const SERVICES: u32 = 1_000;
 /// Of each way's own: see [`load::run`].
 const FIRST_PORT: u16 = 10_000;
-const PORTS: u16 = 8_000;
+const PORTS: u16 = 6_000;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench flow", about = "Throughput and request rate, by way.")]
@@ -52,7 +52,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut scene = Scene::new()?;
     scene.set_services(SERVICES)?;
     let mut rows = Vec::new();
-    for test in Test::ALL {
+    for test in Test::all() {
         rows.extend(measure(&scene, test, arguments.rounds).with_context(|| test.name())?);
     }
     let report = Report { rounds: arguments.rounds, services: SERVICES, rows };
@@ -62,8 +62,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// One test by all its ways in turns, one round more than counts: the first warms up.
 fn measure(scene: &Scene, test: Test, rounds: u32) -> Result<Vec<Row>> {
     let find = |way: Way| match test.from {
-        From::Pod => Some(scene.way(way, test.kind.place())),
-        From::Outside { is_elsewhere } => scene.way_from_outside(way, test.kind.place(), is_elsewhere),
+        From::Pod => scene.way(way, test.aim()),
+        From::Outside => scene.way_from_outside(way, test.aim()),
     };
     let ways: Vec<_> = Way::ALL.into_iter().filter_map(|way| Some((way, find(way)?))).collect();
     let mut rates = vec![Vec::new(); ways.len()];
