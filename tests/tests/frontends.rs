@@ -171,9 +171,8 @@ fn rules_33_34_what_is_not_given_is_not_served() -> Result<()> {
 }
 
 /// Rule 31: a Service's own address comes before the NodePorts at the same address. Rule 45: its other ports are the node's.
-#[test]
-fn rules_31_45_an_external_address_takes_just_its_ports_from_the_node() -> Result<()> {
-    let world = world(Options::TC, &[])?;
+fn external_address_of_a_node(options: Options) -> Result<()> {
+    let world = world(options, &[])?;
     let _echo = Echo::start(world.node("node-a").namespace(), "node-a")?;
     let nodes = Family::BOTH.map(|family| world.node("node-a").address(family));
     let by_port = objects::service(
@@ -199,6 +198,16 @@ fn rules_31_45_an_external_address_takes_just_its_ports_from_the_node() -> Resul
         Ok(())
     })?;
     Ok(())
+}
+
+#[test]
+fn rules_31_45_an_external_address_takes_just_its_ports_from_the_node_by_tc() -> Result<()> {
+    external_address_of_a_node(Options::TC)
+}
+
+#[test]
+fn rules_31_45_an_external_address_takes_just_its_ports_from_the_node_with_xdp() -> Result<()> {
+    external_address_of_a_node(Options::XDP)
 }
 
 /// What becomes of a flow of the outside client's from that address.

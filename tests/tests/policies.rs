@@ -121,11 +121,10 @@ fn rules_38_42_external_policy_local_with_xdp() -> Result<()> {
 
 /// Rules 20 to 22: ready endpoints; where there are none, those that terminate but still serve; never unready ones. Thread
 /// kubernetes 85643: with a local policy, too.
-#[test]
-fn rules_20_to_22_terminating_endpoints_serve_where_nothing_else_does() -> Result<()> {
+fn terminating_endpoints(options: Options) -> Result<()> {
     let terminating = json!({ "conditions": { "ready": false, "serving": true, "terminating": true } });
     let unready = json!({ "conditions": { "ready": false, "serving": true, "terminating": false } });
-    let world = World::with_echoes(Options::TC, &[])?;
+    let world = World::with_echoes(options, &[])?;
     let steps = [
         (
             vec![("web-1", terminating.clone()), ("web-2", json!({})), ("web-3", unready.clone())],
@@ -152,6 +151,16 @@ fn rules_20_to_22_terminating_endpoints_serve_where_nothing_else_does() -> Resul
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn rules_20_to_22_terminating_endpoints_serve_where_nothing_else_does_by_tc() -> Result<()> {
+    terminating_endpoints(Options::TC)
+}
+
+#[test]
+fn rules_20_to_22_terminating_endpoints_serve_where_nothing_else_does_with_xdp() -> Result<()> {
+    terminating_endpoints(Options::XDP)
 }
 
 /// node-a, in that zone.

@@ -50,6 +50,7 @@ fn serve(options: Options, flags: &[&str], pods: &[&str]) -> Result<World> {
 
 /// A flow, and who answered whom when it began.
 struct Flow {
+    protocol: Protocol,
     talk: Talk,
     first: Answer,
 }
@@ -73,7 +74,7 @@ fn flows(world: &World, count: usize) -> Result<Vec<Flow>> {
                 let mut talk = from.enter(|| Talk::begin(protocol, to, LIMIT))??;
                 let first = talk.ask()?;
                 ensure!(talk.ask()? == first);
-                flows.push(Flow { talk, first });
+                flows.push(Flow { protocol, talk, first });
             }
         }
     }
@@ -196,6 +197,32 @@ fn pitfall_5_connections_survive_a_flood_of_first_packets_by_tc() -> Result<()> 
 #[test]
 fn pitfall_5_connections_survive_a_flood_of_first_packets_with_xdp() -> Result<()> {
     flood(Options::XDP)
+}
+
+/// Rule 63: a flow that is idle for longer than it may be is decided anew, one that is used is not. Only one server was there
+/// when they began, now there are three: datagrams go to any of them, and a connection to another one is none.
+#[test]
+fn rule_63_idle_flows_are_decided_anew_and_those_in_use_are_not() -> Result<()> {
+    const FLAGS: [&str; 4] = ["--udp-timeout-replied", "2s", "--tcp-timeout-established", "2s"];
+    const TIME: Duration = Duration::from_millis(4500);
+    let world = serve(Options::TC, &FLAGS, &["web-1"])?;
+    let (mut used, mut idle) = (flows(&world, 1)?, flows(&world, 5)?);
+    world.put(world.slices(NAME, &ALL))?;
+    for_each_kind(|protocol, family| wait_to_meet(world.outside(), protocol, node_port(&world, family), &ALL))?;
+    let start = Instant::now();
+    while start.elapsed() < TIME {
+        ensure!(used.iter_mut().all(Flow::is_the_same), "a flow in use was forgotten");
+        sleep(Duration::from_millis(200));
+    }
+    for protocol in Protocol::BOTH {
+        let of_protocol = idle.iter_mut().filter(|flow| flow.protocol == protocol);
+        let answers: Vec<bool> = of_protocol.map(|flow| flow.is_the_same()).collect();
+        let forgotten = answers.iter().filter(|is_the_same| !**is_the_same).count();
+        println!("{protocol:?}: {forgotten} of {} idle flows met another server", answers.len());
+        ensure!(forgotten > 0, "{protocol:?}: no flow was forgotten");
+    }
+    ensure!(used.iter_mut().all(Flow::is_the_same), "a flow in use was forgotten");
+    Ok(())
 }
 
 /// Thread kubernetes 74839: segments with wrong sequence numbers, of either side, end no connection; and one that has seen

@@ -127,10 +127,11 @@ fn answer_outside(world: &World) -> Result<Echo> {
         let length = if family == Family::V4 { 24 } else { 64 };
         node.namespace().ip(&format!("route add default via {}", world.outside_address(family)))?;
         world.outside().ip(&format!(
-            "addr add {stray}/{bits} dev eth0\n\
+            "addr add {stray}/{bits} dev eth0 {at_once}\n\
              route add {pods}/{length} via {node} src {stray}\n\
              route add {node}/{bits} dev eth0 src {stray}",
             bits = family.bits(),
+            at_once = if family == Family::V6 { "nodad" } else { "" },
             node = node.address(family),
             stray = stray(family).ip()
         ))?;

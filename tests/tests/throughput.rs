@@ -43,7 +43,7 @@ fn bits_per_second(report: &Value) -> Result<f64> {
 fn world_with_iperf(options: Options) -> Result<World> {
     let mut world = World::with_agents(options)?;
     let mut server = world.pod("web-2").namespace().command("iperf3");
-    server.args(["-s", "-p", &IPERF_PORT.to_string()]);
+    server.args(["-s", "--forceflush", "-p", &IPERF_PORT.to_string()]);
     let server = Process::start(server, &world.site().directory().join("iperf3.log"))?;
     world.pod_mut("web-2").run(server);
     let spec = json!({ "type": "NodePort", "ports": objects::ports(Some(NODE_PORT)) });
@@ -89,6 +89,14 @@ fn iperf3_runs_through_a_service_about_as_fast_as_without() -> Result<()> {
     Ok(())
 }
 
+/// Waits until the server says that it listens again: a client that comes before is turned away, or reset.
+fn wait_until_idle(world: &World) -> Result<()> {
+    wait_until("iperf3 listening again", LIMIT, || {
+        let log = std::fs::read_to_string(world.site().directory().join("iperf3.log"))?;
+        Ok(log.rfind("Server listening") > log.rfind("Accepted connection"))
+    })
+}
+
 /// By the ClusterIP, and from outside by the backend's node and by the other one, in both directions, TCP and UDP: streams flow,
 /// no datagram is lost, and every checksum on the way is right.
 fn iperf3_by_every_way(options: Options) -> Result<()> {
@@ -102,11 +110,13 @@ fn iperf3_by_every_way(options: Options) -> Result<()> {
         let inside = (world.pod("client").namespace(), objects::cluster_ip(HOST, family));
         for (from, to) in [inside, (world.outside(), at("node-a")), (world.outside(), at("node-b"))] {
             for direction in [&[][..], &["-R"]] {
+                wait_until_idle(&world)?;
                 let report = iperf(from, to, &[direction, &["-n", BYTES]].concat())?;
                 // The last bytes may still be on their way when it stops counting.
                 let received = report["end"]["sum_received"]["bytes"].as_u64().context("no count of bytes")?;
                 ensure!(received > 0, "{to} {direction:?}: {received} bytes");
                 let datagrams = ["-u", "-n", BYTES_IN_DATAGRAMS, "-b", "10M", "-l", "1200"];
+                wait_until_idle(&world)?;
                 let report = iperf(from, to, &[direction, &datagrams].concat())?;
                 let sum = &report["end"]["sum"];
                 ensure!(sum["lost_packets"] == 0 && sum["packets"].as_u64() > Some(70), "{to} {direction:?}: {sum}");

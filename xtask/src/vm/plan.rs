@@ -67,7 +67,10 @@ const MANY_PACKETS: &str = "tens of thousands of packets: more than an emulated 
 
 /// What a program is told on a kernel: before 5.14 an agent learns of its network namespace only where that is the initial
 /// one, so node-a is in it.
-const ENVIRONMENT: [(&str, Kernel, &str); 1] = [("sockets", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a")];
+const ENVIRONMENT: [(&str, Kernel, &str); 2] = [
+    ("sockets", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a"),
+    ("reject", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a"),
+];
 
 /// One run of a test program.
 pub struct Run {
