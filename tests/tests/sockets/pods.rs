@@ -95,7 +95,7 @@ fn rules_35_40_41_44_for_sockets_of_pods() -> Result<()> {
         wait_for(client, Protocol::Udp, inside(family), &Outcome::Silence)?;
     }
     world.put(world.slices(crate::service::NAME, &[]))?;
-    for_each_kind(|protocol, family| wait_for(client, protocol, inside(family), &refused(protocol)))?;
+    for_each_kind(|protocol, family| wait_for(client, protocol, inside(family), &Outcome::Refused))?;
     ensure!(talk::attempt(client, Protocol::Tcp, inside(Family::V6))? == Outcome::Refused);
     Ok(())
 }
