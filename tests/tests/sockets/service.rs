@@ -7,8 +7,12 @@ use std::{
 };
 
 use anyhow::Result;
+use aya::util::KernelVersion;
 use serde_json::{Value, json};
-use shunt_tests::world::{Family, Namespace, Options, World, for_each_kind, objects, wait_to_meet};
+use shunt_tests::{
+    load::{Protocol, talk::Outcome},
+    world::{Family, Namespace, Options, World, for_each_kind, objects, wait_to_meet},
+};
 use socket2::Socket;
 
 pub const NAME: &str = "sock";
@@ -41,6 +45,12 @@ pub fn serve(world: &World, patch: &Value, pods: &[&str]) -> Result<()> {
 pub fn is_closed(error: &io::Error) -> bool {
     const EDESTADDRREQ: i32 = 89;
     error.kind() == io::ErrorKind::ConnectionAborted || error.raw_os_error() == Some(EDESTADDRREQ)
+}
+
+/// What becomes of a socket that the door refuses. Before Linux 6.1 a program can't name its error: UDP hears EPERM then.
+pub fn refused(protocol: Protocol) -> Outcome {
+    let can_name_errors = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 1, 0));
+    if protocol == Protocol::Tcp || can_name_errors { Outcome::Refused } else { Outcome::Denied }
 }
 
 /// The processes of node-a.
