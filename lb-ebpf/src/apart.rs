@@ -35,7 +35,7 @@ pub trait Apart: Family {
     /// [`install::choose_source_port`].
     fn choose_source_port_apart(start: u32, now: u32) -> u32;
     /// [`install::holder`].
-    fn holder_apart(now: u32) -> u32;
+    fn holder_apart(now: u32, is_patient: bool) -> u32;
     /// [`flow::touch`].
     fn touch_apart(now: u32) -> Packed;
     /// [`flow::advance`].
@@ -159,8 +159,8 @@ macro_rules! family_apart {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $holder(now: u32) -> u32 {
-            install::holder::<$family>(now)
+        extern "C" fn $holder(now: u32, is_patient: u32) -> u32 {
+            install::holder::<$family>(now, is_patient != 0)
         }
 
         #[unsafe(no_mangle)]
@@ -216,8 +216,8 @@ macro_rules! family_apart {
             }
 
             #[inline(always)]
-            fn holder_apart(now: u32) -> u32 {
-                $holder(now)
+            fn holder_apart(now: u32, is_patient: bool) -> u32 {
+                $holder(now, u32::from(is_patient))
             }
 
             #[inline(always)]

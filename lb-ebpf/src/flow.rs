@@ -66,12 +66,18 @@ pub fn find<F: Header>(parsed: &Parsed<F>, now: u32, dry: bool) -> Stage<Found<F
 pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
     let parsed = &scratch.parsed;
-    let Some(flow) = maps::find_flow::<F, Young>(&parsed.key) else { return find_just_grown(scratch, now) };
+    let Some(flow) = maps::find_flow::<F, Young>(&parsed.key) else { return find_just_grown(scratch, now, dry) };
     if is_overtaken(flow, parsed) {
         scratch.original = *flow;
         return Err(if is_open(parsed) { reset::stop(parsed) } else { Stop::NOT_OURS });
     }
-    if is_of_another(flow, parsed) || is_expired(flow, maps::config()?, now) {
+    if is_of_another(flow, parsed) {
+        if !dry {
+            maps::remove_flow::<F, Young>(&parsed.key);
+        }
+        return Err(Stop::NOT_OURS);
+    }
+    if is_expired(flow, maps::config()?, now) {
         return Err(Stop::NOT_OURS);
     }
     if dry {
@@ -102,14 +108,21 @@ pub fn find_young<F: Header>(now: u32, dry: bool) -> Stage<()> {
 }
 
 /// Looks the flow of the packet in the scratch space up among the grown ones again: between the first look there and that among
-/// the young ones another CPU may have moved it ([`grow`]). What has been there before and was refused then is refused again.
+/// the young ones another CPU may have moved it ([`grow`]). What has been there before and was refused then is refused again,
+/// and goes where it is of another connection.
 #[inline(always)]
-fn find_just_grown<F: Header>(scratch: &mut Scratch<F>, now: u32) -> Stage<()> {
+fn find_just_grown<F: Header>(scratch: &mut Scratch<F>, now: u32, dry: bool) -> Stage<()> {
     let Scratch { parsed, peer_key, original, .. } = scratch;
     let flow = maps::find_flow::<F, Grown>(&parsed.key).ok_or(Stop::NOT_OURS)?;
+    if is_of_another(flow, parsed) {
+        if !dry {
+            maps::remove_flow::<F, Grown>(&parsed.key);
+        }
+        return Err(Stop::NOT_OURS);
+    }
     flow.write_peer_key(&parsed.key, peer_key);
     let is_pair = maps::find_flow::<F, Grown>(peer_key).is_some_and(|peer| peer.is_peer_key(peer_key, &parsed.key));
-    if !is_pair || is_overtaken(flow, parsed) || is_of_another(flow, parsed) || is_expired(flow, maps::config()?, now) {
+    if !is_pair || is_overtaken(flow, parsed) || is_expired(flow, maps::config()?, now) {
         return Err(Stop::NOT_OURS);
     }
     *original = *flow;
@@ -156,7 +169,7 @@ pub fn grow<F: Header>() -> Stage<()> {
 }
 
 /// Whether the packet is the answer to a connection that the client made to the backend itself, by the ports of one through a
-/// Service that is over.
+/// Service that is over. The entry goes then: what follows is of that connection, too.
 #[inline(always)]
 fn is_of_another<F: Header>(flow: &Flow<F>, parsed: &Parsed<F>) -> bool {
     const ANSWER: u8 = tcp_flags::SYN | tcp_flags::ACK;

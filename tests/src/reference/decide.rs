@@ -21,6 +21,8 @@ use super::{
 
 /// Source ports that are tried.
 const PROBES: u32 = 16;
+/// Those of them that pass over flows without an answer.
+const PATIENT_PROBES: u32 = 8;
 /// From one to the next: 2^32 divided by the golden ratio.
 const PROBE_STEP: u32 = 0x9e37_79b9;
 
@@ -223,8 +225,9 @@ fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Questi
         entry.to.src.set_port(port);
         match vacancy(entry) {
             Vacancy::Free => return Ok(()),
+            Vacancy::Unanswered if probe >= PATIENT_PROBES => return Ok(()),
             Vacancy::Ending => ending = Some(port),
-            Vacancy::Taken => {}
+            Vacancy::Unanswered | Vacancy::Taken => {}
         }
     }
     entry.to.src.set_port(ending.ok_or(End::Drop(Reason::NoSourcePort))?);

@@ -209,6 +209,8 @@ pub(super) enum Vacancy {
     Free,
     /// A connection has it that is over, or that never began: taken where nothing is free.
     Ending,
+    /// A flow has it whose backend has not answered yet: taken after some probes.
+    Unanswered,
     /// Another flow has it.
     Taken,
 }
@@ -225,7 +227,13 @@ impl Flows {
         if !entry.is_reply && entry.is_orphaned(key, flags, setup) {
             return Found::Orphan(entry);
         }
-        if entry.is_reply && (entry.is_expired(setup, now) || entry.is_of_another(key, flags)) {
+        if entry.is_reply && entry.is_of_another(key, flags) {
+            if !is_trace {
+                self.0.remove(&key);
+            }
+            return Found::Nothing;
+        }
+        if entry.is_reply && entry.is_expired(setup, now) {
             return Found::Nothing;
         }
         if !entry.is_reply && entry.is_outdated(key, flags, setup, now) {
@@ -295,6 +303,7 @@ impl Flows {
             None => Vacancy::Free,
             Some(holder) if holder.to == key.reversed() || holder.is_expired(setup, now) => Vacancy::Free,
             Some(holder) if holder.is_ending(now) => Vacancy::Ending,
+            Some(holder) if holder.age == Age::first() => Vacancy::Unanswered,
             Some(_) => Vacancy::Taken,
         }
     }
