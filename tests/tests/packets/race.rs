@@ -205,7 +205,7 @@ fn flows_of_all_cpus_are_never_mistaken_katran_14_155_cilium_47293() -> Result<(
 /// A table of one element, which one CPU holds while the other wants it: no entry, but every packet goes on.
 #[test]
 fn a_table_that_refuses_an_entry_costs_no_packet_cilium_35010() -> Result<()> {
-    const TRIES: usize = 200;
+    const TRIES: usize = 3_000;
     const PACKETS: u16 = 500;
     with_rig_for(Room::of(1), node::setup, |rig| {
         let version = Version::V4;
