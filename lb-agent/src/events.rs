@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Kubernetes Events: what is wrong with a Service, told where its owner looks (`kubectl describe service`), and that the
+//! Kubernetes Events: what is wrong with a Service or this node, told where its owner looks (`kubectl describe`), and that the
 //! agent has started (rules 68 and 79).
 //!
 //! The one loop only puts notes into a queue and never waits. Notes that are too many at once, and those that a server
@@ -262,9 +262,9 @@ impl Backlog {
         Some(first)
     }
 
-    /// The server did not take it now.
+    /// The server did not take it now. The others come first: it may be this one that it can't take.
     fn put_back(&mut self, note: Note, noted: Timestamp, now: Instant) {
-        self.waiting.push_front((note, noted));
+        self.waiting.push_back((note, noted));
         self.not_before = now + self.pause;
         self.pause = (self.pause * 2).min(RETRY_PAUSES[1]);
     }
@@ -316,9 +316,9 @@ mod tests {
         let mut backlog = Backlog::new(now);
         backlog.add(note("a"), WALL, now);
         backlog.add(note("b"), WALL, now);
-        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+        for (seconds, text) in [1, 2, 4, 8, 16, 32, 60, 60].into_iter().zip(["a", "b"].into_iter().cycle()) {
             let (first, noted) = backlog.take(now).expect("it is due");
-            assert_eq!(first.text, "a");
+            assert_eq!(first.text, text, "in turns");
             backlog.put_back(first, noted, now);
             assert_eq!(backlog.due(), Some(now + Duration::from_secs(seconds)));
             assert_eq!(backlog.take(now), None);

@@ -43,22 +43,28 @@ fn remedy(source: &io::Error) -> &'static str {
 /// Where it can't be had.
 pub async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, BindError> {
     let opened = if address.ip() == Ipv4Addr::UNSPECIFIED {
-        match bind_both(address.port()) {
+        match listen((Ipv6Addr::UNSPECIFIED, address.port()).into(), false) {
             // A kernel without IPv6.
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => TcpListener::bind(address).await,
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => listen(address, false),
             other => other,
         }
     } else {
-        TcpListener::bind(address).await
+        listen(address, false)
     };
     opened.map_err(|source| BindError { address, flag, source })
 }
 
-fn bind_both(port: u16) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v6()?;
-    setsockopt(&socket, Ipv6V6Only, &false)?;
+/// Listens on an address; with `only_own_family` the IPv6 one `::` leaves the port of IPv4 to others.
+///
+/// # Errors
+/// Where that can't be had.
+pub fn listen(address: SocketAddr, only_own_family: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if address.is_ipv6() {
+        setsockopt(&socket, Ipv6V6Only, &only_own_family)?;
+    }
     socket.set_reuseaddr(true)?;
-    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 

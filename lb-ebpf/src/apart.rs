@@ -35,7 +35,7 @@ pub trait Apart: Family {
     /// [`install::choose_source_port`].
     fn choose_source_port_apart(start: u32, now: u32) -> u32;
     /// [`install::holder`].
-    fn holder_apart(now: u32, is_patient: bool) -> u32;
+    fn holder_apart(now: u32, patience: u32) -> u32;
     /// [`flow::touch`].
     fn touch_apart(now: u32) -> Packed;
     /// [`flow::advance`].
@@ -51,15 +51,13 @@ pub trait Apart: Family {
 }
 
 /// The slow path, per door and family.
-pub trait SlowPath<F: Header>: Packet {
+pub trait SlowPath<F: Header>: Extended {
     /// [`service::decide`].
     fn decide_apart(&self, now: u32) -> Packed;
     /// [`source::translate`].
     fn translate_source_apart(&self) -> Packed;
     /// [`forward::look_up`].
     fn look_up_apart(&self, protocol: u8) -> Packed;
-    /// [`forward::check_mtu`].
-    fn check_mtu_apart(&self, protocol: u8, mtu: u16, l4: u32) -> Packed;
 }
 
 /// Per-family functions of the socket door.
@@ -116,8 +114,10 @@ pub trait Rare<F: Header>: Extended {
     fn rewrite_apart(&self, exit: Exit) -> Packed;
 }
 
-/// The same for IPv6 alone, per door.
+/// What no family makes a difference to, per door.
 pub trait Extended: Packet {
+    /// [`forward::check_mtu`].
+    fn check_mtu_apart(&self, protocol: u8, mtu: u16, l4: u32) -> Packed;
     /// [`dissect::walk_v6`].
     fn walk_v6_apart(&self, l3: u32, room: u32) -> Walk;
 }
@@ -159,8 +159,8 @@ macro_rules! family_apart {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $holder(now: u32, is_patient: u32) -> u32 {
-            install::holder::<$family>(now, is_patient != 0)
+        extern "C" fn $holder(now: u32, patience: u32) -> u32 {
+            install::holder::<$family>(now, patience)
         }
 
         #[unsafe(no_mangle)]
@@ -216,8 +216,8 @@ macro_rules! family_apart {
             }
 
             #[inline(always)]
-            fn holder_apart(now: u32, is_patient: bool) -> u32 {
-                $holder(now, u32::from(is_patient))
+            fn holder_apart(now: u32, patience: u32) -> u32 {
+                $holder(now, patience)
             }
 
             #[inline(always)]
@@ -254,7 +254,7 @@ macro_rules! family_apart {
 }
 
 macro_rules! slow_path_apart {
-    ($packet:ty, $context:ty, $family:ty, $decide:ident, $translate_source:ident, $look_up:ident, $check_mtu:ident) => {
+    ($packet:ty, $context:ty, $family:ty, $decide:ident, $translate_source:ident, $look_up:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $decide(context: *mut $context, now: u32) -> u64 {
@@ -273,13 +273,6 @@ macro_rules! slow_path_apart {
             Packed::pack(forward::look_up::<_, $family>(&<$packet>::new(context), protocol as u8)).to_bits()
         }
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $check_mtu(context: *mut $context, protocol: u32, mtu: u32, l4: u32) -> u64 {
-            let mut packet = <$packet>::new(context);
-            Packed::pack(forward::check_mtu(&mut packet, protocol as u8, mtu as u16, l4)).to_bits()
-        }
-
         impl SlowPath<$family> for $packet {
             #[inline(always)]
             fn decide_apart(&self, now: u32) -> Packed {
@@ -294,11 +287,6 @@ macro_rules! slow_path_apart {
             #[inline(always)]
             fn look_up_apart(&self, protocol: u8) -> Packed {
                 Packed::from_bits($look_up(self.context().cast(), u32::from(protocol)))
-            }
-
-            #[inline(always)]
-            fn check_mtu_apart(&self, protocol: u8, mtu: u16, l4: u32) -> Packed {
-                Packed::from_bits($check_mtu(self.context().cast(), u32::from(protocol), u32::from(mtu), l4))
             }
         }
     };
@@ -358,7 +346,14 @@ macro_rules! rare_apart {
 }
 
 macro_rules! extended_apart {
-    ($packet:ty, $context:ty, $walk:ident) => {
+    ($packet:ty, $context:ty, $check_mtu:ident, $walk:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $check_mtu(context: *mut $context, protocol: u32, mtu: u32, l4: u32) -> u64 {
+            let mut packet = <$packet>::new(context);
+            Packed::pack(forward::check_mtu(&mut packet, protocol as u8, mtu as u16, l4)).to_bits()
+        }
+
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $walk(context: *mut $context, l3: u32, room: u32) -> u64 {
@@ -366,6 +361,11 @@ macro_rules! extended_apart {
         }
 
         impl Extended for $packet {
+            #[inline(always)]
+            fn check_mtu_apart(&self, protocol: u8, mtu: u16, l4: u32) -> Packed {
+                Packed::from_bits($check_mtu(self.context().cast(), u32::from(protocol), u32::from(mtu), l4))
+            }
+
             #[inline(always)]
             fn walk_v6_apart(&self, l3: u32, room: u32) -> Walk {
                 Walk::from_bits($walk(self.context().cast(), l3, room))
@@ -400,13 +400,13 @@ family_apart!(
     grow_v6,
     remember_v6
 );
-slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, translate_source_xdp_v4, look_up_xdp_v4, check_mtu_xdp_v4);
-slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, translate_source_xdp_v6, look_up_xdp_v6, check_mtu_xdp_v6);
-slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, translate_source_tc_v4, look_up_tc_v4, check_mtu_tc_v4);
-slow_path_apart!(SkbPacket, __sk_buff, V6, decide_tc_v6, translate_source_tc_v6, look_up_tc_v6, check_mtu_tc_v6);
+slow_path_apart!(XdpPacket, xdp_md, V4, decide_xdp_v4, translate_source_xdp_v4, look_up_xdp_v4);
+slow_path_apart!(XdpPacket, xdp_md, V6, decide_xdp_v6, translate_source_xdp_v6, look_up_xdp_v6);
+slow_path_apart!(SkbPacket, __sk_buff, V4, decide_tc_v4, translate_source_tc_v4, look_up_tc_v4);
+slow_path_apart!(SkbPacket, __sk_buff, V6, decide_tc_v6, translate_source_tc_v6, look_up_tc_v6);
 rare_apart!(XdpPacket, xdp_md, V4, dissect_xdp_v4, rewrite_xdp_v4);
 rare_apart!(XdpPacket, xdp_md, V6, dissect_xdp_v6, rewrite_xdp_v6);
 rare_apart!(SkbPacket, __sk_buff, V4, dissect_tc_v4, rewrite_tc_v4);
 rare_apart!(SkbPacket, __sk_buff, V6, dissect_tc_v6, rewrite_tc_v6);
-extended_apart!(XdpPacket, xdp_md, walk_xdp_v6);
-extended_apart!(SkbPacket, __sk_buff, walk_tc_v6);
+extended_apart!(XdpPacket, xdp_md, check_mtu_xdp, walk_xdp_v6);
+extended_apart!(SkbPacket, __sk_buff, check_mtu_tc, walk_tc_v6);

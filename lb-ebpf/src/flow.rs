@@ -130,23 +130,23 @@ fn find_just_grown<F: Header>(scratch: &mut Scratch<F>, now: u32, dry: bool) -> 
 }
 
 /// Brings the peer's entry among the young ones up to date with what the scratch space says; with a new tick makes it anew if
-/// it was evicted.
+/// it was evicted. An error where the tuple has been taken by another flow: see [`insert_lost_peer`].
 #[inline(always)]
 pub fn keep_peer<F: Header>(is_new_tick: bool) -> Stage<()> {
     let scratch = maps::scratch::<F>()?;
     let Scratch { parsed, peer_key, peer: wanted, .. } = scratch;
-    if let Some(peer) = maps::find_flow::<F, Young>(peer_key)
-        && peer.is_peer_key(peer_key, &parsed.key)
-    {
-        peer.last_seen = wanted.last_seen;
-        peer.state = wanted.state;
-        peer.flags = wanted.flags;
-        return Ok(());
-    }
-    if is_new_tick {
-        return insert_lost_peer::<F, Young>(scratch);
-    }
-    Ok(())
+    let young = maps::find_flow::<F, Young>(peer_key);
+    let is_held = match young {
+        Some(peer) if peer.is_peer_key(peer_key, &parsed.key) => {
+            peer.last_seen = wanted.last_seen;
+            peer.state = wanted.state;
+            peer.flags = wanted.flags;
+            return Ok(());
+        }
+        Some(_) => true,
+        None => maps::find_flow::<F, Grown>(peer_key).is_some(),
+    };
+    if is_held || is_new_tick { insert_lost_peer::<F, Young>(scratch) } else { Ok(()) }
 }
 
 /// Moves the pair in the scratch space to the grown flows, if it is complete. First there, then not here: who looks for a tuple

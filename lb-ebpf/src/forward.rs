@@ -140,8 +140,9 @@ pub fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
         BPF_FIB_LKUP_RET_NO_NEIGH if P::IS_XDP => Ok(()),
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             // The MTU is told where a neighbour is, or to one whose packet is too long, as this is.
-            if ask::<P, F>(packet, protocol, u16::MAX)? == BPF_FIB_LKUP_RET_FRAG_NEEDED && fib.total_len != u16::MAX {
-                next_hop.mtu = u32::from(fib.total_len);
+            if ask::<P, F>(packet, protocol, u16::MAX)? == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+                let Scratch { fib, next_hop, .. } = maps::scratch::<F>()?;
+                next_hop.mtu = if fib.total_len == u16::MAX { 0 } else { u32::from(fib.total_len) };
             }
             Ok(())
         }

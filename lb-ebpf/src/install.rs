@@ -31,15 +31,15 @@ const OTHER: u32 = 0;
 const NOBODY: u32 = 1;
 /// An earlier decision of the same flow.
 const OWN: u32 = 2;
-/// Another flow, which has expired or, after [`PATIENT_PROBES`], whose backend has not answered yet: a flood of first packets shall
-/// not keep everybody else from a port. Its client, if it is one, sends again.
+/// Another flow, which has expired or, when [`PATIENT_PROBES`] have found nothing better, whose backend has not answered yet: a
+/// flood of first packets shall not keep everybody else from a port. Its client, if it is one, sends again.
 const YIELDING: u32 = 3;
 /// Another flow, which is over or never began: taken when nothing better is found, so that short connections and
 /// half-open ones don't use up the range for as long as they are remembered.
 const ENDING: u32 = 4;
 
-/// Probes that pass over flows without an answer.
-const PATIENT_PROBES: u32 = 8;
+/// Probes that pass over flows without an answer: half of them.
+const PATIENT_PROBES: u32 = PROBES / 2;
 
 /// Ticks after which a half-open flow counts as [`ENDING`]: the client has sent its SYN again twice by then.
 const HALF_OPEN_TICKS: i64 = 4;
@@ -95,7 +95,7 @@ fn claim<F: Header>(start: u32, now: u32, dry: bool) -> Stage<bool> {
         maps::remove_flow::<F, Young>(&scratch.peer_key);
     }
     let claimed = maps::insert_new_flow::<F, Young>(&scratch.peer_key, &scratch.peer);
-    if claimed == Err(InsertError::Exists) && F::holder_apart(now, true) != OWN {
+    if claimed == Err(InsertError::Exists) && F::holder_apart(now, 1) != OWN {
         return Ok(false);
     }
     if claimed == Err(InsertError::Refused) || maps::put_flow::<F, Young>(key, &scratch.original).is_err() {
@@ -129,7 +129,7 @@ pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (maps::scratch::<F>(), maps::config()) else { return OTHER };
     // A flow that keeps its client's address would like to keep the port as well.
     if scratch.original.flags & flow_flags::SNAT == 0 {
-        let holder = F::holder_apart(now, true);
+        let holder = F::holder_apart(now, 1);
         if holder != OTHER && holder != ENDING {
             return holder;
         }
@@ -142,7 +142,9 @@ pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
         let offset = hash::scale(u64::from(point) << 32, range) as u16;
         let port_be = config.source_port_first.wrapping_add(offset).to_be();
         scratch.peer_key.dport_be = port_be;
-        let holder = F::holder_apart(now, probe < PATIENT_PROBES);
+        // verifier: in numbers, because each branch here is followed in each turn.
+        let patience = u32::from(fallback_be) | ((probe / PATIENT_PROBES) ^ 1);
+        let holder = F::holder_apart(now, patience);
         if holder == ENDING {
             fallback_be = port_be;
         } else if holder != OTHER {
@@ -162,9 +164,9 @@ pub fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
     ENDING
 }
 
-/// Who has the reply tuple of the peer's key in the scratch space. `is_patient` leaves it to flows without an answer.
+/// Who has the reply tuple of the peer's key in the scratch space. Any `patience` leaves it to flows without an answer.
 #[inline(always)]
-pub fn holder<F: Header>(now: u32, is_patient: bool) -> u32 {
+pub fn holder<F: Header>(now: u32, patience: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (maps::scratch::<F>(), maps::config()) else { return OTHER };
     // In this order: see `flow::grow`.
     let young = maps::find_flow::<F, Young>(&scratch.peer_key);
@@ -175,7 +177,7 @@ pub fn holder<F: Header>(now: u32, is_patient: bool) -> u32 {
         Some(peer) if is_expired(peer, config, now) => YIELDING,
         Some(peer) if is_ending(peer, now) => ENDING,
         // Grown flows have all been answered, whatever their entries say.
-        Some(peer) if !is_patient && is_young && peer.flags & flow_flags::ANSWERED == 0 => YIELDING,
+        Some(peer) if patience == 0 && is_young && peer.flags & flow_flags::ANSWERED == 0 => YIELDING,
         Some(_) => OTHER,
     }
 }

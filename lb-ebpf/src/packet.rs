@@ -64,7 +64,7 @@ pub struct Request {
     pub is_reset: bool,
     /// Index of the [`Reason`].
     pub reason: u32,
-    /// Where layer 4 begins; 0 in a packet that nobody answers: an ICMP error, a later fragment.
+    /// Where layer 4 begins; 0 where that is not known.
     pub l4: u32,
     /// The MTU that is too small, if that is the reason.
     pub mtu: u32,

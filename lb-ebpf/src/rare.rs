@@ -143,8 +143,8 @@ fn process<P: SlowPath<F> + Rare<F>, F: Header>(packet: &mut P, l3: u32, hook: H
     if has_ports { result } else { result.map_err(|stop| unanswered(packet, stop)) }
 }
 
-/// ICMP errors and later fragments are never answered. Not left to the program that answers, which sees no such thing behind
-/// extension headers.
+/// ICMP errors and later fragments are never answered. Not left to the program that answers, which does not look behind the
+/// fixed header.
 #[inline(always)]
 fn unanswered<P: Packet>(packet: &P, stop: Stop) -> Stop {
     if stop.fate() != Fate::Reject || P::IS_XDP || packet.is_trace() {

@@ -6,7 +6,7 @@
 //!  connect:              whose socket? -> frontend -> admit -> select -> remember -> address of the backend
 //!  sendmsg:              the same, unless it has said something to this Service before: to the same backend then
 //!  recvmsg, getpeername: remembered? -> address of the Service
-//!  close:                forget
+//!  close:                a connected socket is forgotten
 //! ```
 //!
 //! These programs run in the context of a process, and a packet's program may interrupt them at any point: nothing here
@@ -202,9 +202,6 @@ fn decide<F: SocketApart>(socket: &Socket<F>, call: Call, record: &mut Option<&'
         return Err(Stop::NOT_OURS);
     }
     let (address, port_be) = (socket.peer(), socket.peer_port_be());
-    if call == Call::Send && record.is_none() && goes_on(socket, &address, port_be) {
-        return Ok(());
-    }
     let frontend = find_frontend(FrontendKey::new(address, port_be, protocol), is_of_node)?;
     if let Some(record) = record {
         record.step = trace_step::FRONTEND;
@@ -212,11 +209,15 @@ fn decide<F: SocketApart>(socket: &Socket<F>, call: Call, record: &mut Option<&'
         record.internal = 1;
     }
     let needs_attention = match protocol {
-        protocol::UDP => call == Call::Connect,
+        // One that is connected may be connected to this very Service, by packets.
+        protocol::UDP => call == Call::Connect || socket.is_connected(),
         _ => frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0,
     };
     if !is_of_node && needs_attention {
         return Err(Stop::NOT_OURS);
+    }
+    if call == Call::Send && record.is_none() && goes_on(socket, &address, port_be, frontend.service) {
+        return Ok(());
     }
     let source_kind = F::source_kind_apart(socket);
     let admitted = match admit(socket, frontend, source_kind, is_of_node) {
@@ -230,7 +231,9 @@ fn decide<F: SocketApart>(socket: &Socket<F>, call: Call, record: &mut Option<&'
     let (backend_address, backend_port_be) = (chosen.backend.address, chosen.backend.port_be);
     let own_address = &maps::config()?.node_addresses[family_index(backend_address.is_v4())];
     if source_kind & LOOPBACK != 0 && !own_address.is(&backend_address) {
-        return Err(Stop::drop(Reason::LoopbackSource));
+        let stop = Stop::drop(Reason::LoopbackSource);
+        count_refusal(frontend.service, stop, record.is_some());
+        return Err(stop);
     }
     if let Some(record) = record {
         record.step = trace_step::DECIDED;
@@ -265,16 +268,16 @@ fn decide<F: SocketApart>(socket: &Socket<F>, call: Call, record: &mut Option<&'
 }
 
 /// Whether a datagram goes where the one before it went: to the backend of that Service that this socket has talked to, or is
-/// connected to, while it is there. Decided once, like a flow of packets.
+/// connected to, while it is there. Decided once, like a flow of packets, for as long as the address is that Service's.
 #[inline(always)]
-fn goes_on<F: SocketFamily>(socket: &Socket<F>, address: &Address, port_be: u16) -> bool {
+fn goes_on<F: SocketFamily>(socket: &Socket<F>, address: &Address, port_be: u16, service: u32) -> bool {
     let cookie = socket.cookie();
     // From another backend than that it is connected to an answer would never reach it.
     if socket.is_connected()
         && let Some(entry) = maps::find_socket(cookie)
         && entry.address.is(address)
         && entry.port_be == port_be
-        && is_there(entry.backend, entry.generation)
+        && is_there(entry.backend, entry.generation, service)
     {
         socket.set_peer(&entry.backend_address, entry.backend_port_be);
         return true;
@@ -282,7 +285,7 @@ fn goes_on<F: SocketFamily>(socket: &Socket<F>, address: &Address, port_be: u16)
     let Some(talk) = maps::find_talk(&TalkKey::new(cookie, *address, port_be, talk_side::SERVICE)) else {
         return false;
     };
-    if !is_there(talk.backend, talk.generation) {
+    if !is_there(talk.backend, talk.generation, service) {
         return false;
     }
     remember_service(cookie, (address, port_be), &talk);
@@ -291,8 +294,8 @@ fn goes_on<F: SocketFamily>(socket: &Socket<F>, address: &Address, port_be: u16)
 }
 
 #[inline(always)]
-fn is_there(backend: u32, generation: u32) -> bool {
-    maps::find_backend(backend).is_some_and(|backend| backend.generation == generation)
+fn is_there(backend: u32, generation: u32, service: u32) -> bool {
+    maps::find_backend(backend).is_some_and(|backend| backend.generation == generation && backend.service == service)
 }
 
 /// Sees to it that answers of the backend of a talk are shown as the Service's. The entry may have been evicted, or the socket
@@ -334,7 +337,8 @@ fn admit<F: SocketFamily>(
 ) -> Stage<Admitted> {
     // Before the question whether anything serves (rule 36).
     if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
-        let source = if source_kind & BOUND != 0 {
+        // What a connected socket has got, its packets will bear.
+        let source = if source_kind & BOUND != 0 || socket.is_connected() {
             socket.source()
         } else if is_of_node {
             maps::config()?.node_addresses[family_index(socket.peer().is_v4())]
@@ -390,8 +394,8 @@ const BOUND: u32 = 1;
 /// [`source_kind`]: one from which packets don't leave the machine.
 const LOOPBACK: u32 = 2;
 
-/// What is to be known of a socket's own address: bits, none where the socket has no address, or the kernel has chosen it when
-/// the socket was connected.
+/// What is to be known of a socket's own address: bits, none where the socket has no address, or the kernel may have chosen it
+/// when the socket was connected.
 #[inline(always)]
 pub fn source_kind<F: SocketFamily>(socket: &Socket<F>) -> u32 {
     if socket.is_connected() {

@@ -196,8 +196,8 @@ fn compile_unit(service: &Service, port: &ServicePort, is_v4: bool, parts: &[Par
     let (weights, drawn): (Vec<_>, Vec<_>) =
         merged.iter().filter(|(weight, _)| *weight > 0).map(|(w, m)| (*w, m)).unzip();
     let lists = topology::categorize(&drawn, node);
-    let own: Vec<IpAddr> = node.addresses().collect();
-    let admitted = service.source_ranges.admitted(is_v4, &own, &service.load_balancer_ips);
+    let own = &node.internal_addresses;
+    let admitted = service.source_ranges.admitted(is_v4, own, &service.load_balancer_ips);
     let frontends = frontends::plan(service, port, is_v4, &Lists::union(&lists), admitted.is_some());
     let share = |list: List, of: fn(&Lists) -> &[BackendKey]| {
         let is_used = frontends.values().any(|plan| plan.internal == list || plan.external == list);

@@ -9,7 +9,7 @@ use std::{
     io,
     net::{IpAddr, UdpSocket},
     os::fd::AsFd as _,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use lb_common::{
@@ -36,9 +36,14 @@ pub struct Orphans {
     /// Whether one of them had TCP connections to be reset.
     has_tcp: bool,
     /// The second look: a process may have read its table just before the change, and be in the map only after the first; and
-    /// another one as long as a socket could not be closed.
+    /// further ones as long as a socket can't be closed.
     again_at: Option<Instant>,
+    /// How often in a row a look has left a socket open.
+    failures: u32,
 }
+
+/// Longest pause before a socket is tried again that can't be closed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A look at the sockets failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,27 +94,34 @@ impl Orphans {
         if !self.is_due && !is_second {
             return self.again_at;
         }
-        let closed = close(maps, self.has_tcp);
-        if let Err(error) = &closed {
-            warn!("sockets of backends that have gone stay open for now: {error}");
+        let was_due = std::mem::take(&mut self.is_due);
+        match close(maps, self.has_tcp) {
+            Ok(()) => self.failures = 0,
+            Err(error) => {
+                if self.failures == 0 {
+                    warn!("sockets of backends that have gone stay open for now: {error}");
+                }
+                self.failures += 1;
+            }
         }
-        if std::mem::take(&mut self.is_due) || !closed.unwrap_or(false) {
-            self.again_at = Some(now + GRACE);
-        } else {
-            (self.again_at, self.has_tcp) = (None, false);
-        }
+        self.again_at = match self.failures {
+            0 if was_due => Some(now + GRACE),
+            0 => None,
+            failures => Some(now + (GRACE * 2_u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE)),
+        };
+        self.has_tcp &= self.again_at.is_some();
         self.again_at
     }
 }
 
-/// Looks at all sockets once. Returns whether all that were to be closed are.
-fn close(maps: &Maps, with_tcp: bool) -> Result<bool, OrphanError> {
+/// Looks at all sockets once. One that can't be closed stops no other; the first such error is returned.
+fn close(maps: &Maps, with_tcp: bool) -> Result<(), OrphanError> {
     let diag = SockDiag::open()?;
     let mut sockets = diag.connected(protocol::UDP)?;
     if with_tcp {
         sockets.extend(diag.connected(protocol::TCP)?);
     }
-    let mut is_done = true;
+    let mut outcome = Ok(());
     for socket in sockets {
         let Some(entry) = maps.sockets.get(&socket.cookie())? else { continue };
         let is_there = socket.peer() == (entry.backend_address, entry.backend_port_be);
@@ -122,16 +134,11 @@ fn close(maps: &Maps, with_tcp: bool) -> Result<bool, OrphanError> {
             Ok(()) => {}
             // Closed by its application meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => {
-                warn!(
-                    cookie = socket.cookie(),
-                    "a socket to {address}, whose backend has gone, can't be closed: {error}"
-                );
-                is_done = false;
-            }
+            Err(error) if outcome.is_ok() => outcome = Err(error.into()),
+            Err(_) => {}
         }
     }
-    Ok(is_done)
+    outcome
 }
 
 /// Whether the kernel lets us close sockets, tried on one of our own.

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
@@ -19,11 +18,7 @@ use axum::{
     http::{HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    task::AbortHandle,
-};
+use tokio::task::AbortHandle;
 
 use super::Health;
 use crate::{compile::ServiceKey, http, model::health_check::HealthCheck, problem::Problem};
@@ -31,8 +26,6 @@ use crate::{compile::ServiceKey, http, model::health_check::HealthCheck, problem
 /// The reason of the Event, as kube-proxy words it (rule 68).
 const REASON: &str = "FailedToStartServiceHealthcheck";
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
 
 /// All open ports.
 #[derive(Default)]
@@ -131,7 +124,8 @@ impl Checked {
                 continue;
             }
             let socket = SocketAddr::new(address, self.check.port);
-            match bind(socket) {
+            // Else `::` would take the port of IPv4, too.
+            match http::listen(socket, true) {
                 Ok(listener) => {
                     let count = Arc::clone(&self.counts[family_index(&address)]);
                     let answer = Answer { key: key.clone(), count, health: health.clone() };
@@ -153,17 +147,6 @@ impl Checked {
 /// 0 for IPv4, 1 for IPv6.
 fn family_index(address: &IpAddr) -> usize {
     usize::from(address.is_ipv6())
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if address.is_ipv6() {
-        // Else `::` would take the port of IPv4, too.
-        setsockopt(&socket, Ipv6V6Only, &true)?;
-    }
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// What one port answers.

@@ -11,7 +11,8 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use super::maps::gauges;
 use crate::problem::Problem;
 
-/// Objects that are named; the rest are counted together, so that a cluster full of mistakes makes no thousands of series.
+/// Pairs of object and reason from which on no further object is named: the rest are counted together, so that a cluster full
+/// of mistakes makes no thousands of series.
 const MOST_NAMED: usize = 100;
 /// The rest's name.
 const OTHERS: &str = "others";

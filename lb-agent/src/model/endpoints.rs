@@ -97,13 +97,11 @@ impl Slice {
         Self { problems: keep_last_good(self.problems, "EndpointSlice"), ..last_good.clone() }
     }
 
-    /// Whether an endpoint of it takes or keeps connections there.
+    /// Whether an endpoint of it takes connections there.
     #[must_use]
-    pub fn serves(&self, backend: &BackendKey) -> bool {
-        let is_it = |endpoint: &Endpoint| Address::from(endpoint.address) == backend.address;
-        let is_serving = |endpoint: &Endpoint| endpoint.ready || endpoint.serving;
-        self.ports.iter().any(|port| port.port == backend.port)
-            && self.endpoints.iter().any(|endpoint| is_it(endpoint) && is_serving(endpoint))
+    pub fn has_ready(&self, backend: &BackendKey) -> bool {
+        let is_it = |endpoint: &Endpoint| Address::from(endpoint.address) == backend.address && endpoint.ready;
+        self.ports.iter().any(|port| port.port == backend.port) && self.endpoints.iter().any(is_it)
     }
 
     /// The port numbers that stand for a Service port (rule 11).

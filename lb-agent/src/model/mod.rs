@@ -127,12 +127,12 @@ impl Model {
         self.services.get(key).is_some_and(|service| service.split.is_some()) && !self.splits.has_good(key)
     }
 
-    /// Whether any slice of a namespace has an endpoint that serves there.
+    /// Whether any slice of a namespace has an endpoint that is ready there.
     #[must_use]
-    pub fn has_endpoint(&self, namespace: &str, backend: &BackendKey) -> bool {
+    pub fn has_ready_endpoint(&self, namespace: &str, backend: &BackendKey) -> bool {
         let from = self.slices.range(ServiceKey::new(namespace, "")..);
         let slices = from.take_while(|(key, _)| key.namespace == namespace).flat_map(|(_, slices)| slices.values());
-        slices.into_iter().any(|slice| slice.serves(backend))
+        slices.into_iter().any(|slice| slice.has_ready(backend))
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
@@ -337,7 +337,7 @@ impl Model {
     /// Any Service may hang on the zone (rule 5); those with source ranges hang on the addresses, too (rule 35).
     fn replace_node(&mut self, node: Node) {
         let has_moved = node.zone != self.node.zone;
-        let has_other_addresses = !node.addresses().eq(self.node.addresses());
+        let has_other_addresses = node.internal_addresses != self.node.internal_addresses;
         let is_concerned = |service: &&Service| has_moved || (has_other_addresses && !service.source_ranges.is_empty());
         self.dirty.extend(self.services.values().filter(is_concerned).map(|service| service.key.clone()));
         self.node = node;

@@ -55,9 +55,4 @@ impl Node {
         let is_leaving = is_chosen || object.metadata.deletion_timestamp.is_some();
         Self { name, is_known: true, zone, internal_addresses, external_addresses, is_leaving }
     }
-
-    /// All of its addresses, the internal ones first.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.internal_addresses.iter().chain(&self.external_addresses).copied()
-    }
 }

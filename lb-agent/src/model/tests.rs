@@ -128,7 +128,9 @@ fn rule_5_internal_addresses_come_before_external_ones() {
     let addresses = [("Hostname", "node-1"), ("ExternalIP", "203.0.113.1"), ("InternalIP", "fd00::1")];
     object.status.get_or_insert_default().addresses = Some(addresses.map(|(kind, ip)| typed(kind, ip)).into());
     let model = model([Event::Apply(Object::Node(Box::new(object)))]);
-    let own: Vec<String> = model.node().addresses().map(|ip| ip.to_string()).collect();
+    let node = model.node();
+    let addresses = node.internal_addresses.iter().chain(&node.external_addresses);
+    let own: Vec<String> = addresses.map(IpAddr::to_string).collect();
     assert_eq!(own, ["fd00::1", "203.0.113.1"]);
 }
 

@@ -118,7 +118,7 @@ impl<D: Doors> Loop<D> {
         self.service_cidrs.subscribe()
     }
 
-    /// Tells problems of Services to their owners, too.
+    /// Tells problems of Services and of the node to their owners, too.
     #[must_use]
     pub fn recording(mut self, recorder: Recorder) -> Self {
         self.reporter = Reporter::new(recorder);

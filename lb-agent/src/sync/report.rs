@@ -13,11 +13,9 @@ use crate::{compile::ServiceKey, events::Recorder, problem::Problem};
 /// How long a passing problem is not told again in the same words.
 const SILENCE: Duration = Duration::from_secs(600);
 
-/// What a set of standing problems belongs to.
+/// What a set of standing problems belongs to. Services come last, because there are many of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// A Service.
-    Service(ServiceKey),
     /// A device, by its index.
     Device(u32),
     /// The choice of devices.
@@ -26,6 +24,8 @@ pub enum Scope {
     Addresses,
     /// The reserved source ports.
     SourcePorts,
+    /// A Service.
+    Service(ServiceKey),
 }
 
 /// All problems there are now.

@@ -135,11 +135,11 @@ impl Services {
     }
 
     /// Whether a Service stays as an earlier agent left it: what is told of it can't take its place, and all that it was
-    /// given is still there. An endpoint that has gone must get no traffic, whatever was told.
+    /// given is still there and ready. An endpoint that has gone must get no traffic, whatever was told.
     fn is_kept(&self, key: &ServiceKey, state: &State) -> bool {
         let mut backends = state.backends_of(key).peekable();
         let is_doubtful = !self.model.is_certain(key) || self.model.lacks_good_split(key) && backends.peek().is_some();
-        let is_there = |backend| self.model.has_endpoint(&key.namespace, backend);
+        let is_there = |backend| self.model.has_ready_endpoint(&key.namespace, backend);
         self.adopted.contains(key) && is_doubtful && (!self.model.is_complete() || backends.all(is_there))
     }
 
@@ -163,10 +163,7 @@ impl Services {
         for _ in 0..limit {
             let Some(key) = self.queue.pop(now) else { return };
             if self.is_kept(&key, &maps.state) {
-                self.queue.succeed(&key);
-                self.unwritten.remove(&key);
-                reporter.set(Scope::Service(key.clone()), self.model.problems_while_kept(&key));
-                self.kept.insert(key);
+                self.keep(key, reporter, now);
                 continue;
             }
             self.kept.remove(&key);
@@ -202,6 +199,22 @@ impl Services {
             }
             reporter.set(Scope::Service(key), problems);
         }
+    }
+
+    /// Leaves a Service as it is in the maps. Whoever asks for its health is answered, as its traffic is served.
+    fn keep(&mut self, key: ServiceKey, reporter: &mut Reporter, now: Instant) {
+        self.unwritten.remove(&key);
+        self.triggers.finish(&key);
+        let mut problems = self.model.problems_while_kept(&key);
+        match self.health_ports.set(&key, self.model.health_check(&key)) {
+            Ok(()) => self.queue.succeed(&key),
+            Err(problem) => {
+                self.queue.fail(key.clone(), now);
+                problems.push(problem);
+            }
+        }
+        reporter.set(Scope::Service(key.clone()), problems);
+        self.kept.insert(key);
     }
 
     /// Changes of endpoints that have got into the maps since the last time.

@@ -14,11 +14,7 @@ use lb_common::{
     maps::{FRONTENDS, INTERFACES},
 };
 use nix::libc;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Devices, Inputs, Loop, LoopError, Maps, Services,
@@ -42,6 +38,7 @@ use crate::{
     source::{Event, Kind, Object},
 };
 
+mod health;
 mod writes;
 
 /// Maps in memory, and doors that only remember who was there.
@@ -525,49 +522,6 @@ fn pitfall_20_a_change_of_one_endpoint_costs_the_same_among_ten_services_and_two
     });
     assert_eq!(costs[0], costs[1]);
     assert!(costs[0].iter().all(|writes| (1..=5).contains(writes)), "{costs:?} writes");
-}
-
-/// Thread kubernetes 85643: load balancers hear that a node's endpoints have gone although their removal from the maps fails
-/// at first, and of new ones only when the maps have them.
-#[tokio::test]
-async fn pitfall_16_a_health_check_port_turns_before_the_maps_lose_endpoints_and_after_they_get_them() {
-    let port = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
-    };
-    let mut world = World::answering_at(NodePortAddresses::All, fake_doors());
-    let web = service("web").of_type("LoadBalancer").tcp("http", 80).external_policy("Local");
-    let with = |ips: &[&str]| {
-        let empty = slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.9"));
-        ips.iter().fold(empty, |slice, ip| slice.with(endpoint(ip).on("node-1"))).applied()
-    };
-    world.event(web.edit(|spec| spec.health_check_node_port = Some(port.into())).applied());
-    world.event(with(&["10.0.0.1"])).event(Event::Synced).settle();
-    assert_eq!(status(port).await, "200");
-
-    world.doors().maps.fail_after(0);
-    world.event(with(&[])).settle();
-    assert!(world.text().contains("10.0.0.1:8080") && world.agent.reporter.standing() == 1, "{}", world.text());
-    assert_eq!(status(port).await, "503");
-    world.now += Duration::from_secs(1);
-    world.settle();
-    assert_eq!(world.agent.reporter.standing(), 0);
-
-    world.doors().maps.fail_after(0);
-    world.event(with(&["10.0.0.1"])).settle();
-    assert_eq!(status(port).await, "503");
-    world.now += Duration::from_secs(1);
-    world.settle();
-    assert_eq!(status(port).await, "200");
-}
-
-/// What a load balancer hears at a health check port.
-async fn status(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer.split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
 #[tokio::test]

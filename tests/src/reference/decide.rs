@@ -225,7 +225,7 @@ fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Questi
         entry.to.src.set_port(port);
         match vacancy(entry) {
             Vacancy::Free => return Ok(()),
-            Vacancy::Unanswered if probe >= PATIENT_PROBES => return Ok(()),
+            Vacancy::Unanswered if probe >= PATIENT_PROBES && ending.is_none() => return Ok(()),
             Vacancy::Ending => ending = Some(port),
             Vacancy::Unanswered | Vacancy::Taken => {}
         }

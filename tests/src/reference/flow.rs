@@ -259,7 +259,7 @@ impl Flows {
                 peer.age = entry.age;
             }
             // Another flow's, which has taken the tuple: this one needs another port.
-            Some(_) if is_new_tick && !entry.is_reply => {
+            Some(_) if (is_new_tick || entry.age.is_young()) && !entry.is_reply => {
                 self.0.insert(key, Entry { state, ..entry });
                 return Found::Nothing;
             }

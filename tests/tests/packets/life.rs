@@ -455,6 +455,24 @@ fn a_flood_of_first_packets_does_not_spend_the_source_ports() -> Result<()> {
     })
 }
 
+/// A flow whose port was taken gets another at its next packet, also within the same tick: its answers would be the other's.
+#[test]
+fn a_flow_without_an_answer_that_lost_its_port_gets_another() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| setup.source_ports = 50_000..=50_000)?;
+        for version in Version::BOTH {
+            for protocol in ALL_PROTOCOLS {
+                let [one, other] = [40_000, 40_001].map(|port| end(OUTSIDE, version, port));
+                arrive(rig, &first(protocol, one, THERE.at_node(version)))?;
+                begin_answered(rig, protocol, other)?;
+                let dropped = send(rig, (Door::Xdp, UPLINK), next(protocol, one, THERE.at_node(version)).build())?;
+                ensure!(dropped.verdict == Verdict::Drop, "by the port of another: {dropped:?}");
+            }
+        }
+        rig.compare_flows()
+    })
+}
+
 #[test]
 fn a_next_hop_is_looked_up_again_after_routes_have_changed() -> Result<()> {
     with_rig(node::setup, |rig| {

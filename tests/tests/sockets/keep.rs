@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use shunt_tests::{
     load::{Protocol, talk},
-    world::{Family, Namespace, Options, World, echo_port, for_each_kind, wait_to_meet, wait_until},
+    world::{Family, Namespace, Options, World, echo_port, wait_to_meet, wait_until},
 };
 
 use crate::service::{ALL, NAME, inside, is_closed, localhost, node, serve, world};
@@ -209,33 +209,82 @@ fn a_socket_that_turns_to_a_backend_itself_is_no_services_any_more() -> Result<(
     Ok(())
 }
 
-/// The address that the kernel gave a socket when it was connected is none that its application has chosen: source ranges and
-/// affinity go on seeing the node.
+/// The address that the kernel gave a socket when it was connected is none that its application has chosen: affinity goes on
+/// taking it for the node's own. Source ranges see it, as its packets bear it.
 #[test]
-fn an_address_that_connecting_has_chosen_is_not_bound() -> Result<()> {
+fn an_address_that_connecting_has_chosen_is_the_nodes_to_affinity_and_itself_to_source_ranges() -> Result<()> {
     let world = world(Options::HOST_SOCKETS, &[])?;
     let address = |family: Family| SocketAddr::new(family.pick("192.0.2.77", "2001:db8::77"), 7);
-    let mut restricted = crate::service::service(&json!({
-        "spec": { "type": "LoadBalancer", "loadBalancerSourceRanges": ["172.20.0.11/32", "fd00:20::11/128"] },
-    }));
-    restricted["status"] = json!({ "loadBalancer": { "ingress": [
-        { "ip": address(Family::V4).ip() }, { "ip": address(Family::V6).ip() },
-    ] } });
-    world.put([restricted])?;
-    for_each_kind(|protocol, family| wait_to_meet(node(&world), protocol, address(family), &ALL))?;
-    for family in Family::BOTH {
-        // Its own pod, by the bridge, whose address the ranges don't have.
+    let balanced = |ranges: [&str; 2]| {
+        let mut object = crate::service::service(&json!({
+            "spec": { "type": "LoadBalancer", "loadBalancerSourceRanges": ranges, "sessionAffinity": "ClientIP" },
+        }));
+        object["status"] = json!({ "loadBalancer": { "ingress": [
+            { "ip": address(Family::V4).ip() }, { "ip": address(Family::V6).ip() },
+        ] } });
+        object
+    };
+    // Its own pod, by the bridge, whose address is another than the node's first.
+    let connect_there = |family: Family| -> Result<Loose> {
         let direct = SocketAddr::new(world.pod("web-1").address(family), echo_port());
         let socket = Loose::new(node(&world), family)?;
-        node(&world).enter(|| -> Result<()> {
-            socket.0.connect(direct)?;
-            let chosen = socket.0.local_addr()?.ip();
-            ensure!(chosen == family.pick("10.244.1.1", "fd00:244:1::1"), "{chosen}");
-            socket.0.connect(address(family)).context("connected twice")?;
-            socket.0.connect(inside(family))?;
-            socket.0.connect(address(family)).context("by a Service")
-        })??;
-        socket.server(address(family))?;
+        node(&world).enter(|| socket.0.connect(direct))??;
+        let chosen = socket.0.local_addr()?.ip();
+        ensure!(chosen == family.pick("10.244.1.1", "fd00:244:1::1"), "{chosen}");
+        Ok(socket)
+    };
+    world.put([balanced(["172.20.0.11/32", "fd00:20::11/128"])])?;
+    for family in Family::BOTH {
+        let met = || talk::meet(node(&world), Protocol::Udp, address(family), 3);
+        wait_until("the balancer's address", LIMIT, || Ok(met().is_ok_and(|met| met.len() == 1)))?;
+        let usual = met()?.into_keys().next().context("nobody")?;
+        let socket = connect_there(family)?;
+        let refused = node(&world).enter(|| socket.0.connect(address(family)))?.expect_err("out of range");
+        ensure!(refused.kind() == io::ErrorKind::PermissionDenied, "{refused}");
+        node(&world).enter(|| socket.0.connect(inside(family)))??;
+        ensure!(socket.server(inside(family))? == usual, "another client than the node");
+    }
+    world.put([balanced(["10.244.1.1/32", "fd00:244:1::1/128"])])?;
+    for family in Family::BOTH {
+        wait_until("other ranges", LIMIT, || {
+            let socket = connect_there(family)?;
+            Ok(node(&world).enter(|| socket.0.connect(address(family)))?.is_ok()
+                && socket.server(address(family)).is_ok())
+        })?;
+    }
+    Ok(())
+}
+
+/// A socket without a connection keeps its backend only while the address is that Service's.
+#[test]
+fn an_address_that_a_service_has_no_longer_is_nobodys() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS, &[])?;
+    for family in Family::BOTH {
+        let external = SocketAddr::new(family.pick("203.0.113.77", "2001:db8:113::77"), 7);
+        let with = json!({ "spec": { "externalIPs": [external.ip()] } });
+        world.put([crate::service::service(&with)])?;
+        wait_to_meet(node(&world), Protocol::Udp, external, &ALL)?;
+        let socket = Loose::new(node(&world), family)?;
+        socket.server(external)?;
+        world.put([crate::service::service(&json!({}))])?;
+        socket.0.set_read_timeout(Some(Duration::from_millis(200)))?;
+        wait_until("nobody answering there", LIMIT, || Ok(socket.ask(external).is_err()))?;
+    }
+    Ok(())
+}
+
+/// A pod's UDP socket that is connected through the packet doors and names its Service again is left to them: they alone turn the
+/// answer back.
+#[test]
+fn a_pods_connected_socket_that_names_its_service_again_is_left_to_the_packet_doors() -> Result<()> {
+    let world = world(Options::ALL_SOCKETS, &[])?;
+    let client = world.pod("client").namespace();
+    for family in Family::BOTH {
+        let socket = Loose::new(client, family)?;
+        client.enter(|| socket.0.connect(inside(family)))??;
+        for _ in 0..6 {
+            socket.server(inside(family))?;
+        }
     }
     Ok(())
 }

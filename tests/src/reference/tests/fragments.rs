@@ -9,7 +9,7 @@ use crate::{
         UPLINK, fragments,
         node::{CLUSTER_IP, HERE, THERE, pick},
     },
-    reference::{Door, Model, Outcome, Verdict, Version},
+    reference::{Door, Entry, Model, NextHop, Outcome, Tuple, Verdict, Version},
 };
 
 const ID: u32 = 0x1234;
@@ -25,6 +25,12 @@ fn send_all(model: &mut Model, at: (Door, u32), pieces: Vec<Vec<u8>>) -> Vec<Out
 fn assert_followed(outcomes: Vec<Outcome>, expected: Vec<Vec<u8>>) {
     assert!(outcomes.iter().all(|outcome| outcome.moved.reasons.is_empty()), "{outcomes:?}");
     assert_eq!(outcomes.into_iter().map(|outcome| outcome.frame).collect::<Vec<_>>(), expected);
+}
+
+/// The flows, but for the next hops that they keep: what a later fragment looks up for a young flow is not kept.
+fn lives(model: &Model) -> Vec<(Tuple, Entry)> {
+    let flows = model.flows.0.iter();
+    flows.map(|(tuple, entry)| (*tuple, Entry { next_hop: NextHop::default(), ..*entry })).collect()
 }
 
 #[test]
@@ -50,7 +56,7 @@ fn fragments_are_translated_like_the_datagram_in_both_directions() {
                 let translated = send(&mut one, (door, UPLINK), reply.clone()).frame;
                 let outcomes = send_all(&mut other, (door, UPLINK), fragments(&reply, ID, PIECE));
                 assert_followed(outcomes, fragments(&translated, ID, PIECE));
-                assert_eq!(one.flows, other.flows, "state and time are those of the first fragment");
+                assert_eq!(lives(&one), lives(&other), "state and time are those of the first fragment");
             }
         }
     }
