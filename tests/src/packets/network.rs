@@ -178,10 +178,11 @@ fn routes() -> Vec<Route> {
         for (address, len) in addresses.iter().map(|text| split(text)) {
             routes.push(Route { network: address, prefix_len: len, device: Some(index), gateway: None });
             let (first, last, whole) = ends(address, len);
-            // Our own address, and those that name all hosts (IPv4) or any router (IPv6) of the link.
-            let own =
-                [address, first, last].map(|network| Route { network, prefix_len: whole, device: None, gateway: None });
-            routes.extend(&own[..if address.is_ipv4() { 3 } else { 2 }]);
+            // Our own address, and that which names all hosts (IPv4; the first one is a host's since Linux 5.14) or any router
+            // (IPv6) of the link.
+            let others = if address.is_ipv4() { last } else { first };
+            let own = [address, others];
+            routes.extend(own.map(|network| Route { network, prefix_len: whole, device: None, gateway: None }));
         }
     }
     // Multicast, and what is valid on one link only.
