@@ -13,6 +13,6 @@ mod scene;
 pub use self::{
     chart::{Bar, Chart, Shall},
     figures::{Comparison, median, quantile},
-    output::{Output, Report},
+    output::{Output, Report, conclude},
     scene::{Aim, Place, Scene, Way},
 };

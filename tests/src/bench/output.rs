@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where a bench's figures go: to the terminal, and on request to files.
 
-use std::{fmt, fs, path::PathBuf};
+use std::{fmt, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -43,5 +43,17 @@ impl Output {
             write(path, serde_json::to_string_pretty(report)? + "\n")?;
         }
         self.html.as_ref().map_or(Ok(()), |path| write(path, page(R::TITLE, &report.charts(), &text)))
+    }
+}
+
+/// How a bench ends: with an error as its last word, if there is one.
+#[must_use]
+pub fn conclude(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -23,6 +23,8 @@ use crate::service::{LIMIT, NAME, node_port, service};
 
 const HEALTH_PORT: u16 = 32_061;
 const SUCCESSOR: &str = "web-4";
+/// How long one answer may take, so that there are several within [`LIMIT`].
+const ONE_ANSWER: Duration = Duration::from_secs(2);
 /// Time for some new flows.
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -31,14 +33,17 @@ fn wait_for_health(world: &World, count: usize) -> Result<()> {
     let status = if count > 0 { 200 } else { 503 };
     for family in Family::BOTH {
         let to = SocketAddr::new(world.node("node-a").address(family), HEALTH_PORT);
-        wait_until(&format!("{to} saying {status} and {count}"), LIMIT, || {
-            let answer = world.outside().enter(|| http::get(to, "/", LIMIT))?;
+        let mut seen = String::new();
+        let heard = wait_until(&format!("{to} saying {status} and {count}"), LIMIT, || {
+            let answer = world.outside().enter(|| http::get(to, "/", ONE_ANSWER))?;
+            seen = format!("{answer:?}");
             let wanted = format!("\"localEndpoints\": {count},");
             let is_wanted = |answer: http::Response| {
                 answer.status == status && String::from_utf8_lossy(&answer.body).contains(&wanted)
             };
             Ok(answer.is_ok_and(is_wanted))
-        })?;
+        });
+        heard.with_context(|| format!("{seen}\n{}", world.node("node-a").agent().log_tail()))?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 use shunt_tests::{
-    bench::{self, Aim, Bar, Chart, Comparison, Output, Scene, Shall, Way, quantile},
+    bench::{self, Aim, Bar, Chart, Comparison, Output, Scene, Shall, Way, conclude, quantile},
     world::{Family, catch_interrupts},
 };
 use socket2::{Domain, Socket, Type};
@@ -65,13 +65,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -13,7 +13,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use shunt_tests::{bench::Output, reference::Version};
+use shunt_tests::{
+    bench::{Output, conclude},
+    reference::Version,
+};
 
 use crate::{flood::Plan, report::Report};
 
@@ -31,13 +34,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

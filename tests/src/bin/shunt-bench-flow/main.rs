@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use shunt_tests::{
-    bench::{Comparison, Output, Scene, Way},
+    bench::{Comparison, Output, Scene, Way, conclude},
     world::catch_interrupts,
 };
 
@@ -38,13 +38,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

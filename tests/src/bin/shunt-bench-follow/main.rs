@@ -19,7 +19,7 @@ use clap::Parser;
 use serde_json::json;
 use shunt_tests::{
     api_server::{ApiServer, world_and_server},
-    bench::Output,
+    bench::{Output, conclude},
     load::Protocol,
     world::{Echo, Family, Namespace, Options, World, catch_interrupts, check_interrupt, objects, wait_to_meet},
 };
@@ -58,13 +58,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use shunt_tests::bench::Output;
+use shunt_tests::bench::{Output, conclude};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench packet", about = "Nanoseconds per packet of the programs themselves.")]
@@ -26,13 +26,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
