@@ -27,8 +27,8 @@ use crate::world::{Echo, Family, LinkKind, Namespace, Options, Process, World, e
 const SERVICE_LIMIT: Duration = Duration::from_secs(600);
 /// Of tables: room for 30,000 Services of three endpoints.
 const TABLE_SLOTS: &str = "16777216";
-/// Longer than this nobody waits for iptables to take its rules.
-const IPTABLES_LIMIT: &str = "60";
+/// Seconds: longer than this nobody waits for nftables or iptables to take their rules.
+const RULES_LIMIT: &str = "60";
 /// Endpoints of a Service that is only there.
 const ENDPOINTS: u32 = 3;
 /// Of the Service that is measured, within both ranges.
@@ -197,7 +197,8 @@ pub struct Scene {
     world: World,
     /// The client pods of Shunt's node and of nftables', outside of their nodes' cgroups.
     outside_cgroup: [Namespace; 2],
-    /// Whether iptables has taken its rules in time.
+    /// Whether nftables and iptables have taken their rules in time.
+    has_nftables: bool,
     has_iptables: bool,
 }
 
@@ -238,7 +239,7 @@ impl Scene {
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/sample/nodes.yaml");
         world.apply("nodes.yaml", &std::fs::read_to_string(sample).context("can't read the sample's nodes")?)?;
         world.node_mut("node-a").add_flags(&["--max-table-slots", TABLE_SLOTS]);
-        let scene = Self { world, outside_cgroup, has_iptables: false };
+        let scene = Self { world, outside_cgroup, has_nftables: false, has_iptables: false };
         let (client, server) = scene.way(Way::DirectC, Aim::WEB).context("the way without a Service")?;
         wait_until("server-c answering", SERVICE_LIMIT, || client.enter(|| Ok(TcpStream::connect(server).is_ok()))?)?;
         Ok(scene)
@@ -260,7 +261,7 @@ impl Scene {
             let maps: Vec<Value> = serde_json::from_str(&self.world.node("node-a").lb_agent("get maps -o json")?)?;
             Ok(maps.iter().any(|map| map["name"] == "SERVICE_NAMES" && map["entries"] == wanted))
         })?;
-        self.write_nftables(count)?;
+        self.has_nftables = self.write_nftables(count)?;
         self.has_iptables = self.write_iptables(count)?;
         Ok(())
     }
@@ -277,6 +278,7 @@ impl Scene {
         let is_lone = matches!(way, Way::DirectC | Way::Iptables);
         if (!way.is_shunts() && aim.family == Family::V6)
             || (is_lone && (aim.is_elsewhere || aim.place != Place::Web))
+            || (way == Way::Nftables && !self.has_nftables)
             || (way == Way::Iptables && !self.has_iptables)
         {
             return None;
@@ -307,7 +309,7 @@ impl Scene {
             Way::DirectB | Way::Nftables => ("node-b", ["server-b", "server-a"]),
             Way::DirectInCgroup | Way::Socket | Way::DirectC | Way::Iptables => return None,
         };
-        if !way.is_shunts() && aim.family == Family::V6 {
+        if (!way.is_shunts() && aim.family == Family::V6) || (way == Way::Nftables && !self.has_nftables) {
             return None;
         }
         let to = match way {
@@ -317,10 +319,11 @@ impl Scene {
         Some((self.world.outside(), to))
     }
 
-    /// Whether iptables has taken the rules of the last number of Services within a minute.
+    /// Who has not taken the rules of the last number of Services within a minute.
     #[must_use]
-    pub fn has_iptables(&self) -> bool {
-        self.has_iptables
+    pub fn too_late(&self) -> Vec<&'static str> {
+        let both = [("nftables", self.has_nftables), ("iptables", self.has_iptables)];
+        both.into_iter().filter(|(_, in_time)| !in_time).map(|(name, _)| name).collect()
     }
 
     fn server(&self, pod: &str, aim: Aim) -> SocketAddr {
@@ -368,26 +371,20 @@ impl Scene {
         Ok(text)
     }
 
-    fn write_nftables(&self, count: u32) -> Result<()> {
+    /// Whether nftables takes them in time.
+    fn write_nftables(&self, count: u32) -> Result<bool> {
         let IpAddr::V4(node) = self.world.node("node-b").address(Family::V4) else { unreachable!("asked for IPv4") };
         let rules = self.rules(NFTABLES_RANGE, count, ["server-b", "server-a"], &[Family::V4]);
         let rules = nftables::table(&rules, node);
         let path = self.write("rules.nft", &format!("add table ip kube-proxy\ndelete table ip kube-proxy\n{rules}"))?;
-        self.world.node("node-b").namespace().run("nft", &["-f", &path])?;
-        Ok(())
+        run_in_time(self.world.node("node-b").namespace(), &["nft", "-f", &path])
     }
 
     /// Whether iptables takes them in time.
     fn write_iptables(&self, count: u32) -> Result<bool> {
         let rules = self.rules(IPTABLES_RANGE, count, ["server-c", "server-c"], &[Family::V4]);
         let path = self.write("rules.iptables", &iptables::tables(&rules))?;
-        let mut command = self.world.node("node-c").namespace().command("timeout");
-        let status =
-            command.args([IPTABLES_LIMIT, "iptables-restore", &path]).status().context("can't start timeout")?;
-        /// `timeout`'s, where it has ended the program.
-        const TOO_LATE: i32 = 124;
-        ensure!(status.success() || status.code() == Some(TOO_LATE), "iptables-restore {path}: {status}");
-        Ok(status.success())
+        run_in_time(self.world.node("node-c").namespace(), &["iptables-restore", &path])
     }
 
     fn write(&self, name: &str, text: &str) -> Result<String> {
@@ -395,6 +392,15 @@ impl Scene {
         std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
         Ok(path.display().to_string())
     }
+}
+
+/// Runs a command for [`RULES_LIMIT`] at most; whether it has come to its end by then.
+fn run_in_time(namespace: &Namespace, words: &[&str]) -> Result<bool> {
+    /// `timeout`'s, where it has ended the program.
+    const TOO_LATE: i32 = 124;
+    let status = namespace.command("timeout").arg(RULES_LIMIT).args(words).status().context("can't start timeout")?;
+    ensure!(status.success() || status.code() == Some(TOO_LATE), "{words:?}: {status}");
+    Ok(status.success())
 }
 
 impl Aim {

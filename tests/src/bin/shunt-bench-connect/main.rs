@@ -47,8 +47,8 @@ struct Report {
     rounds: u32,
     connections: u32,
     rows: Vec<Row>,
-    /// Numbers of Services whose rules iptables did not take within a minute.
-    without_iptables: Vec<u32>,
+    /// Numbers of Services, and who did not take their rules within a minute.
+    too_late: Vec<(u32, &'static str)>,
 }
 
 /// A way, at one number of Services. Microseconds.
@@ -71,17 +71,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     catch_interrupts()?;
     let mut scene = Scene::new()?;
-    let (mut rows, mut without_iptables) = (Vec::new(), Vec::new());
+    let (mut rows, mut too_late) = (Vec::new(), Vec::new());
     for &services in &arguments.services {
         scene.set_services(services)?;
         for family in Family::BOTH {
             rows.extend(measure(&scene, services, family, arguments)?);
         }
-        if !scene.has_iptables() {
-            without_iptables.push(services);
-        }
+        too_late.extend(scene.too_late().into_iter().map(|name| (services, name)));
     }
-    let report = Report { rounds: arguments.rounds, connections: arguments.connections, rows, without_iptables };
+    let report = Report { rounds: arguments.rounds, connections: arguments.connections, rows, too_late };
     arguments.output.write(&report)
 }
 
@@ -186,8 +184,8 @@ impl fmt::Display for Report {
              Service's in the midst of the others.",
             self.rounds, self.connections
         )?;
-        self.without_iptables.iter().try_for_each(|services| {
-            writeln!(f, "{services} Services: iptables did not take the rules within a minute.")
+        self.too_late.iter().try_for_each(|(services, name)| {
+            writeln!(f, "{services} Services: {name} did not take the rules within a minute.")
         })
     }
 }
