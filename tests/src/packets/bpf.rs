@@ -92,16 +92,19 @@ impl<K: Pod, V: Pod> Map<K, V> {
             attr.batch.map_fd = self.fd.as_raw_fd() as u32;
             // SAFETY: there is room for a batch of keys and values, and for the kernel's cursor.
             let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
-            // SAFETY: the kernel has written it, and any number is valid.
-            let count = unsafe { attr.batch.count } as usize;
-            entries.extend(keys.into_iter().zip(values.chunks(self.values).map(<[V]>::to_vec)).take(count));
-            match result {
-                Ok(()) => {}
-                // So the kernel says that these were the last.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+            // So the kernel says that these were the last.
+            let is_last = match result {
+                Ok(()) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
                 // Arrays with a value per CPU have no batches before Linux 5.13.
                 Err(_) if entries.is_empty() => return self.entries_one_by_one(),
                 Err(error) => return Err(error),
+            };
+            // SAFETY: the kernel has written it, and any number is valid.
+            let count = unsafe { attr.batch.count } as usize;
+            entries.extend(keys.into_iter().zip(values.chunks(self.values).map(<[V]>::to_vec)).take(count));
+            if is_last {
+                return Ok(entries);
             }
         }
     }

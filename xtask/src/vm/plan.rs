@@ -42,6 +42,10 @@ const QUICK: [Wanted; 5] = [
     ("sockets", &["recvmsg_shows_the_service_to_sockets_without_a_connection"]),
 ];
 
+/// Of the tests of single packets, on 5.10: before 5.15 a test run of XDP can't be told which device its packet came by. Real
+/// clients show there what becomes of packets.
+const SINGLE_PACKETS_V5_10: &[&str] = &["sizes::"];
+
 /// A test, by its program and name; the kernels that it can't run on, or none for all; and why.
 type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
 
@@ -87,7 +91,11 @@ pub fn runs(kernel: Kernel, filter: Option<&str>, is_quick: bool, find: impl Fn(
     let programs: &[Wanted] = if is_quick { &QUICK } else { &PROGRAMS };
     let whole = programs.iter().find(|(name, _)| Some(*name) == filter);
     let (programs, filter) = whole.map_or((programs, filter), |program| (std::slice::from_ref(program), None));
-    programs.iter().filter_map(|(name, wanted)| Some(run(kernel, (name, wanted), filter, find(name)?))).collect()
+    let wanted_of = |(name, wanted): &Wanted| -> Wanted {
+        (name, if kernel == Kernel::V5_10 && *name == "packets" { SINGLE_PACKETS_V5_10 } else { wanted })
+    };
+    let found = programs.iter().map(wanted_of).filter_map(|wanted| Some((wanted, find(wanted.0)?)));
+    found.map(|(wanted, path)| run(kernel, wanted, filter, path)).collect()
 }
 
 fn run(kernel: Kernel, (name, wanted): Wanted, filter: Option<&str>, path: PathBuf) -> Run {
