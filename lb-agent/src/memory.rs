@@ -25,8 +25,6 @@ const HASH_ELEMENT: u64 = 48;
 const HASH_BUCKET: u64 = 16;
 /// `struct lpm_trie_node`, before data and value.
 const TRIE_NODE: u64 = 40;
-/// A pointer to the values of all CPUs.
-const PER_CPU_POINTER: u64 = 8;
 
 /// What each map costs at most, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +47,8 @@ pub struct TooMuchMemory {
 impl Bill {
     /// For maps of these capacities on a machine with so many possible CPUs.
     #[must_use]
-    pub fn new(capacities: &Capacities, cpus: usize) -> Self {
-        let cpus = cpus as u64;
+    pub fn new(capacities: &Capacities, cpus: u32) -> Self {
+        let cpus = u64::from(cpus);
         let Capacities {
             frontends,
             backends,
@@ -70,8 +68,8 @@ impl Bill {
             (maps::FLOWS_V6, hash(flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
             (maps::YOUNG_V4, hash(young_flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
             (maps::YOUNG_V6, hash(young_flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
-            (maps::BACKEND_COUNTERS, per_cpu(backends, size_of::<BackendCounters>(), cpus)),
-            (maps::SERVICE_COUNTERS, per_cpu(services, size_of::<ServiceCounters>(), cpus)),
+            (maps::BACKEND_COUNTERS, u64::from(backends) * size_of::<BackendCounters>() as u64 * cpus),
+            (maps::SERVICE_COUNTERS, u64::from(services) * size_of::<ServiceCounters>() as u64 * cpus),
             (maps::TABLES, u64::from(table_slots) * size_of::<u32>() as u64),
             (maps::FRONTENDS, hash(frontends, size_of::<FrontendKey>(), size_of::<Frontend>())),
             (maps::AFFINITY, hash(affinity, size_of::<AffinityKey>(), size_of::<Affinity>())),
@@ -131,17 +129,13 @@ fn trie(entries: u32, data: usize, value: usize) -> u64 {
     2 * u64::from(entries) * (TRIE_NODE + data.next_multiple_of(8) as u64 + value.next_multiple_of(8) as u64)
 }
 
-fn per_cpu(entries: u32, value: usize, cpus: u64) -> u64 {
-    u64::from(entries) * (PER_CPU_POINTER + cpus * value.next_multiple_of(8) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Threads cilium 37935 and 39070.
     #[test]
-    fn pitfall_17_per_cpu_maps_count_for_every_cpu() {
+    fn pitfall_17_counters_count_for_every_cpu() {
         let small = Bill::new(&Capacities::default(), 1).total();
         let large = Bill::new(&Capacities::default(), 64).total();
         let counters = 64 * (131_072 * 40 + 65_536 * 24);

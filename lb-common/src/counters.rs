@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! Per-CPU counters. Hot ones stand per backend; a Service's traffic is the sum over its backends.
+//! Counters of each CPU. Hot ones stand per backend; a Service's traffic is the sum over its backends.
 
 use bytemuck::{Pod, Zeroable};
 

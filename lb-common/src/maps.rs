@@ -37,9 +37,10 @@ pub const INTERFACES: &str = "INTERFACES";
 pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
 /// Per-CPU array, by [`crate::verdict::Reason`].
 pub const REASONS: &str = "REASONS";
-/// Per-CPU array of [`crate::counters::BackendCounters`], by backend.
+/// Array of [`crate::counters::BackendCounters`], memory-mapped: those of each CPU side by side, by backend. (A per-CPU array
+/// takes the kernel an allocation for every element, a tenth of a second for all, and the agent a system call.)
 pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
-/// Per-CPU array of [`crate::counters::ServiceCounters`], by Service port.
+/// Array of [`crate::counters::ServiceCounters`], memory-mapped: those of each CPU side by side, by Service port.
 pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
 /// Per-CPU array of one [`crate::counters::RejectBudget`].
 pub const REJECT_BUDGET: &str = "REJECT_BUDGET";

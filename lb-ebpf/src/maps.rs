@@ -9,6 +9,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     Global,
+    helpers::generated::bpf_get_smp_processor_id,
     macros::map,
     maps::{
         Array, HashMap, LruHashMap, PerCpuArray, ProgramArray,
@@ -68,9 +69,9 @@ static SERVICE_NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(capa
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASON_COUNT, 0);
 #[map]
-static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_entries(capacity::BACKENDS, 0);
+static BACKEND_COUNTERS: Array<BackendCounters> = Array::with_max_entries(capacity::BACKENDS, BPF_F_MMAPABLE);
 #[map]
-static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::with_max_entries(capacity::SERVICES, 0);
+static SERVICE_COUNTERS: Array<ServiceCounters> = Array::with_max_entries(capacity::SERVICES, BPF_F_MMAPABLE);
 #[map]
 static REJECT_BUDGET: PerCpuArray<RejectBudget> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -98,6 +99,14 @@ static NO_COARSE_CLOCK: Global<u64> = Global::new(0);
 /// has it (6.16), so that packets with a checksum complete in hardware keep it right.
 #[unsafe(no_mangle)]
 static L4_CSUM_V6_FLAGS: Global<u64> = Global::new(0);
+
+/// How many elements of [`BACKEND_COUNTERS`] each CPU has: as many as there are backends.
+#[unsafe(no_mangle)]
+static BACKENDS_A_CPU: Global<u64> = Global::new(capacity::BACKENDS as u64);
+
+/// How many elements of [`SERVICE_COUNTERS`] each CPU has: as many as there are Service ports.
+#[unsafe(no_mangle)]
+static SERVICES_A_CPU: Global<u64> = Global::new(capacity::SERVICES as u64);
 
 /// [`socket_mode`]: which sockets the socket door serves.
 #[unsafe(no_mangle)]
@@ -415,15 +424,23 @@ pub fn count_reason(reason: u32) {
 /// This CPU's counters of a backend.
 #[inline(always)]
 pub fn backend_counters(index: u32) -> Option<&'static mut BackendCounters> {
-    // SAFETY: as in `count_reason`.
-    BACKEND_COUNTERS.get_ptr_mut(index).map(|counters| unsafe { &mut *counters })
+    // SAFETY: as in `count_reason`: no other CPU's.
+    BACKEND_COUNTERS.get_ptr_mut(of_this_cpu(&BACKENDS_A_CPU, index)).map(|counters| unsafe { &mut *counters })
 }
 
 /// This CPU's counters of a Service port.
 #[inline(always)]
 pub fn service_counters(index: u32) -> Option<&'static mut ServiceCounters> {
-    // SAFETY: as in `count_reason`.
-    SERVICE_COUNTERS.get_ptr_mut(index).map(|counters| unsafe { &mut *counters })
+    // SAFETY: as in `count_reason`: no other CPU's.
+    SERVICE_COUNTERS.get_ptr_mut(of_this_cpu(&SERVICES_A_CPU, index)).map(|counters| unsafe { &mut *counters })
+}
+
+/// Where the element of an index stands for this CPU.
+#[inline(always)]
+fn of_this_cpu(a_cpu: &Global<u64>, index: u32) -> u32 {
+    // SAFETY: takes nothing, and only says on which CPU this program runs: it isn't moved meanwhile.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    cpu * a_cpu.load() as u32 + index
 }
 
 /// Adds one in a single instruction: for programs of sockets, which a packet's program may interrupt between a load and

@@ -228,7 +228,7 @@ fn maps_of_the_size_that_the_agent_may_make_fit_into_its_limit() {
     }
 }
 
-fn map_mebibytes(capacities: &Capacities, cpus: usize) -> u64 {
+fn map_mebibytes(capacities: &Capacities, cpus: u32) -> u64 {
     Bill::new(capacities, cpus).total().div_ceil(1 << 20)
 }
 

@@ -72,8 +72,7 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     let metricsz = http::bind(args.metrics_bind_address, "--metrics-bind-address").await?;
 
     let capacities = args.capacities.capacities();
-    let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::new(error).context(path))?;
-    let bill = Bill::new(&capacities, cpus).check(args.capacities.max_map_memory)?;
+    let bill = Bill::new(&capacities, dataplane::cpu_numbers()?).check(args.capacities.max_map_memory)?;
     info!("node {node_name}; the maps take up to {} MiB: {bill}", mebibytes(bill.total()));
     let options = Options {
         bpffs: args.bpffs.clone(),

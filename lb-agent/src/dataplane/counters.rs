@@ -9,7 +9,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::maps::{MapError, Maps, PerCpu};
+use super::maps::{MapError, Maps};
 
 /// All counters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,10 +28,10 @@ impl Maps {
     /// # Errors
     /// When the map can't be read.
     pub fn count_of(&self, reason: Reason) -> Result<u64, MapError> {
-        sum(&self.reasons, reason as u32)
+        Ok(sum(self.reasons.get(reason as u32)?))
     }
 
-    /// Reads all counters. One system call for each index in use.
+    /// Reads all counters.
     ///
     /// # Errors
     /// When a map can't be read.
@@ -41,22 +41,20 @@ impl Maps {
             counters.reasons.push((reason, self.count_of(reason)?));
         }
         for service in self.names.entries()?.into_keys() {
-            counters.services.insert(service, sum(&self.service_counters, service)?);
+            counters.services.insert(service, sum(self.service_counters.get(service)));
         }
         for (index, backend) in (0..).zip(self.live_backends()) {
             if backend.state != backend_state::FREE {
-                counters.backends.insert(index, sum(&self.backend_counters, index)?);
+                counters.backends.insert(index, sum(self.backend_counters.get(index)));
             }
         }
         Ok(counters)
     }
 }
 
-/// An index beyond the counters, in maps of different sizes, has counted nothing.
-fn sum<V: bytemuck::Pod + AddAssign>(counters: &PerCpu<V>, index: u32) -> Result<V, MapError> {
-    let mut sum = V::zeroed();
-    if index < counters.capacity() {
-        counters.get(index)?.into_iter().for_each(|value| sum += value);
-    }
-    Ok(sum)
+fn sum<V: Default + AddAssign>(values: impl IntoIterator<Item = V>) -> V {
+    values.into_iter().fold(V::default(), |mut sum, value| {
+        sum += value;
+        sum
+    })
 }

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The embedded object into the kernel: maps made or adopted, programs loaded and pinned.
 
-use std::{collections::BTreeMap, fs, io, os::fd::OwnedFd};
+use std::{
+    collections::BTreeMap,
+    fs, io, iter,
+    os::fd::OwnedFd,
+    panic::resume_unwind,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -25,12 +32,17 @@ use crate::diff::Capacities;
 /// The object that `build.rs` has put here; empty where it was told to.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt"));
 
+/// The longest program takes a quarter of the time of all.
+const MOST_THREADS: usize = 4;
+
 /// What is loaded.
 pub struct Loaded {
     /// Keeps programs alive, and attaches those that have no links of their own (clsact filters).
     pub ebpf: Ebpf,
-    /// Descriptors of the programs, by name.
+    /// Descriptors of the packet doors' programs, by name.
     pub programs: BTreeMap<&'static str, OwnedFd>,
+    /// Those of the socket door's programs that the kernel refused, and why.
+    pub refused: BTreeMap<&'static str, ProgramError>,
 }
 
 /// Whether this build has no object.
@@ -39,26 +51,19 @@ pub const fn is_empty() -> bool {
     OBJECT.is_empty()
 }
 
-/// Loads the object, but for the programs of sockets. Maps that are pinned already are adopted, with what they hold and with
+/// Loads the object; of the programs, those of the packet doors, and `of_sockets`. Maps that are pinned already are adopted, with what they hold and with
 /// their capacities; adopted program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
-pub fn load(pins: &Pins, capacities: &Capacities, more_globals: &[(&'static str, u64)]) -> Result<Loaded, OpenError> {
+pub fn load(
+    pins: &Pins,
+    capacities: &Capacities,
+    more_globals: &[(&'static str, u64)],
+    of_sockets: &[&'static str],
+) -> Result<Loaded, OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NoObject);
     }
-    let object = Object::parse(OBJECT).map_err(|cause| OpenError::Load { cause: EbpfError::ParseError(cause) })?;
-    let sizes = map_sizes(capacities);
-    for name in maps::PINNED {
-        let definition = object.maps.get(name).ok_or(OpenError::MissingFromObject { name })?;
-        let wanted = MapInfo {
-            map_type: definition.map_type(),
-            id: 0,
-            key_size: definition.key_size(),
-            value_size: definition.value_size(),
-            max_entries: sizes.get(name).copied().unwrap_or(definition.max_entries()),
-            flags: definition.map_flags(),
-        };
-        adopt_or_replace(pins, name, &wanted)?;
-    }
+    let mut sizes = map_sizes(capacities);
+    let counted = adopt(pins, &mut sizes)?;
     let is_adopted = [maps::XDP_PROGRAMS, maps::TC_PROGRAMS].iter().any(|name| pins.map(name).exists());
     sys::lift_memory_limit();
     let mut loader = EbpfLoader::new();
@@ -72,66 +77,103 @@ pub fn load(pins: &Pins, capacities: &Capacities, more_globals: &[(&'static str,
     let lacks = Lacks::find();
     lacks.iter().for_each(|lack| info!("{lack}"));
     let globals = lacks.globals();
-    for (name, value) in globals.iter().chain(more_globals) {
+    for (name, value) in globals.iter().chain(more_globals).chain(&counted) {
         loader.override_global(name, value, false);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|cause| OpenError::Load { cause })?;
-    let programs = load_programs(&mut ebpf, pins)?;
+    let mut refused = load_programs(&mut ebpf, of_sockets)?;
+    if let Some((name, cause)) = refused.extract_if(.., |name, _| !of_sockets.contains(name)).next() {
+        return Err(OpenError::Program { name, cause });
+    }
+    let programs = pin_programs(&ebpf, pins)?;
     if !is_adopted {
         fill_program_arrays(&mut ebpf)?;
     }
-    Ok(Loaded { ebpf, programs })
+    Ok(Loaded { ebpf, programs, refused })
 }
 
-/// What a pinned map is in comparison with what is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
-    /// It serves.
-    Same,
-    /// It serves, but holds another number of elements.
-    OtherCapacity,
-    /// Programs would misread it.
-    OtherLayout,
-}
+/// Maps with an element on every CPU for each that another map can hold: their names, the other's, and that of the global which
+/// tells programs how many those are.
+const COUNTED: [(&str, &str, &str); 2] = [
+    (maps::BACKEND_COUNTERS, maps::BACKENDS, "BACKENDS_A_CPU"),
+    (maps::SERVICE_COUNTERS, maps::SERVICE_NAMES, "SERVICES_A_CPU"),
+];
 
-fn fit(pinned: &MapInfo, wanted: &MapInfo) -> Fit {
-    let layout = |info: &MapInfo| (info.map_type, info.key_size, info.value_size, info.flags);
-    match (layout(pinned) == layout(wanted), pinned.max_entries == wanted.max_entries) {
-        (false, _) => Fit::OtherLayout,
-        (true, false) => Fit::OtherCapacity,
-        (true, true) => Fit::Same,
+/// Decides for every map whether the pinned one serves. Re-using one checks nothing, so it is done before the loader does it.
+/// Completes the sizes by those of counters, and returns the globals of these.
+fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<[(&'static str, u64); 2], OpenError> {
+    // Dropped at the end: what the loader makes of the object takes much memory, and it parses it anew.
+    let object = Object::parse(OBJECT).map_err(|cause| OpenError::Load { cause: EbpfError::ParseError(cause) })?;
+    let shape = |name: &'static str, sizes: &BTreeMap<_, u32>| -> Result<MapInfo, OpenError> {
+        let definition = object.maps.get(name).ok_or(OpenError::MissingFromObject { name })?;
+        Ok(MapInfo {
+            map_type: definition.map_type(),
+            id: 0,
+            key_size: definition.key_size(),
+            value_size: definition.value_size(),
+            max_entries: sizes.get(name).copied().unwrap_or(definition.max_entries()),
+            flags: definition.map_flags(),
+        })
+    };
+    let is_counter = |name: &str| COUNTED.iter().any(|(counters, ..)| *counters == name);
+    for name in maps::PINNED.into_iter().filter(|name| !is_counter(name)) {
+        let wanted = shape(name, sizes)?;
+        if let Some(held) = adopt_or_replace(pins, name, &wanted)?
+            && held != wanted.max_entries
+        {
+            warn!(
+                "map {name} keeps its {held} entries from before, not the {} asked for; to change that, stop the agent and \
+                 run `lb-agent cleanup` first",
+                wanted.max_entries
+            );
+            sizes.insert(name, held);
+        }
     }
+    let cpus = sys::cpu_numbers().map_err(|cause| MapError::Read { map: maps::BACKEND_COUNTERS, cause })?;
+    let mut globals = [("", 0); 2];
+    for (global, (counters, counted, name)) in globals.iter_mut().zip(COUNTED) {
+        let capacity = sizes[counted];
+        sizes.insert(counters, capacity.saturating_mul(cpus));
+        let wanted = shape(counters, sizes)?;
+        if adopt_or_replace(pins, counters, &wanted)?.is_some_and(|held| held != wanted.max_entries) {
+            make_anew(pins, counters)?;
+        }
+        *global = (name, u64::from(capacity));
+    }
+    Ok(globals)
 }
 
-/// Re-using a pinned map checks nothing, so it is done here, before the loader does it.
-fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result<(), OpenError> {
+/// Whether programs read a pinned map right, whatever number of elements it holds.
+fn is_layout(pinned: &MapInfo, wanted: &MapInfo) -> bool {
+    let layout = |info: &MapInfo| (info.map_type, info.key_size, info.value_size, info.flags);
+    layout(pinned) == layout(wanted)
+}
+
+/// What the pinned map holds; `None` where there is none, or it was unpinned for programs would misread it.
+fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result<Option<u32>, OpenError> {
     let path = pins.map(name);
     let pinned = match open_map(&path) {
         Ok((_, info)) => info,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(MapError::Open { path: path.display().to_string(), cause }.into()),
     };
-    match fit(&pinned, wanted) {
-        Fit::Same => Ok(()),
-        Fit::OtherCapacity => {
-            warn!(
-                "map {name} keeps its {} entries from before, not the {} asked for; to change that, stop the agent and \
-                 run `lb-agent cleanup` first",
-                pinned.max_entries, wanted.max_entries
-            );
-            Ok(())
-        }
-        Fit::OtherLayout => {
-            warn!(
-                "map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew; the programs of the earlier agent \
-                 keep theirs until the new one is filled"
-            );
-            fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())
-        }
+    if is_layout(&pinned, wanted) {
+        return Ok(Some(pinned.max_entries));
     }
+    make_anew(pins, name)?;
+    Ok(None)
 }
 
-/// Number of elements of the maps whose size is a flag.
+fn make_anew(pins: &Pins, name: &'static str) -> Result<(), OpenError> {
+    warn!(
+        "map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew; the programs of the earlier agent keep \
+         theirs until the new one is filled"
+    );
+    let path = pins.map(name);
+    fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())
+}
+
+/// Number of elements of the maps whose size is a flag; of counters, see [`adopt`].
 fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
     let Capacities {
         frontends,
@@ -150,14 +192,12 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
     BTreeMap::from([
         (maps::FRONTENDS, frontends),
         (maps::BACKENDS, backends),
-        (maps::BACKEND_COUNTERS, backends),
         (maps::TABLES, table_slots / SLOTS_PER_CHUNK),
         (maps::FLOWS_V4, flows),
         (maps::FLOWS_V6, flows),
         (maps::YOUNG_V4, young_flows),
         (maps::YOUNG_V6, young_flows),
         (maps::SERVICE_NAMES, services),
-        (maps::SERVICE_COUNTERS, services),
         (maps::SOURCE_RANGES, source_ranges),
         (maps::AFFINITY, affinity),
         (maps::FRAGMENTS, fragments),
@@ -168,31 +208,53 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
     ])
 }
 
-fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, OwnedFd>, OpenError> {
-    let mut descriptors = BTreeMap::new();
-    for (.., name) in programs::TAILS {
-        load_program(ebpf, name)?;
-    }
-    for name in [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS] {
-        let program = load_program(ebpf, name)?;
-        let refused = |cause| OpenError::Program { name, cause };
-        let path = pins.program(name);
-        pins::replace(program.fd().map_err(refused)?, &path)?;
-        let descriptor = sys::open_pin(&path).map_err(|cause| pins::PinError::Pin { path, cause })?;
-        descriptors.insert(name, descriptor);
-    }
-    Ok(descriptors)
+/// The programs that packets meet first. They are pinned, and attached by their pins.
+const DOORS: [&str; 3] = [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS];
+
+/// Loads programs side by side: the kernel proves each by itself, and of opening the data plane that takes longest. Returns
+/// what it refused.
+fn load_programs(
+    ebpf: &mut Ebpf,
+    of_sockets: &[&'static str],
+) -> Result<BTreeMap<&'static str, ProgramError>, OpenError> {
+    let names = programs::TAILS.map(|(.., name)| name).into_iter().chain(DOORS).chain(of_sockets.iter().copied());
+    let mut found: BTreeMap<_, _> = ebpf.programs_mut().collect();
+    let found = names.map(|name| Ok((name, found.remove(name).ok_or(OpenError::MissingFromObject { name })?)));
+    let waiting = Mutex::new(found.collect::<Result<Vec<_>, OpenError>>()?.into_iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let load_some = || {
+        let outcomes = iter::from_fn(next).map(|(name, program)| (name, load_program(program)));
+        outcomes.filter_map(|(name, outcome)| Some((name, outcome.err()?))).collect::<Vec<_>>()
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let refused = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_some)).collect();
+        let refused = others.into_iter().flat_map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        // This thread, too, has its share; an iterator alone would wait for the others first.
+        load_some().into_iter().chain(refused).collect()
+    });
+    Ok(refused)
 }
 
-fn load_program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a Program, OpenError> {
-    let program = ebpf.program_mut(name).ok_or(OpenError::MissingFromObject { name })?;
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
-        _ => return Err(OpenError::MissingFromObject { name }),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
-    .map_err(|cause| OpenError::Program { name, cause })?;
-    Ok(program)
+}
+
+fn pin_programs(ebpf: &Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, OwnedFd>, OpenError> {
+    let pin = |name: &'static str| {
+        let program = ebpf.program(name).ok_or(OpenError::MissingFromObject { name })?;
+        let path = pins.program(name);
+        pins::replace(program.fd().map_err(|cause| OpenError::Program { name, cause })?, &path)?;
+        let descriptor = sys::open_pin(&path).map_err(|cause| pins::PinError::Pin { path, cause })?;
+        Ok((name, descriptor))
+    };
+    DOORS.into_iter().map(pin).collect()
 }
 
 /// Lets programs go on in this agent's, also those of an earlier agent that have not been replaced yet.
@@ -249,15 +311,14 @@ mod tests {
     #[test]
     fn a_pinned_map_is_adopted_only_where_programs_read_it_right() {
         let wanted = MapInfo { map_type: 1, id: 0, key_size: 20, value_size: 24, max_entries: 100, flags: 1 };
-        assert_eq!(fit(&MapInfo { id: 7, ..wanted }, &wanted), Fit::Same);
-        assert_eq!(fit(&MapInfo { max_entries: 50, ..wanted }, &wanted), Fit::OtherCapacity);
+        assert!(is_layout(&MapInfo { id: 7, max_entries: 50, ..wanted }, &wanted));
         for other in [
             MapInfo { map_type: 9, ..wanted },
             MapInfo { key_size: 16, ..wanted },
             MapInfo { value_size: 32, ..wanted },
             MapInfo { flags: 0, max_entries: 50, ..wanted },
         ] {
-            assert_eq!(fit(&other, &wanted), Fit::OtherLayout);
+            assert!(!is_layout(&other, &wanted));
         }
     }
 

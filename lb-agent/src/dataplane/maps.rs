@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya_obj::generated::bpf_map_type;
-use bytemuck::{NoUninit, Pod};
+use bytemuck::Pod;
 use lb_common::{
     address::{Address, V4, V6},
     config::{Config, Interface},
@@ -104,9 +104,9 @@ pub struct Maps {
     /// [`maps::REASONS`]
     pub reasons: PerCpu<u64>,
     /// [`maps::BACKEND_COUNTERS`]
-    pub backend_counters: PerCpu<BackendCounters>,
+    pub backend_counters: EveryCpu<BackendCounters>,
     /// [`maps::SERVICE_COUNTERS`]
-    pub service_counters: PerCpu<ServiceCounters>,
+    pub service_counters: EveryCpu<ServiceCounters>,
     /// [`maps::TRACE`]
     pub trace: Array<TraceRecord>,
     /// [`maps::SOCKETS`]
@@ -138,8 +138,8 @@ impl Maps {
             interfaces: Hash::open(pins, maps::INTERFACES)?,
             names: Hash::open(pins, maps::SERVICE_NAMES)?,
             reasons: PerCpu::open(pins, maps::REASONS)?,
-            backend_counters: PerCpu::open(pins, maps::BACKEND_COUNTERS)?,
-            service_counters: PerCpu::open(pins, maps::SERVICE_COUNTERS)?,
+            backend_counters: EveryCpu::open(pins, maps::BACKEND_COUNTERS)?,
+            service_counters: EveryCpu::open(pins, maps::SERVICE_COUNTERS)?,
             trace: Array::open(pins, maps::TRACE)?,
             sockets: Hash::open(pins, maps::SOCKETS)?,
             talks: Hash::open(pins, maps::TALKS)?,
@@ -366,12 +366,6 @@ impl<V: Pod> PerCpu<V> {
         Ok(Self { handle, cpus, types: PhantomData })
     }
 
-    /// Number of elements.
-    #[must_use]
-    pub fn capacity(&self) -> u32 {
-        self.handle.info.max_entries
-    }
-
     /// The values of all CPUs.
     ///
     /// # Errors
@@ -386,17 +380,50 @@ impl<V: Pod> PerCpu<V> {
             Err(error) => Err(self.handle.reading()(error)),
         }
     }
+}
+
+/// A memory-mapped array with the same number of elements for each CPU, those of a CPU side by side. They consist of 64-bit
+/// words.
+#[derive(Debug)]
+pub struct EveryCpu<V> {
+    shared: Shared<V>,
+    cpus: u32,
+}
+
+impl<V: Pod> EveryCpu<V> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+        let shared = Shared::open(pins, name)?;
+        let cpus = sys::cpu_numbers().map_err(|cause| MapError::Read { map: name, cause })?;
+        Ok(Self { shared, cpus })
+    }
+
+    /// Number of elements of each CPU.
+    const fn capacity(&self) -> u32 {
+        self.shared.capacity() / self.cpus
+    }
+
+    /// The words of an index on each CPU; none outside the array.
+    fn elements(&self, index: u32) -> impl Iterator<Item = &[AtomicU64]> {
+        let words = size_of::<V>() / size_of::<u64>();
+        let capacity = self.capacity() as usize;
+        let cpus = if self.capacity() > index { self.cpus as usize } else { 0 };
+        (0..cpus).map(move |cpu| {
+            let start = (cpu * capacity + index as usize) * words;
+            &self.shared.long_words()[start..start + words]
+        })
+    }
+
+    /// The values of all CPUs; none outside the array.
+    pub fn get(&self, index: u32) -> impl Iterator<Item = V> {
+        self.elements(index).map(|words| {
+            let words: Vec<u64> = words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+            bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words))
+        })
+    }
 
     /// Sets the values of all CPUs to zero.
-    ///
-    /// # Errors
-    /// When the index is out of range.
-    pub fn reset(&self, index: u32) -> io::Result<()>
-    where
-        V: NoUninit,
-    {
-        // SAFETY: as in `get`.
-        unsafe { sys::update(self.handle.fd.as_fd(), &index, &vec![V::zeroed(); self.cpus]) }
+    pub fn reset(&self, index: u32) {
+        self.elements(index).flatten().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 }
 
@@ -458,7 +485,7 @@ impl<V: Pod> Shared<V> {
 
     /// Number of elements.
     #[must_use]
-    pub fn capacity(&self) -> u32 {
+    pub const fn capacity(&self) -> u32 {
         self.handle.info.max_entries
     }
 

@@ -58,7 +58,7 @@ pub use self::{
     question::{Answer, QuestionError, ask, ask_socket},
     remove::{Item, remove_all},
     sockets::{SocketError, SocketMode, SocketOptions},
-    sys::device_name,
+    sys::{cpu_numbers, device_name},
     usage::MapUsage,
 };
 pub use crate::diff::Capacities;
@@ -150,8 +150,10 @@ impl Dataplane {
         pins.create()?;
         let lock = pins.lock()?;
         let globals = features.globals(options.sockets.mode);
-        let load::Loaded { mut ebpf, programs } = load::load(&pins, &options.capacities, &globals)?;
-        let sockets = SocketDoor::load(&mut ebpf, pins.clone(), &options.sockets, features);
+        let of_sockets: &[_] = if options.sockets.mode == SocketMode::Off { &[] } else { &sockets::PROGRAMS };
+        let load::Loaded { mut ebpf, programs, refused } =
+            load::load(&pins, &options.capacities, &globals, of_sockets)?;
+        let sockets = SocketDoor::load(&ebpf, refused, pins.clone(), &options.sockets, features);
         if options.log {
             logs::start(&mut ebpf);
         }
@@ -221,6 +223,8 @@ impl Dataplane {
     ///
     /// What is returned was refused, and runs on as it is.
     pub fn take_over(&mut self) -> Vec<AttachError> {
+        // Loading and the first sync are over, and took much more than what comes.
+        sys::trim_heap();
         let filled =
             load::fill_program_arrays(&mut self.ebpf).map_err(|cause| AttachError::Tails { cause: Box::new(cause) });
         filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect()

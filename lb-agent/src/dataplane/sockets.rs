@@ -3,6 +3,7 @@
 //! replaced in place like those on devices.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::{self, File},
     io,
@@ -15,7 +16,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{Program, ProgramType},
+    programs::{ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::generated::bpf_attach_type::{self, *};
@@ -57,6 +58,17 @@ impl SocketOptions {
 
 /// What the names of all pins of this door's links begin with; those on devices begin otherwise.
 pub const PIN_PREFIX: &str = "socket-";
+
+/// The programs, in the order of [`HOOKS`].
+pub const PROGRAMS: [&str; HOOKS.len()] = {
+    let mut names = [""; HOOKS.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = HOOKS[index].0;
+        index += 1;
+    }
+    names
+};
 
 /// A program's place: its name, its hook, and the name of its link's pin.
 const HOOKS: [(&str, bpf_attach_type, &str); 9] = [
@@ -199,13 +211,19 @@ fn mount_in(mounts: &str) -> Option<PathBuf> {
 }
 
 impl SocketDoor {
-    /// Loads the programs. What keeps the door closed is said, and is no error: the packet doors work without it.
-    pub fn load(ebpf: &mut Ebpf, pins: Pins, options: &SocketOptions, features: &SocketFeatures) -> Self {
+    /// Takes the loaded programs, or what was `refused` of them. What keeps the door closed is said, and is no error: the packet doors work without it.
+    pub fn load(
+        ebpf: &Ebpf,
+        mut refused: BTreeMap<&'static str, ProgramError>,
+        pins: Pins,
+        options: &SocketOptions,
+        features: &SocketFeatures,
+    ) -> Self {
         if options.mode == SocketMode::Off {
             return Self { pins, open: None, is_attached: false };
         }
         let open = Cgroup::open(options.cgroup.as_deref()).and_then(|cgroup| {
-            let programs = load_programs(ebpf, &pins)?;
+            let programs = pin_programs(ebpf, &mut refused, &pins)?;
             Ok(Open { cgroup, programs })
         });
         match &open {
@@ -296,22 +314,23 @@ fn remove(path: &Path) {
     }
 }
 
-fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<Vec<OwnedFd>, SocketError> {
-    let load = |name: &'static str| {
-        let refused = |cause: String| SocketError::Program { name, cause };
-        let program = ebpf.program_mut(name).ok_or_else(|| refused("it is not in the object".to_owned()))?;
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            _ => return Err(refused("it is of another type".to_owned())),
-        };
-        loaded.map_err(|error| refused(load::verifier_text(&error)))?;
+fn pin_programs(
+    ebpf: &Ebpf,
+    refused: &mut BTreeMap<&'static str, ProgramError>,
+    pins: &Pins,
+) -> Result<Vec<OwnedFd>, SocketError> {
+    let pin = |name: &'static str| {
+        let error = |cause: String| SocketError::Program { name, cause };
+        if let Some(refused) = refused.remove(name) {
+            return Err(error(load::verifier_text(&refused)));
+        }
+        let program = ebpf.program(name).ok_or_else(|| error("it is not in the object".to_owned()))?;
         let path = pins.program(name);
-        let fd = program.fd().map_err(|error| refused(error.to_string()))?;
-        pins::replace(fd, &path).map_err(|error| refused(error.to_string()))?;
-        sys::open_pin(&path).map_err(|error| refused(error.to_string()))
+        pins::replace(program.fd().map_err(|cause| error(cause.to_string()))?, &path)
+            .map_err(|cause| error(cause.to_string()))?;
+        sys::open_pin(&path).map_err(|cause| error(cause.to_string()))
     };
-    HOOKS.into_iter().map(|(name, ..)| name).map(load).collect()
+    PROGRAMS.into_iter().map(pin).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     mem::size_of,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -499,6 +499,25 @@ fn socket_option(socket: BorrowedFd<'_>, option: i32) -> io::Result<u64> {
 /// Name of a device of this network namespace; `None` for an index that no device has, where nix gives an empty name.
 pub fn device_name(ifindex: u32) -> Option<String> {
     if_indextoname(ifindex).ok()?.into_string().ok().filter(|name| !name.is_empty())
+}
+
+/// Gives freed memory of the heap back to the kernel. glibc keeps it otherwise; musl does not.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no addresses, and locks whatever it changes.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// One more than the highest number that a CPU of this machine can have: programs know theirs by such a number.
+pub fn cpu_numbers() -> io::Result<u32> {
+    const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+    // Ranges such as `0-3,8`, in order.
+    let ranges =
+        fs::read_to_string(POSSIBLE).map_err(|error| io::Error::new(error.kind(), format!("{POSSIBLE}: {error}")))?;
+    let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<u32>().ok());
+    last.map(|last| last + 1).ok_or_else(|| io::Error::other(format!("{POSSIBLE} says {ranges:?}")))
 }
 
 /// Lets this process lock any amount of memory: kernels before 5.11 charge maps to that limit.

@@ -11,7 +11,7 @@ use lb_common::{
     maps::{self, SLOTS_PER_CHUNK},
 };
 
-use super::maps::{Maps, PerCpu};
+use super::maps::Maps;
 use crate::diff::{Operation, WriteError, Writer, filter_position};
 
 impl Writer for Maps {
@@ -25,7 +25,8 @@ impl Writer for Maps {
                 Ok(())
             }
             Operation::SetName { service, name } => {
-                reset(&self.service_counters, *service, maps::SERVICE_COUNTERS)?;
+                // A new owner of an index starts to count at zero.
+                self.service_counters.reset(*service);
                 self.names.insert(service, name).map_err(refused(maps::SERVICE_NAMES))
             }
             Operation::RemoveName { service } => self.names.remove(service).map_err(refused(maps::SERVICE_NAMES)),
@@ -72,10 +73,10 @@ impl Maps {
         let capacity = self.backends.capacity();
         let out_of_range = WriteError::OutOfRange { map: maps::BACKENDS, index, capacity };
         let element = self.backends.element(index).ok_or(out_of_range)?;
-        // One that was never freed was never used: its counters are zero, and a start saves a system call for each.
+        // A new owner of an index starts to count at zero.
         let is_used_again = |before: Backend| before.state == backend_state::FREE && before.generation != 0;
         if self.backends.get(index).is_some_and(is_used_again) && backend.state != backend_state::FREE {
-            reset(&self.backend_counters, index, maps::BACKEND_COUNTERS)?;
+            self.backend_counters.reset(index);
         }
         let words: [u32; 8] = bytemuck::cast(*backend);
         for word in order(backend.state) {
@@ -93,11 +94,6 @@ impl Maps {
         target.iter().zip(slots).for_each(|(to, &from)| to.store(from, Ordering::Release));
         Ok(())
     }
-}
-
-/// A new owner of an index starts to count at zero.
-fn reset<V: bytemuck::Pod>(counters: &PerCpu<V>, index: u32, map: &'static str) -> Result<(), WriteError> {
-    counters.reset(index).map_err(refused(map))
 }
 
 fn refused(map: &'static str) -> impl Fn(io::Error) -> WriteError {

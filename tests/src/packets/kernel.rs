@@ -46,7 +46,7 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the object, with this room for flow entries; in a network of [`super::network`].
     pub fn start(room: Room) -> Result<Self> {
-        let mut object = Object::load(&maps::capacities(room))?;
+        let mut object = Object::load(&maps::capacities(room)?, &maps::GLOBALS)?;
         for device in [UPLINK, SECOND, POD, BARE] {
             object.attach_xdp(device)?;
         }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The maps: a reference [`Setup`] written into them as the agent would, counters and flows read out.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::AddAssign};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytemuck::Pod;
+use lb_agent::dataplane::cpu_numbers;
 use lb_common::{
     address::{Address, V4, V6},
     config::{self, Config},
@@ -37,20 +38,27 @@ const SERVICES: u32 = 64;
 const AFFINITY: u32 = 4_096;
 
 /// All of them, by name, with this room for flow entries.
-pub const fn capacities(room: Room) -> [(&'static str, u32); 10] {
-    [
+///
+/// # Errors
+/// When the number of CPUs can't be read.
+pub fn capacities(room: Room) -> Result<[(&'static str, u32); 10]> {
+    let cpus = cpu_numbers()?;
+    Ok([
         (names::BACKENDS, BACKENDS),
-        (names::BACKEND_COUNTERS, BACKENDS),
+        (names::BACKEND_COUNTERS, BACKENDS * cpus),
         (names::TABLES, CHUNKS),
         (names::FRONTENDS, FRONTENDS),
-        (names::SERVICE_COUNTERS, SERVICES),
+        (names::SERVICE_COUNTERS, SERVICES * cpus),
         (names::FLOWS_V4, room.flows),
         (names::FLOWS_V6, room.flows),
         (names::YOUNG_V4, room.young),
         (names::YOUNG_V6, room.young),
         (names::AFFINITY, AFFINITY),
-    ]
+    ])
 }
+
+/// What the programs are told of these capacities, by the names of their globals.
+pub const GLOBALS: [(&str, u64); 2] = [("BACKENDS_A_CPU", BACKENDS as u64), ("SERVICES_A_CPU", SERVICES as u64)];
 
 /// The object's maps.
 pub struct Maps {
@@ -96,8 +104,8 @@ impl Maps {
             source_ranges: object.map(names::SOURCE_RANGES, 1)?,
             interfaces: object.map(names::INTERFACES, 1)?,
             reasons: object.map(names::REASONS, cpus)?,
-            backend_counters: object.map(names::BACKEND_COUNTERS, cpus)?,
-            service_counters: object.map(names::SERVICE_COUNTERS, cpus)?,
+            backend_counters: object.map(names::BACKEND_COUNTERS, 1)?,
+            service_counters: object.map(names::SERVICE_COUNTERS, 1)?,
             reject_budget: object.map(names::REJECT_BUDGET, cpus)?,
             trace: object.map(names::TRACE, 1)?,
         })
@@ -161,13 +169,13 @@ impl Maps {
         let mut counters = Counters::default();
         for (index, counts) in self.reasons.entries()? {
             let label = Reason::from_index(index).context("an index of a reason")?.as_str();
-            insert_moved(&mut counters.reasons, label, counts.iter().sum());
+            add_moved(&mut counters.reasons, label, counts.iter().sum::<u64>());
         }
-        for (index, counts) in self.service_counters.entries()? {
-            insert_moved(&mut counters.services, index, sum(counts));
+        for (place, counts) in self.service_counters.pairs()? {
+            add_moved(&mut counters.services, place % SERVICES, counts);
         }
-        for (index, counts) in self.backend_counters.entries()? {
-            insert_moved(&mut counters.backends, index, sum(counts));
+        for (place, counts) in self.backend_counters.pairs()? {
+            add_moved(&mut counters.backends, place % BACKENDS, counts);
         }
         Ok(counters)
     }
@@ -280,17 +288,10 @@ fn entries(
 }
 
 /// Leaves out what has never moved.
-fn insert_moved<K: Ord, V: Default + PartialEq>(counters: &mut BTreeMap<K, V>, key: K, value: V) {
+fn add_moved<K: Ord, V: Default + PartialEq + AddAssign>(counters: &mut BTreeMap<K, V>, key: K, value: V) {
     if value != V::default() {
-        counters.insert(key, value);
+        *counters.entry(key).or_default() += value;
     }
-}
-
-fn sum<T: Default + std::ops::AddAssign>(values: Vec<T>) -> T {
-    values.into_iter().fold(T::default(), |mut sum, value| {
-        sum += value;
-        sum
-    })
 }
 
 /// Makes a hash hold these elements and no others.

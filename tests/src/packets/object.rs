@@ -41,12 +41,12 @@ pub struct Size {
 }
 
 impl Object {
-    /// Loads the object with these capacities of maps, by name; others have their defaults.
+    /// Loads the object with these capacities of maps and these globals, by name; others have their defaults.
     ///
     /// # Errors
     /// When there is no object, or the kernel refuses it.
-    pub fn load(capacities: &[(&'static str, u32)]) -> Result<Self> {
-        let mut ebpf = open(capacities)?;
+    pub fn load(capacities: &[(&'static str, u32)], globals: &[(&'static str, u64)]) -> Result<Self> {
+        let mut ebpf = open(capacities, globals)?;
         for name in names() {
             load_program(&mut ebpf, name).with_context(|| format!("the kernel refuses {name}"))?;
         }
@@ -92,7 +92,7 @@ impl Object {
 /// # Errors
 /// When there is no object, or the kernel refuses it.
 pub fn sizes() -> Result<Vec<Size>> {
-    let mut ebpf = open(&[])?;
+    let mut ebpf = open(&[], &[])?;
     let names: BTreeSet<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     let size = |name: String| {
         load_program(&mut ebpf, &name).with_context(|| format!("the kernel refuses {name}"))?;
@@ -104,7 +104,7 @@ pub fn sizes() -> Result<Vec<Size>> {
 }
 
 /// Makes the object's maps. Programs are told of the kernel what the agent would tell them.
-fn open(capacities: &[(&'static str, u32)]) -> Result<Ebpf> {
+fn open(capacities: &[(&'static str, u32)], more_globals: &[(&'static str, u64)]) -> Result<Ebpf> {
     let path = env::var_os(OBJECT).map_or_else(|| bpf_directory().join("shunt"), PathBuf::from);
     let bytes = read(&path)?;
     let mut loader = EbpfLoader::new();
@@ -112,7 +112,7 @@ fn open(capacities: &[(&'static str, u32)]) -> Result<Ebpf> {
         loader.map_max_entries(map, capacity);
     }
     let globals = Lacks::find().globals();
-    for (name, value) in &globals {
+    for (name, value) in globals.iter().chain(more_globals) {
         loader.override_global(name, value, true);
     }
     loader.load(&bytes).with_context(|| format!("can't load {}", path.display()))
