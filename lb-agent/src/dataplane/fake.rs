@@ -110,7 +110,7 @@ impl Writer for Fake {
                 let out_of_range = WriteError::OutOfRange { map: maps::BACKENDS, index: *index, capacity };
                 *self.backends.get_mut(*index as usize).ok_or(out_of_range)? = *backend;
             }
-            Operation::FillTable { offset, slots } => {
+            Operation::FillTable { offset, slots } | Operation::ChangeTable { offset, slots } => {
                 let (start, capacity) = (*offset as usize, self.capacities.table_slots);
                 let out_of_range = WriteError::OutOfRange { map: maps::TABLES, index: *offset, capacity };
                 self.tables.get_mut(start..start + slots.len()).ok_or(out_of_range)?.copy_from_slice(slots);

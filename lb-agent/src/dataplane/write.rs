@@ -18,7 +18,9 @@ impl Writer for Maps {
     fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
         match operation {
             Operation::SetBackend { index, backend } => self.set_backend(*index, backend),
-            Operation::FillTable { offset, slots } => self.fill_table(*offset, slots),
+            Operation::FillTable { offset, slots } | Operation::ChangeTable { offset, slots } => {
+                self.write_table(*offset, slots)
+            }
             Operation::SetFilterBit { plane, address } => {
                 let (word, bit) = filter_position(*plane, address);
                 self.filter.long_words()[word].fetch_or(bit, Ordering::Release);
@@ -85,13 +87,15 @@ impl Maps {
         Ok(())
     }
 
-    /// In any order: nobody reads these slots until a frontend refers to them.
-    fn fill_table(&self, offset: u32, slots: &[u32]) -> Result<(), WriteError> {
+    /// In any order: a packet reads one slot, and each is right by itself. What is right already is left alone: other CPUs have
+    /// it in their caches.
+    fn write_table(&self, offset: u32, slots: &[u32]) -> Result<(), WriteError> {
         let capacity = self.tables.capacity() * SLOTS_PER_CHUNK;
         let out_of_range = WriteError::OutOfRange { map: maps::TABLES, index: offset, capacity };
         let start = offset as usize;
         let target = self.tables.words().get(start..start + slots.len()).ok_or(out_of_range)?;
-        target.iter().zip(slots).for_each(|(to, &from)| to.store(from, Ordering::Release));
+        let differing = target.iter().zip(slots).filter(|(to, from)| to.load(Ordering::Relaxed) != **from);
+        differing.for_each(|(to, &from)| to.store(from, Ordering::Release));
         Ok(())
     }
 }

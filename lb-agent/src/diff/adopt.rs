@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::frontend::{Backend, backend_state};
+use litemap::LiteMap;
 
 use super::{
     Capacities, Dump, Operation, State,
@@ -68,7 +69,8 @@ impl Found {
             found.add_unit(service, unit_of_name(name));
         }
         for (&key, frontend) in &dump.frontends {
-            found.record(frontend.service).frontends.insert(key);
+            // In their order.
+            found.record(frontend.service).frontends.push(key);
         }
         for key in &dump.source_ranges {
             found.record(key.range.service);
@@ -79,12 +81,13 @@ impl Found {
     /// Sorts backends; returns the indices in use.
     fn backends(&mut self, backends: &[Backend]) -> BTreeSet<u32> {
         let mut used = BTreeSet::new();
-        for (index, backend) in (0..).zip(backends) {
-            if index == 0 || backend.state == backend_state::FREE {
-                continue;
-            }
+        let key_of = |backend: &Backend| BackendKey { address: backend.address, port: u16::from_be(backend.port_be) };
+        let live = (0..).zip(backends).filter(|(index, backend)| *index != 0 && backend.state != backend_state::FREE);
+        let mut live: Vec<_> = live.map(|(index, backend)| (key_of(backend), index, backend)).collect();
+        // Each list of backends grows at its end then.
+        live.sort_unstable_by_key(|(key, index, _)| (*key, *index));
+        for (key, index, backend) in live {
             used.insert(index);
-            let key = BackendKey { address: backend.address, port: u16::from_be(backend.port_be) };
             let (record, id) = self.record_and_id(backend.service);
             let unit = record.units.get_mut(&id).filter(|unit| unit.service == backend.service);
             match unit.filter(|unit| !unit.backends.contains_key(&key)) {
@@ -137,8 +140,8 @@ impl Found {
         if record.units.contains_key(&id) {
             record.withheld.services.insert(service);
         } else {
-            let unit = UnitRecord { service, backends: BTreeMap::new(), tables: Vec::new() };
-            record.units.insert(id.clone(), Box::new(unit));
+            let unit = UnitRecord { service, backends: LiteMap::new(), tables: Vec::new() };
+            record.units.insert(id.clone(), unit);
         }
         self.unit_of.insert(service, id.clone());
         id

@@ -24,8 +24,8 @@ pub struct Claims {
 struct Party {
     /// Creation time in seconds; `None` for an adopted Service that was not planned yet, which keeps what it holds.
     created: Option<i64>,
-    owned: BTreeSet<FrontendKey>,
-    lost: BTreeSet<FrontendKey>,
+    owned: Vec<FrontendKey>,
+    lost: Vec<FrontendKey>,
 }
 
 /// What a Service would get of what it wants.
@@ -33,14 +33,20 @@ struct Party {
 pub struct Judgement {
     service: Arc<ServiceKey>,
     created: i64,
-    won: BTreeSet<FrontendKey>,
+    /// In order.
+    won: Vec<FrontendKey>,
     lost: BTreeMap<FrontendKey, Arc<ServiceKey>>,
 }
 
 impl Judgement {
     /// Whether the Service owns this frontend.
     pub fn has_won(&self, key: &FrontendKey) -> bool {
-        self.won.contains(key)
+        self.won.binary_search(key).is_ok()
+    }
+
+    /// The frontends it gets, in order.
+    pub fn won(&self) -> &[FrontendKey] {
+        &self.won
     }
 
     /// The frontends it does not get, by their owners.
@@ -57,7 +63,7 @@ impl Claims {
     /// Records that an adopted Service holds a frontend.
     pub fn adopt(&mut self, service: &ServiceKey, key: FrontendKey) {
         let service = Arc::new(service.clone());
-        self.parties.entry(Arc::clone(&service)).or_default().owned.insert(key);
+        self.parties.entry(Arc::clone(&service)).or_default().owned.push(key);
         self.owners.insert(key, service);
     }
 
@@ -74,7 +80,7 @@ impl Claims {
                 .get_key_value(service)
                 .map_or_else(|| Arc::new(service.clone()), |(service, _)| Arc::clone(service)),
             created,
-            won: BTreeSet::new(),
+            won: Vec::new(),
             lost: BTreeMap::new(),
         };
         for key in wanted {
@@ -82,11 +88,11 @@ impl Claims {
                 Some(owner) if **owner != *service && !self.beats((created, service), owner) => {
                     judgement.lost.insert(*key, Arc::clone(owner));
                 }
-                _ => {
-                    judgement.won.insert(*key);
-                }
+                _ => judgement.won.push(*key),
             }
         }
+        judgement.won.sort_unstable();
+        judgement.won.dedup();
         judgement
     }
 
@@ -95,7 +101,7 @@ impl Claims {
         let mut affected = BTreeSet::new();
         let service = &judgement.service;
         let before = self.parties.remove(service).unwrap_or_default();
-        for key in before.owned.difference(&judgement.won) {
+        for key in before.owned.iter().filter(|key| !judgement.has_won(key)) {
             self.owners.remove(key);
             affected.extend(self.waiting.remove(key).into_iter().flatten());
         }
@@ -114,7 +120,7 @@ impl Claims {
         for key in judgement.lost.keys() {
             self.waiting.entry(*key).or_default().insert(Arc::clone(service));
         }
-        let lost: BTreeSet<_> = judgement.lost.keys().copied().collect();
+        let lost: Vec<_> = judgement.lost.keys().copied().collect();
         if !judgement.won.is_empty() || !lost.is_empty() {
             let party = Party { created: Some(judgement.created), owned: judgement.won.clone(), lost };
             self.parties.insert(Arc::clone(service), party);
@@ -129,8 +135,8 @@ impl Claims {
 
     fn take_from(&mut self, loser: &Arc<ServiceKey>, key: FrontendKey) {
         if let Some(party) = self.parties.get_mut(loser) {
-            party.owned.remove(&key);
-            party.lost.insert(key);
+            party.owned.retain(|owned| *owned != key);
+            party.lost.push(key);
         }
         self.waiting.entry(key).or_default().insert(Arc::clone(loser));
     }

@@ -14,6 +14,7 @@ use lb_common::{
     maglev,
     maps::{FILTER_EGRESS, FILTER_INGRESS, SERVICE_NAME_LEN, ServiceName},
 };
+use litemap::LiteMap;
 
 use super::{
     Operation,
@@ -189,8 +190,8 @@ impl<'a> Draft<'a> {
         service: u32,
         unit: &Unit,
         old: Option<&UnitRecord>,
-    ) -> Result<BTreeMap<BackendKey, u32>, Shortage> {
-        let mut backends = BTreeMap::new();
+    ) -> Result<LiteMap<BackendKey, u32>, Shortage> {
+        let mut backends = LiteMap::with_capacity(unit.backends.len());
         for (key, spec) in &unit.backends {
             let index = match old.and_then(|old| old.backends.get(key)) {
                 Some(&index) => index,
@@ -223,18 +224,19 @@ impl<'a> Draft<'a> {
         Ok(backends)
     }
 
-    /// One table for each distinct list: those of before where they hold the same, else new ones.
+    /// One table for each distinct list: those of before where they hold the same, else new ones. Where there was one table, and
+    /// is to be one of its size, that is changed in place: a new one would take as much room again and a write to each
+    /// frontend, and a packet, which reads one slot, sees no difference.
     fn tables<'l>(
         &mut self,
         lists: impl Iterator<Item = &'l BTreeMap<BackendKey, u32>>,
-        backends: &BTreeMap<BackendKey, u32>,
+        backends: &LiteMap<BackendKey, u32>,
         old: Option<&UnitRecord>,
     ) -> Result<Vec<Table>, Shortage> {
+        let mut lists: Vec<_> = lists.collect();
+        lists.dedup();
         let mut tables: Vec<Table> = Vec::new();
-        for list in lists {
-            if tables.iter().any(|table| table.content.is_list(list)) {
-                continue;
-            }
+        for list in &lists {
             let old_tables = || old.into_iter().flat_map(|old| &old.tables);
             let same = old_tables()
                 .find(|table| table.content.is_list(list) && self.mirror.tables.contains(&table.extent.offset));
@@ -246,11 +248,15 @@ impl<'a> Draft<'a> {
             if slots.is_empty() {
                 continue;
             }
+            let only = old.filter(|_| lists.len() == 1).and_then(|old| match &old.tables[..] {
+                [only] => Some(only.extent),
+                _ => None,
+            });
             let extent = match old_tables().find(|table| table.content.is_adopted(&slots)) {
                 Some(table) => table.extent,
-                None => self.fill(slots)?,
+                None => self.fill(slots, only)?,
             };
-            tables.push(Table { extent, content: Content::List(list.clone()) });
+            tables.push(Table { extent, content: Content::of_list(list) });
         }
         for table in old.into_iter().flat_map(|old| &old.tables) {
             if tables.iter().all(|kept| kept.extent != table.extent) {
@@ -260,7 +266,14 @@ impl<'a> Draft<'a> {
         Ok(tables)
     }
 
-    fn fill(&mut self, slots: Vec<u32>) -> Result<Extent, Shortage> {
+    /// `only` is the unit's only table of before.
+    fn fill(&mut self, slots: Vec<u32>, only: Option<Extent>) -> Result<Extent, Shortage> {
+        let is_good = |only: &Extent| only.slots as usize == slots.len() && self.mirror.tables.contains(&only.offset);
+        if let Some(extent) = only.filter(is_good) {
+            // Not before all that it names, nor what it names no more after that has gone: at the commit point.
+            self.steps.frontends.push(Operation::ChangeTable { offset: extent.offset, slots });
+            return Ok(extent);
+        }
         let extent = self.pools.extents.take(slots.len() as u32, self.now).ok_or(NO_SLOTS)?;
         self.reserved.add_extent(extent);
         self.steps.tables.push(Operation::FillTable { offset: extent.offset, slots });
@@ -301,7 +314,7 @@ fn list_flags(plan: &FrontendPlan) -> u32 {
 }
 
 /// A list without what makes no difference to its table: backends without weight or unknown, and common factors.
-fn shares(list: &BTreeMap<BackendKey, u32>, backends: &BTreeMap<BackendKey, u32>) -> BTreeMap<BackendKey, u32> {
+fn shares(list: &BTreeMap<BackendKey, u32>, backends: &LiteMap<BackendKey, u32>) -> BTreeMap<BackendKey, u32> {
     let counts = |(key, weight): &(&BackendKey, &u32)| **weight > 0 && backends.contains_key(key);
     let divisor = list.iter().filter(counts).fold(0, |divisor, (_, &weight)| gcd(divisor, weight));
     list.iter().filter(counts).map(|(key, weight)| (*key, weight / divisor)).collect()
@@ -312,7 +325,7 @@ const fn gcd(a: u32, b: u32) -> u32 {
 }
 
 /// The list as Maglev wants it.
-fn candidates(list: &BTreeMap<BackendKey, u32>, backends: &BTreeMap<BackendKey, u32>) -> Vec<maglev::Candidate> {
+fn candidates(list: &BTreeMap<BackendKey, u32>, backends: &LiteMap<BackendKey, u32>) -> Vec<maglev::Candidate> {
     let candidate = |(key, &weight): (&BackendKey, &u32)| {
         let index = *backends.get(key)?;
         Some(maglev::Candidate { address: key.address, port: key.port, weight, index })

@@ -53,6 +53,15 @@ impl Mirror {
         self.source_ranges.values().map(BTreeSet::len).sum()
     }
 
+    /// Notes that tables do not hold what they should, because these operations were not carried out.
+    pub fn doubt_tables(&mut self, operations: &[Operation]) {
+        for operation in operations {
+            if let Operation::ChangeTable { offset, .. } = operation {
+                self.tables.remove(offset);
+            }
+        }
+    }
+
     /// Takes over what an operation has written.
     pub fn apply(&mut self, operation: &Operation) {
         match operation {
@@ -63,7 +72,7 @@ impl Mirror {
                 }
                 self.backends[index] = *backend;
             }
-            Operation::FillTable { offset, .. } => {
+            Operation::FillTable { offset, .. } | Operation::ChangeTable { offset, .. } => {
                 self.tables.insert(*offset);
             }
             Operation::SetFilterBit { plane, address } => self.filter.insert(*plane, address),

@@ -21,11 +21,18 @@ pub enum Operation {
         /// The new value.
         backend: Backend,
     },
-    /// Writes a lookup table.
+    /// Writes a lookup table that no frontend refers to yet.
     FillTable {
         /// Its first slot.
         offset: u32,
         /// Backend indices.
+        slots: Vec<u32>,
+    },
+    /// Changes a lookup table that frontends may refer to: what they get changes slot by slot.
+    ChangeTable {
+        /// Its first slot.
+        offset: u32,
+        /// Backend indices, as many as before.
         slots: Vec<u32>,
     },
     /// Lets an address pass the filter.

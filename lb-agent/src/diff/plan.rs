@@ -6,6 +6,8 @@ use std::{
     time::Instant,
 };
 
+use litemap::LiteMap;
+
 use super::{
     Capacities, FrontendText, Operation, State,
     claims::Judgement,
@@ -77,14 +79,9 @@ impl State {
                 return Err(shortage);
             }
         };
-        let frontends: BTreeSet<_> = desired
-            .values()
-            .flat_map(|unit| unit.frontends.keys())
-            .filter(|key| judgement.has_won(key))
-            .copied()
-            .collect();
+        let frontends = judgement.won().to_vec();
         draft.release.frontends.extend(&old.frontends);
-        draft.release.frontends.retain(|key| !frontends.contains(key));
+        draft.release.frontends.retain(|key| !judgement.has_won(key));
         let own: BTreeSet<u32> = old.units.values().chain(units.values()).map(|unit| unit.service).collect();
         let withheld = &old.withheld.services;
         let (operations, release) = draft.finish(|service| own.contains(&service) || withheld.contains(&service));
@@ -97,11 +94,11 @@ fn plan_units(
     old: &Record,
     desired: &BTreeMap<UnitId, Unit>,
     judgement: &Judgement,
-) -> Result<BTreeMap<UnitId, Box<UnitRecord>>, Shortage> {
-    let mut units = BTreeMap::new();
+) -> Result<LiteMap<UnitId, UnitRecord>, Shortage> {
+    let mut units = LiteMap::with_capacity(desired.len());
     for (id, unit) in desired {
-        let old = old.units.get(id).map(Box::as_ref);
-        units.insert(id.clone(), Box::new(draft.unit(id, unit, old, judgement)?));
+        let unit = draft.unit(id, unit, old.units.get(id), judgement)?;
+        units.insert(id.clone(), unit);
     }
     for (_, gone) in old.units.iter().filter(|(id, _)| !desired.contains_key(id)) {
         draft.forget(gone);

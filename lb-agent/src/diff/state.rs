@@ -13,6 +13,7 @@ use lb_common::{
     frontend::{FrontendKey, backend_state},
     maps::{self, FILTER_EGRESS, FILTER_INGRESS},
 };
+use litemap::LiteMap;
 
 use super::{
     Capacities, Filter, Operation, Plan, WriteError, Writer,
@@ -40,10 +41,10 @@ pub struct State {
 /// What one Service holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Record {
-    /// Boxed, because a tree sets room aside for eleven, and most Services have one.
-    pub units: BTreeMap<UnitId, Box<UnitRecord>>,
-    /// Frontends that it has been given.
-    pub frontends: BTreeSet<FrontendKey>,
+    /// A list, as are those below: a tree sets room aside for eleven, and most Services have one.
+    pub units: LiteMap<UnitId, UnitRecord>,
+    /// Frontends that it has been given, in order.
+    pub frontends: Vec<FrontendKey>,
     /// What it gave up, but a failed write left in the maps.
     pub withheld: Release,
 }
@@ -53,7 +54,7 @@ pub(super) struct Record {
 pub(super) struct UnitRecord {
     /// Index of the Service port.
     pub service: u32,
-    pub backends: BTreeMap<BackendKey, u32>,
+    pub backends: LiteMap<BackendKey, u32>,
     /// One for each distinct list that a frontend uses: at most two.
     pub tables: Vec<Table>,
 }
@@ -69,14 +70,18 @@ pub(super) struct Table {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {
     /// The list with weights from which it was built.
-    List(BTreeMap<BackendKey, u32>),
+    List(Box<[(BackendKey, u32)]>),
     /// A digest of the slots that were found at the start: all of them would take as much memory as the map itself.
     Adopted(u64),
 }
 
 impl Content {
+    pub fn of_list(list: &BTreeMap<BackendKey, u32>) -> Self {
+        Self::List(list.iter().map(|(key, weight)| (*key, *weight)).collect())
+    }
+
     pub fn is_list(&self, list: &BTreeMap<BackendKey, u32>) -> bool {
-        matches!(self, Self::List(own) if own == list)
+        matches!(self, Self::List(own) if own.iter().map(|(key, weight)| (key, weight)).eq(list))
     }
 
     /// Of a table that was found at the start.
@@ -122,8 +127,9 @@ impl State {
     /// # Errors
     /// The write that failed.
     pub fn carry_out(&mut self, plan: Plan, writer: &mut impl Writer, now: Instant) -> Result<(), WriteError> {
-        for operation in &plan.operations {
+        for (index, operation) in plan.operations.iter().enumerate() {
             if let Err(error) = writer.write(operation) {
+                self.mirror.doubt_tables(&plan.operations[index..]);
                 self.records.entry(plan.service).or_default().withheld = plan.release;
                 return Err(error);
             }
@@ -248,7 +254,7 @@ impl State {
     }
 
     fn units(&self) -> impl Iterator<Item = (&UnitId, &UnitRecord)> {
-        self.records.values().flat_map(|record| &record.units).map(|(id, unit)| (id, unit.as_ref()))
+        self.records.values().flat_map(|record| record.units.iter())
     }
 
     fn plan_filter_bit(&self, plane: u32, address: &Address, operations: &mut Vec<Operation>) {

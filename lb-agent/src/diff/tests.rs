@@ -65,26 +65,16 @@ fn a_service_from_its_birth_to_its_end() {
 fn the_order_is_backends_tables_filter_names_frontends_and_removals_backwards() {
     let mut world = World::new(Capacities::default());
     world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
-    let mut desired = unit(&[(2, 1)], &[(2, List::Cluster)]);
+    // Ten times the weight beside another: a larger table.
+    let mut desired = unit(&[(2, 9), (4, 1)], &[(2, List::Cluster)]);
     desired.backends.insert(backend(3), world::spec(false, false));
-    let plan = world.plan("web", 10, desired);
-    let kinds: Vec<_> = plan
-        .operations
-        .iter()
-        .map(|operation| match operation {
-            Operation::SetBackend { index, backend } => format!("backend {index} state {}", backend.state),
-            Operation::FillTable { .. } => "table".to_owned(),
-            Operation::SetFilterBit { plane, .. } => format!("filter {plane}"),
-            Operation::UpsertFrontend { .. } => "frontend".to_owned(),
-            Operation::RemoveFrontend { .. } => "remove frontend".to_owned(),
-            other => panic!("{other:?}"),
-        })
-        .collect();
     assert_eq!(
-        kinds,
+        kinds(&world.plan("web", 10, desired)),
         [
             "backend 2 state 1",
+            "backend 4 state 1",
             "table",
+            "filter 1",
             "filter 1",
             "filter 1",
             "frontend",
@@ -93,6 +83,34 @@ fn the_order_is_backends_tables_filter_names_frontends_and_removals_backwards() 
             "backend 1 state 0"
         ]
     );
+}
+
+#[test]
+fn a_table_of_the_same_size_is_changed_in_place_when_all_that_it_will_name_is_there() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
+    let target = |world: &World| world.fake.dump().frontends[&key(1)].targets[0];
+    let before = target(&world);
+    let desired = unit(&[(2, 1)], &[(1, List::Cluster), (2, List::Cluster)]);
+    let plan = world.plan("web", 10, desired);
+    assert_eq!(kinds(&plan), ["backend 2 state 1", "filter 1", "change table", "backend 1 state 0"]);
+    world.carry_out(plan);
+    assert_eq!(target(&world), before);
+    assert!(world.fake.table(before).iter().all(|&index| index == 2));
+}
+
+/// What a plan does, in its order.
+fn kinds(plan: &Plan) -> Vec<String> {
+    let kind = |operation: &Operation| match operation {
+        Operation::SetBackend { index, backend } => format!("backend {index} state {}", backend.state),
+        Operation::FillTable { .. } => "table".to_owned(),
+        Operation::ChangeTable { .. } => "change table".to_owned(),
+        Operation::SetFilterBit { plane, .. } => format!("filter {plane}"),
+        Operation::UpsertFrontend { .. } => "frontend".to_owned(),
+        Operation::RemoveFrontend { .. } => "remove frontend".to_owned(),
+        other => panic!("{other:?}"),
+    };
+    plan.operations.iter().map(kind).collect()
 }
 
 #[test]

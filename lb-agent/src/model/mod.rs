@@ -11,6 +11,7 @@ use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use litemap::LiteMap;
 
 use crate::{
     compile::{self, BackendKey, Part, ServiceKey, Unit, UnitId},
@@ -49,10 +50,10 @@ pub struct Model {
     node: Node,
     services: BTreeMap<ServiceKey, Service>,
     /// Slices of each Service by their own names; the Service may not be there.
-    /// Boxed, because a tree sets room aside for eleven, and most Services have one.
-    slices: BTreeMap<ServiceKey, BTreeMap<String, Box<Slice>>>,
-    /// The Service of each slice, by the slice's namespace and name.
-    slice_owners: BTreeMap<(String, String), ServiceKey>,
+    /// In a list, because a tree sets room aside for eleven, and most Services have one; boxed, to be moved cheaply in it.
+    slices: BTreeMap<ServiceKey, LiteMap<String, Box<Slice>>>,
+    /// The name of each slice's Service, by the slice's namespace, which is the Service's too, and name.
+    slice_owners: BTreeMap<(String, String), String>,
     splits: Splits,
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
@@ -115,7 +116,7 @@ impl Model {
             Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
             None => is_told(key),
         };
-        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
+        let slices = self.slices.get(key).into_iter().flat_map(LiteMap::values).map(Box::as_ref);
         let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
         is_possible && (!self.is_incomplete || is_all_told())
     }
@@ -176,7 +177,7 @@ impl Model {
 
     /// What is wrong with the objects themselves.
     fn object_problems(&self, service: &Service) -> Vec<Problem> {
-        let own = self.slices.get(&service.key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref);
+        let own = self.slices.get(&service.key).into_iter().flat_map(LiteMap::values).map(Box::as_ref);
         service.problems.iter().chain(own.flat_map(|slice| &slice.problems)).cloned().collect()
     }
 
@@ -212,7 +213,7 @@ impl Model {
     }
 
     fn part<'a>(&'a self, service: &'a Service, weight: u32) -> Part<'a> {
-        let slices = self.slices.get(&service.key).into_iter().flat_map(BTreeMap::values).map(Box::as_ref).collect();
+        let slices = self.slices.get(&service.key).into_iter().flat_map(LiteMap::values).map(Box::as_ref).collect();
         Part { ports: &service.ports, slices, weight }
     }
 
@@ -295,7 +296,7 @@ impl Model {
         let own = ServiceKey::of(&object.metadata);
         let id = (own.namespace, own.name);
         let Some(slice) = Slice::parse(object) else { return self.remove_slice(&id) };
-        if self.slice_owners.get(&id).is_some_and(|owner| *owner != slice.service) {
+        if self.slice_owners.get(&id).is_some_and(|owner| *owner != slice.service.name) {
             self.remove_slice(&id);
         }
         let key = slice.service.clone();
@@ -304,13 +305,14 @@ impl Model {
         let slice = slice.or_last_good(before);
         if before != Some(&slice) {
             siblings.insert(id.1.clone(), Box::new(slice));
-            self.slice_owners.insert(id, key.clone());
+            self.slice_owners.insert(id, key.name.clone());
             self.touch(key);
         }
     }
 
     fn remove_slice(&mut self, id: &(String, String)) {
         let Some(owner) = self.slice_owners.remove(id) else { return };
+        let owner = ServiceKey::new(&*id.0, owner);
         if let Some(siblings) = self.slices.get_mut(&owner) {
             siblings.remove(&id.1);
             if siblings.is_empty() {

@@ -59,6 +59,15 @@ impl Watch {
                 let resting = self.freed_tables.iter().filter(|(freed, _)| *freed + GRACE > self.now);
                 assert!(!resting.map(|(_, table)| table).any(is_hit), "a table is overwritten before its time");
             }
+            Operation::ChangeTable { offset, slots } => {
+                let resting = self.freed_tables.iter().filter(|(freed, _)| *freed + GRACE > self.now);
+                let mut held = self.tables.iter().chain(resting.map(|(_, table)| table));
+                let (start, end) = (*offset, offset + slots.len() as u32);
+                let is_other = |(offset, slots): &(u32, u32)| {
+                    (*offset, offset + slots) != (start, end) && *offset < end && start < offset + slots
+                };
+                assert!(!held.any(is_other), "another table is overwritten");
+            }
             _ => {}
         }
     }

@@ -57,7 +57,7 @@ pub struct Inside {
     pub open_ms: f64,
     /// The same with all maps as they should be: nothing is written.
     pub restart_ms: f64,
-    /// From handing a changed slice to the loop to its frontend written, in microseconds.
+    /// From handing a changed slice to the loop to its frontend written, or its table changed, in microseconds.
     pub change_us: Spread,
     /// This process after its cold start, and after a restart and the changes.
     pub resident: [Resident; 2],
@@ -182,7 +182,7 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// The data plane, and the time of every frontend written.
+/// The data plane, and the time of every frontend and every changed table written.
 struct Stopwatch {
     dataplane: Dataplane,
     committed: commits::Sender<Instant>,
@@ -191,9 +191,12 @@ struct Stopwatch {
 impl Writer for Stopwatch {
     fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
         self.dataplane.write(operation)?;
-        if let Operation::UpsertFrontend { key, .. } = operation
-            && key.port_be != 0
-        {
+        let is_commit = match operation {
+            Operation::UpsertFrontend { key, .. } => key.port_be != 0,
+            Operation::ChangeTable { .. } => true,
+            _ => false,
+        };
+        if is_commit {
             // Nobody listens any more at the end.
             let _ = self.committed.send(Instant::now());
         }

@@ -7,6 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use lb_agent::{
     dataplane::{Maps, Pins},
     source::Object,
 };
-use lb_common::frontend::Frontend;
+use lb_common::frontend::{Frontend, FrontendKey, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shunt_tests::{
@@ -40,8 +41,8 @@ const LOOK_PAUSE: Duration = Duration::from_micros(200);
 pub struct Outside {
     /// From the start of the process to the first good answer of its `/healthz`: reading all objects included.
     pub ready_ms: f64,
-    /// From a manifest renamed into its place, or an object changed in the API server, to its frontend written, in microseconds:
-    /// with a directory a pause for the end of the burst of changes included.
+    /// From a manifest renamed into its place, or an object changed in the API server, to its frontend or its table written, in
+    /// microseconds: with a directory a pause for the end of the burst of changes included.
     pub change_us: Spread,
     /// The agent, after all of that.
     pub resident: Resident,
@@ -107,22 +108,32 @@ fn measure(
     for round in 0..changes {
         let service = shape.changed_service(round);
         let key = shape.frontend(service);
-        let look = || maps.frontends.get(&key).map_err(anyhow::Error::from);
+        let look = || look(&maps, &key);
         let before = look()?;
         let slice = shape.changed_slice(round);
         let slices = shape.slices(service).map(|other| if other.id() == slice.id() { slice.clone() } else { other });
         let objects: Vec<_> = [shape.service(service)].into_iter().chain(slices).collect();
         let changed = put(service, &objects, Some(&slice))?;
-        wait_for_change(before, look)?;
+        wait_for_change(&before, look)?;
         spread.record(changed.elapsed());
     }
     let resident = Resident::of(&agent.0.id().to_string())?;
     Ok(Outside { ready_ms, change_us: spread.finish(), resident })
 }
 
-fn wait_for_change(before: Option<Frontend>, look: impl Fn() -> Result<Option<Frontend>>) -> Result<()> {
+/// A frontend, and the slots of its table for outside clients: the table is changed in place where its size allows.
+type Seen = Option<(Frontend, Vec<u32>)>;
+
+fn look(maps: &Maps, key: &FrontendKey) -> Result<Seen> {
+    let Some(frontend) = maps.frontends.get(key)? else { return Ok(None) };
+    let [_, Target { offset, slots }] = frontend.targets;
+    let words = maps.tables.words().iter().skip(offset as usize).take(slots as usize);
+    Ok(Some((frontend, words.map(|word| word.load(Ordering::Relaxed)).collect())))
+}
+
+fn wait_for_change(before: &Seen, look: impl Fn() -> Result<Seen>) -> Result<()> {
     let start = Instant::now();
-    while look()? == before {
+    while look()? == *before {
         ensure!(start.elapsed() < LIMIT, "a change was not written within {LIMIT:?}");
         thread::sleep(LOOK_PAUSE);
     }
