@@ -222,7 +222,7 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     /// When the map is full, or the kernel refuses.
     pub fn insert(&self, key: &K, value: &V) -> io::Result<()> {
         // SAFETY: `Handle::open` has compared both sizes.
-        unsafe { sys::update(self.handle.fd.as_fd(), key, std::slice::from_ref(value)) }
+        unsafe { sys::update(self.handle.fd.as_fd(), key, value) }
     }
 
     /// Removes; it need not be there.
@@ -314,7 +314,7 @@ impl<K: Pod + Ord> Trie<K> {
     /// When the map is full, or the kernel refuses.
     pub fn insert(&self, key: &K) -> io::Result<()> {
         // SAFETY: `Handle::open` has compared both sizes.
-        unsafe { sys::update(self.handle.fd.as_fd(), key, &[0_u32]) }
+        unsafe { sys::update(self.handle.fd.as_fd(), key, &0_u32) }
     }
 
     /// Removes; it need not be there.
@@ -456,7 +456,7 @@ impl<V: Pod> Array<V> {
     /// When the index is out of range.
     pub fn set(&self, index: u32, value: &V) -> Result<(), MapError> {
         // SAFETY: `open` has compared the sizes.
-        let written = unsafe { sys::update(self.handle.fd.as_fd(), &index, std::slice::from_ref(value)) };
+        let written = unsafe { sys::update(self.handle.fd.as_fd(), &index, value) };
         written.map_err(self.handle.writing())
     }
 }

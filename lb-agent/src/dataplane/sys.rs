@@ -299,10 +299,9 @@ pub unsafe fn lookup_into<K: NoUninit, V: Pod>(map: BorrowedFd<'_>, key: &K, val
 /// Inserts or replaces an element.
 ///
 /// # Safety
-/// `K` must have the map's key size, and `values` the size of a value, for per-CPU maps of all CPUs' values.
-pub unsafe fn update<K: NoUninit, V: NoUninit>(map: BorrowedFd<'_>, key: &K, values: &[V]) -> io::Result<()> {
-    let mut attr =
-        ElementAttr { map_fd: raw(map), key: address(key), value: address(values), ..ElementAttr::default() };
+/// `K` and `V` must have the key and value size of the map, which is no per-CPU map.
+pub unsafe fn update<K: NoUninit, V: NoUninit>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = ElementAttr { map_fd: raw(map), key: address(key), value: address(value), ..ElementAttr::default() };
     // SAFETY: both are readable for the sizes that the caller has promised.
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }

@@ -15,11 +15,11 @@ use lb_common::{
     config::{Config, role},
     flow::protocol,
     frontend::FrontendKey,
-    maps::{FILTER_EGRESS, FILTER_INGRESS, LAYOUT_VERSION},
+    maps::{self, FILTER_EGRESS, FILTER_INGRESS, LAYOUT_VERSION},
 };
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Capacities, Dataplane, Door, OpenError, Options, PinError, Pins, SocketOptions, XdpMode};
+use super::{Capacities, Dataplane, Door, Maps, OpenError, Options, PinError, Pins, SocketOptions, XdpMode};
 use crate::{
     compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
     diff::State,
@@ -151,6 +151,23 @@ fn adopted_maps_keep_their_capacities() {
     let capacities = Capacities { frontends: 128, ..place.options.capacities };
     let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
     assert_eq!(dataplane.capacities(), place.options.capacities);
+}
+
+#[test]
+fn counters_that_fit_no_more_are_made_anew() {
+    let Some(place) = Place::new("counters") else { return };
+    drop(place.open());
+    let pin = |name| Pins::new(&place.options.bpffs).map(name);
+    // The backends are more than before; and where the Services' counters should be is a map of another shape.
+    fs::remove_file(pin(maps::BACKENDS)).unwrap();
+    fs::rename(pin(maps::REASONS), pin(maps::SERVICE_COUNTERS)).unwrap();
+    let capacities = Capacities { backends: 128, ..place.options.capacities };
+    let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
+    assert_eq!(dataplane.capacities(), capacities);
+    let cpus = super::cpu_numbers().unwrap() as usize;
+    let Maps { backend_counters, service_counters, .. } = dataplane.maps();
+    assert_eq!([127, 128].map(|index| backend_counters.get(index).count()), [cpus, 0]);
+    assert_eq!([31, 32].map(|index| service_counters.get(index).count()), [cpus, 0]);
 }
 
 #[test]

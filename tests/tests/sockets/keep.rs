@@ -17,7 +17,7 @@ use shunt_tests::{
     world::{Family, Namespace, Options, World, echo_port, wait_to_meet, wait_until},
 };
 
-use crate::service::{ALL, NAME, inside, is_closed, localhost, node, serve, world};
+use crate::service::{ALL, NAME, inside, is_closed, localhost, node, refused, serve, world};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -75,8 +75,8 @@ fn pitfall_9_datagrams_keep_together_until_their_backend_stops_serving() -> Resu
             wait_until("the sockets having moved", LIMIT, || Ok(servers()? == BTreeSet::from(["web-2".to_owned()])))?;
             world.put(world.slices(NAME, &[]))?;
             wait_until("a refusal", LIMIT, || Ok(sockets[0].ask(inside(family)).is_err()))?;
-            let error = sockets[0].ask(inside(family)).expect_err("nobody serves");
-            ensure!(error.kind() == io::ErrorKind::ConnectionRefused, "{error}");
+            let outcome = talk::outcome(Err(sockets[0].ask(inside(family)).expect_err("nobody serves")))?;
+            ensure!(outcome == refused(Protocol::Udp), "nobody serves: {outcome:?}");
             serve(&world, &json!({}), &["web-3"])?;
             ensure!(servers()? == BTreeSet::from(["web-3".to_owned()]), "none, then one: {:?}", servers()?);
         }

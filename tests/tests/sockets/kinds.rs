@@ -23,7 +23,7 @@ use shunt_tests::{
 };
 use socket2::{Domain, Socket, Type};
 
-use crate::service::{ALL, NAME, disconnect, inside, localhost, mapped, node, service, world};
+use crate::service::{ALL, NAME, disconnect, inside, localhost, mapped, node, refused, service, world};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -210,7 +210,7 @@ fn mapped_addresses_are_refused_and_reset_like_others() -> Result<()> {
     let error = talk.hear().expect_err("reset");
     ensure!(error.kind() == io::ErrorKind::ConnectionAborted, "{error}");
     for protocol in Protocol::BOTH {
-        ensure!(attempt(protocol)? == Outcome::Refused, "{protocol:?}");
+        ensure!(attempt(protocol)? == refused(protocol), "{protocol:?}");
     }
     Ok(())
 }
