@@ -34,7 +34,7 @@ use crate::{
     metrics::{self, Metrics},
     model::Model,
     node::{checks, netlink::Follower, service_cidrs},
-    source::{self, SourceError},
+    source::{self, KubeOptions, SourceError},
     sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
 };
 
@@ -61,7 +61,10 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     let Completed { args, mut flags, file } = completed;
     let node_name = node_name(args.node_name.as_deref())?;
     flags.set("node-name", &node_name);
-    check_machine(&args, &node_name).await?;
+    let metrics = Metrics::default();
+    let kube = KubeOptions::new(args.kubeconfig.clone(), node_name.clone());
+    let kube = KubeOptions { requests: metrics.api_requests().clone(), ..kube };
+    check_machine(&args, &kube).await?;
     let selection = args.devices.selection();
     let (follower, machine) = Follower::start().await?;
     if let Some(problem) = selection.problems(&machine).into_iter().next() {
@@ -91,7 +94,6 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     let state = State::adopt(dump, &dataplane.capacities());
     let maps = Maps { state, doors: dataplane };
     let health = if args.source == SourceSpec::Kube { Health::requiring_node() } else { Health::default() };
-    let metrics = Metrics::default();
     let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
@@ -101,8 +103,8 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
     tasks.spawn(http::serve(metricsz, pages));
-    let recorder = start_recorder(&args, &node_name, &mut tasks).await?;
-    let mut source = tokio::spawn(run_source(args, node_name, event_sender));
+    let recorder = start_recorder(&args, &kube, &mut tasks).await?;
+    let mut source = tokio::spawn(run_source(args.source, kube, event_sender));
     let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
     tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
@@ -144,7 +146,7 @@ fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     Ok(name)
 }
 
-async fn check_machine(args: &RunArgs, node_name: &str) -> anyhow::Result<()> {
+async fn check_machine(args: &RunArgs, kube: &KubeOptions) -> anyhow::Result<()> {
     checks::check_source_ports(args.flows.source_ports)?;
     for problem in checks::forwarding_problems() {
         warn!("{problem}");
@@ -157,7 +159,7 @@ async fn check_machine(args: &RunArgs, node_name: &str) -> anyhow::Result<()> {
             fs::read_dir(path).map_err(|source| SourceError::Directory { path: path.clone(), source })?;
         }
         // The credentials alone: a server that doesn't answer is waited for.
-        SourceSpec::Kube => drop(source::connect(&kube_options(args, node_name)).await?),
+        SourceSpec::Kube => drop(source::connect(kube).await?),
     }
     Ok(())
 }
@@ -218,27 +220,23 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
 }
 
 /// Kubernetes Events, where there is a Kubernetes.
-async fn start_recorder(args: &RunArgs, node_name: &str, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
+async fn start_recorder(args: &RunArgs, kube: &KubeOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
     if args.source != SourceSpec::Kube {
         return Ok(Recorder::default());
     }
-    let client = source::connect(&kube_options(args, node_name)).await?;
+    let client = source::connect(kube).await?;
     let (recorder, notes) = Recorder::new();
     recorder.tell_start();
-    tasks.spawn(events::post(client, node_name.to_owned(), notes));
+    tasks.spawn(events::post(client, kube.node_name.clone(), notes));
     Ok(recorder)
 }
 
-async fn run_source(args: RunArgs, node_name: String, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {
-    match &args.source {
-        SourceSpec::Dir(path) => source::run_dir(path.clone(), events).await?,
-        SourceSpec::Kube => source::run_kube(kube_options(&args, &node_name), events).await?,
+async fn run_source(source: SourceSpec, kube: KubeOptions, events: mpsc::Sender<source::Event>) -> anyhow::Result<()> {
+    match source {
+        SourceSpec::Dir(path) => source::run_dir(path, events).await?,
+        SourceSpec::Kube => source::run_kube(kube, events).await?,
     }
     Ok(())
-}
-
-fn kube_options(args: &RunArgs, node_name: &str) -> source::KubeOptions {
-    source::KubeOptions::new(args.kubeconfig.clone(), node_name.to_owned())
 }
 
 #[cfg(test)]
@@ -268,7 +266,9 @@ mod tests {
 
     #[tokio::test]
     async fn credentials_that_cannot_be_read_are_found_before_anything_is_made() {
-        let error = check_machine(&args("--kubeconfig /nonexistent/config"), "node-1").await.unwrap_err().to_string();
+        let args = args("--kubeconfig /nonexistent/config");
+        let kube = KubeOptions::new(args.kubeconfig.clone(), "node-1".into());
+        let error = check_machine(&args, &kube).await.unwrap_err().to_string();
         assert!(error.starts_with("can't use kubeconfig /nonexistent/config: "), "{error}");
     }
 

@@ -11,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::problems::NamedProblems;
+use super::{problems::NamedProblems, requests::ApiRequests};
 use crate::{
     problem::Problem,
     source::{Event, Kind},
@@ -50,6 +50,7 @@ pub struct Metrics {
     standing_problems: Gauge,
     named_problems: NamedProblems,
     problems: Counter,
+    requests: ApiRequests,
 }
 
 /// Changes of one kind of objects.
@@ -74,6 +75,7 @@ impl Default for Metrics {
             standing_problems: Gauge::default(),
             named_problems: NamedProblems::default(),
             problems: Counter::default(),
+            requests: ApiRequests::default(),
         }
     }
 }
@@ -166,7 +168,14 @@ impl Metrics {
         self.named_problems.set(problems);
     }
 
+    /// Where requests to the Kubernetes API are counted.
+    #[must_use]
+    pub const fn api_requests(&self) -> &ApiRequests {
+        &self.requests
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
+        self.requests.register(registry);
         let proxy = registry.sub_registry_with_prefix("kubeproxy");
         proxy.register(
             "sync_proxy_rules_duration_seconds",
@@ -252,6 +261,8 @@ mod tests {
         metrics.set_no_local_endpoints((PolicyKind::External, false), 3);
         metrics.count_probe(Probe::Healthz, 503);
         metrics.count_probe(Probe::Livez, 200);
+        metrics.api_requests().observe("GET", "10.96.0.1:443", Some(200), Duration::from_millis(20));
+        metrics.api_requests().observe("POST", "10.96.0.1:443", None, Duration::from_secs(3));
         assert_lines(
             &text(&metrics),
             &[
@@ -263,6 +274,9 @@ mod tests {
                 "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\",ip_family=\"IPv6\"} 3",
                 "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
                 "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+                "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"10.96.0.1:443\"} 1",
+                "rest_client_requests_total{code=\"<error>\",method=\"POST\",host=\"10.96.0.1:443\"} 1",
+                "rest_client_request_duration_seconds_bucket{le=\"0.025\",verb=\"GET\",host=\"10.96.0.1:443\"} 1",
             ],
         );
         metrics.observe_sync(Duration::from_millis(3), now);

@@ -23,10 +23,12 @@ mod agent;
 mod maps;
 mod problems;
 mod process;
+mod requests;
 
 pub use self::{
     agent::{Metrics, Probe},
     maps::Directory,
+    requests::ApiRequests,
 };
 use self::{
     maps::{MapCounters, Snapshot},

@@ -29,8 +29,9 @@ use tokio::{
 };
 
 use super::{Event, Object, SourceError};
-use crate::problem::Problem;
+use crate::{metrics::ApiRequests, problem::Problem};
 
+mod counted;
 mod known;
 
 use known::Known;
@@ -78,13 +79,15 @@ pub struct KubeOptions {
     pub node_name: String,
     /// How long a watch lasts before it is asked for anew, in seconds.
     pub watch_secs: u32,
+    /// Where requests are counted.
+    pub requests: ApiRequests,
 }
 
 impl KubeOptions {
-    /// With the usual times.
+    /// With the usual times, and requests counted for nobody.
     #[must_use]
-    pub const fn new(kubeconfig: Option<PathBuf>, node_name: String) -> Self {
-        Self { kubeconfig, node_name, watch_secs: WATCH_SECS }
+    pub fn new(kubeconfig: Option<PathBuf>, node_name: String) -> Self {
+        Self { kubeconfig, node_name, watch_secs: WATCH_SECS, requests: ApiRequests::default() }
     }
 }
 
@@ -95,7 +98,7 @@ impl KubeOptions {
 pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Result<(), SourceError> {
     let (config, origin) = load_config(&options).await?;
     let server = Server { url: config.cluster_url.to_string(), origin, events, unlisted: AtomicU8::new(KINDS) };
-    let client = Client::try_from(config).map_err(SourceError::Client)?;
+    let client = counted::client(config, &options.requests).map_err(SourceError::Client)?;
     let everything = || watcher::Config::default().timeout(options.watch_secs);
     let own_node = format!("metadata.name={}", options.node_name);
     let followed = async {
@@ -131,7 +134,7 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
 /// When the credentials can't be read.
 pub async fn connect(options: &KubeOptions) -> Result<Client, SourceError> {
     let (config, _) = load_config(options).await?;
-    Client::try_from(config).map_err(SourceError::Client)
+    counted::client(config, &options.requests).map_err(SourceError::Client)
 }
 
 /// The configuration, and where it is from.

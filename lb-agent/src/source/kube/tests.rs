@@ -110,6 +110,10 @@ async fn serve(listener: TcpListener, script: Shared) {
 
 /// Follows the server at a URL, as `node-1`.
 fn follow(url: &str) -> mpsc::Receiver<Event> {
+    follow_counted(url, ApiRequests::default())
+}
+
+fn follow_counted(url: &str, requests: ApiRequests) -> mpsc::Receiver<Event> {
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("config");
     let text = json!({
@@ -119,7 +123,7 @@ fn follow(url: &str) -> mpsc::Receiver<Event> {
         "current-context": "x",
     });
     std::fs::write(&kubeconfig, text.to_string()).unwrap();
-    let options = KubeOptions::new(Some(kubeconfig), "node-1".into());
+    let options = KubeOptions { requests, ..KubeOptions::new(Some(kubeconfig), "node-1".into()) };
     let (sender, events) = mpsc::channel(16);
     tokio::spawn(async move {
         let _kept = directory;
@@ -273,6 +277,25 @@ async fn pauses_grow_while_a_server_fails() {
     let times = script.lock().unwrap().times.clone();
     let pauses: Vec<Duration> = times.windows(2).take(6).map(|pair| pair[1] - pair[0]).collect();
     assert!(pauses[5] > pauses[0] * 5, "{pauses:?}");
+}
+
+#[tokio::test]
+async fn requests_to_the_api_are_counted() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let requests = ApiRequests::default();
+    let mut events = follow_counted(&format!("http://{address}"), requests.clone());
+    next(&mut events).await;
+    let count = |code| requests.count(code, "GET", &address.to_string());
+    assert!(count("<error>") > 0 && count("200") == 0);
+
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(serve(listener, script(vec![failure(500, "no quorum"), services(&["web"])], vec![])));
+    until_synced(&mut events).await;
+    assert_eq!(count("500"), 1);
+    // Services, slices, the Node and ServiceCIDRs.
+    assert!(count("200") >= 4, "{}", count("200"));
 }
 
 #[tokio::test]
