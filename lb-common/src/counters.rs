@@ -3,6 +3,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
+/// Where the element of an index stands for a CPU, in an array that has so many elements for each.
+#[inline(always)]
+#[must_use]
+pub const fn place(cpu: u32, elements: u32, index: u32) -> u32 {
+    cpu * elements + index
+}
+
 /// Traffic of one backend, index 0 the original direction, 1 the reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -19,7 +19,7 @@ use aya_ebpf::{
 use lb_common::{
     address::{Address, Family, V4, V6},
     config::{Config, Interface},
-    counters::{BackendCounters, RejectBudget, ServiceCounters},
+    counters::{BackendCounters, RejectBudget, ServiceCounters, place},
     flow::{Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
@@ -440,7 +440,7 @@ pub fn service_counters(index: u32) -> Option<&'static mut ServiceCounters> {
 fn of_this_cpu(a_cpu: &Global<u64>, index: u32) -> u32 {
     // SAFETY: takes nothing, and only says on which CPU this program runs: it isn't moved meanwhile.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    cpu * a_cpu.load() as u32 + index
+    place(cpu, a_cpu.load() as u32, index)
 }
 
 /// Adds one in a single instruction: for programs of sockets, which a packet's program may interrupt between a load and

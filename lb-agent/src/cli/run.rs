@@ -84,17 +84,20 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
         sockets: SocketOptions { mode: args.socket_lb, cgroup: args.cgroup.clone() },
         log: args.program_log,
     };
+    // The source begins to list while the kernel proves the programs.
+    let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
+    let is_kube = args.source == SourceSpec::Kube;
+    let mut source = tokio::spawn(run_source(args.source, kube.clone(), event_sender));
     let mut dataplane = Dataplane::open(&options)?;
     dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
-    let counters = dataplane::Maps::open(&Pins::new(&args.bpffs))?;
+    let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
 
     let devices = Devices::new(machine, selection, args.nodeport_addresses.clone(), dump.interfaces.clone());
     let services = Services::new(Model::new(node_name.clone()), args.flows.source_ports);
     let state = State::adopt(dump, &dataplane.capacities());
     let maps = Maps { state, doors: dataplane };
-    let health = if args.source == SourceSpec::Kube { Health::requiring_node() } else { Health::default() };
-    let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
+    let health = if is_kube { Health::requiring_node() } else { Health::default() };
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
 
@@ -103,8 +106,7 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
     tasks.spawn(http::serve(metricsz, pages));
-    let recorder = start_recorder(&args, &kube, &mut tasks).await?;
-    let mut source = tokio::spawn(run_source(args.source, kube, event_sender));
+    let recorder = if is_kube { start_recorder(&kube, &mut tasks).await? } else { Recorder::default() };
     let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
     tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
@@ -219,11 +221,8 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
     Ok(seed)
 }
 
-/// Kubernetes Events, where there is a Kubernetes.
-async fn start_recorder(args: &RunArgs, kube: &KubeOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
-    if args.source != SourceSpec::Kube {
-        return Ok(Recorder::default());
-    }
+/// Kubernetes Events.
+async fn start_recorder(kube: &KubeOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
     let client = source::connect(kube).await?;
     let (recorder, notes) = Recorder::new();
     recorder.tell_start();

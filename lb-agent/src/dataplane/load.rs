@@ -51,8 +51,8 @@ pub const fn is_empty() -> bool {
     OBJECT.is_empty()
 }
 
-/// Loads the object; of the programs, those of the packet doors, and `of_sockets`. Maps that are pinned already are adopted, with what they hold and with
-/// their capacities; adopted program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
+/// Loads the object; of the programs, those of the packet doors, and `of_sockets`. Maps that are pinned already are adopted,
+/// with what they hold and with their capacities; adopted program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
 pub fn load(
     pins: &Pins,
     capacities: &Capacities,
@@ -166,8 +166,8 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
 
 fn make_anew(pins: &Pins, name: &'static str) -> Result<(), OpenError> {
     warn!(
-        "map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew; the programs of the earlier agent keep \
-         theirs until the new one is filled"
+        "map {name} of layout {LAYOUT_VERSION} has another shape or, for counters, size: it is made anew; the programs of \
+         the earlier agent keep theirs until they are replaced"
     );
     let path = pins.map(name);
     fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())
@@ -228,7 +228,9 @@ fn load_programs(
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let refused = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(load_some)).collect();
+        // Where there may be no more threads, those that there are do it all.
+        let start = || thread::Builder::new().spawn_scoped(scope, load_some);
+        let others: Vec<_> = (1..threads).filter_map(|_| start().ok()).collect();
         let refused = others.into_iter().flat_map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         // This thread, too, has its share; an iterator alone would wait for the others first.
         load_some().into_iter().chain(refused).collect()

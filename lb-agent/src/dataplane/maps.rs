@@ -17,7 +17,7 @@ use bytemuck::Pod;
 use lb_common::{
     address::{Address, V4, V6},
     config::{Config, Interface},
-    counters::{BackendCounters, ServiceCounters},
+    counters::{BackendCounters, ServiceCounters, place},
     flow::{Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
@@ -366,17 +366,17 @@ impl<V: Pod> PerCpu<V> {
         Ok(Self { handle, cpus, types: PhantomData })
     }
 
-    /// The values of all CPUs.
+    /// The values of all CPUs; none outside the array, which another version may have made.
     ///
     /// # Errors
-    /// When the index is out of range.
+    /// When the kernel refuses.
     pub fn get(&self, index: u32) -> Result<Vec<V>, MapError> {
         let mut values = vec![V::zeroed(); self.cpus];
         // SAFETY: `open` has compared the sizes, and there is room for all possible CPUs.
         let found = unsafe { sys::lookup_into(self.handle.fd.as_fd(), &index, &mut values) };
         match found {
             Ok(true) => Ok(values),
-            Ok(false) => Err(self.handle.reading()(io::ErrorKind::NotFound.into())),
+            Ok(false) => Ok(Vec::new()),
             Err(error) => Err(self.handle.reading()(error)),
         }
     }
@@ -405,10 +405,10 @@ impl<V: Pod> EveryCpu<V> {
     /// The words of an index on each CPU; none outside the array.
     fn elements(&self, index: u32) -> impl Iterator<Item = &[AtomicU64]> {
         let words = size_of::<V>() / size_of::<u64>();
-        let capacity = self.capacity() as usize;
-        let cpus = if self.capacity() > index { self.cpus as usize } else { 0 };
+        let capacity = self.capacity();
+        let cpus = if capacity > index { self.cpus } else { 0 };
         (0..cpus).map(move |cpu| {
-            let start = (cpu * capacity + index as usize) * words;
+            let start = place(cpu, capacity, index) as usize * words;
             &self.shared.long_words()[start..start + words]
         })
     }

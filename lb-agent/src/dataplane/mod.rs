@@ -31,7 +31,12 @@ pub(crate) mod tests;
 mod usage;
 mod write;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering, time::Instant};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
@@ -121,7 +126,7 @@ pub enum OpenError {
 
 /// Maps, programs and links of this agent. Dropping it ends the ownership; everything goes on as it is.
 pub struct Dataplane {
-    maps: Maps,
+    maps: Arc<Maps>,
     links: Links,
     sockets: SocketDoor,
     /// `None` where sockets are not translated, or can't be closed.
@@ -157,15 +162,21 @@ impl Dataplane {
         if options.log {
             logs::start(&mut ebpf);
         }
-        let maps = Maps::open(&pins)?;
+        let maps = Arc::new(Maps::open(&pins)?);
         let orphans = if sockets.is_open() { find_orphans(&maps)? } else { None };
         let links = Links::adopt(pins, programs, options.xdp);
         Ok(Self { maps, links, sockets, orphans, ebpf, _lock: lock })
     }
 
+    /// The maps, for whoever reads them beside the loop.
+    #[must_use]
+    pub fn shared_maps(&self) -> Arc<Maps> {
+        Arc::clone(&self.maps)
+    }
+
     /// The maps.
     #[must_use]
-    pub const fn maps(&self) -> &Maps {
+    pub fn maps(&self) -> &Maps {
         &self.maps
     }
 
@@ -223,11 +234,12 @@ impl Dataplane {
     ///
     /// What is returned was refused, and runs on as it is.
     pub fn take_over(&mut self) -> Vec<AttachError> {
-        // Loading and the first sync are over, and took much more than what comes.
-        sys::trim_heap();
         let filled =
             load::fill_program_arrays(&mut self.ebpf).map_err(|cause| AttachError::Tails { cause: Box::new(cause) });
-        filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect()
+        let refused = filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect();
+        // Loading and the first sync are over, and took much more memory than what comes.
+        sys::trim_heap();
+        refused
     }
 
     /// Opens the socket door, or lets the links of an earlier agent run this agent's programs; closes it where it is not

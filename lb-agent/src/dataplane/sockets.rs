@@ -211,7 +211,8 @@ fn mount_in(mounts: &str) -> Option<PathBuf> {
 }
 
 impl SocketDoor {
-    /// Takes the loaded programs, or what was `refused` of them. What keeps the door closed is said, and is no error: the packet doors work without it.
+    /// Takes the loaded programs, or what was `refused` of them. What keeps the door closed is said, and is no error: the packet
+    /// doors work without it.
     pub fn load(
         ebpf: &Ebpf,
         mut refused: BTreeMap<&'static str, ProgramError>,

@@ -512,11 +512,14 @@ pub fn trim_heap() {
 /// One more than the highest number that a CPU of this machine can have: programs know theirs by such a number.
 pub fn cpu_numbers() -> io::Result<u32> {
     const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
-    // Ranges such as `0-3,8`, in order.
     let ranges =
         fs::read_to_string(POSSIBLE).map_err(|error| io::Error::new(error.kind(), format!("{POSSIBLE}: {error}")))?;
-    let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<u32>().ok());
-    last.map(|last| last + 1).ok_or_else(|| io::Error::other(format!("{POSSIBLE} says {ranges:?}")))
+    last_of(&ranges).map(|last| last + 1).ok_or_else(|| io::Error::other(format!("{POSSIBLE} says {ranges:?}")))
+}
+
+/// The last number of ranges such as `0-3,8`, which are in order.
+fn last_of(ranges: &str) -> Option<u32> {
+    ranges.trim_end().rsplit(['-', ',']).next()?.parse().ok()
 }
 
 /// Lets this process lock any amount of memory: kernels before 5.11 charge maps to that limit.
@@ -524,4 +527,15 @@ pub fn lift_memory_limit() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the limit is a live struct. A failure shows when a map can't be made, with an error of its own.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_cpu_ends_the_last_range() {
+        let ranges = ["0\n", "0-3\n", "0-3,8\n", "0-3,8-11\n", "\n"];
+        assert_eq!(ranges.map(last_of), [Some(0), Some(3), Some(8), Some(11), None]);
+    }
 }

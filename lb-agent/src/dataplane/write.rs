@@ -12,10 +12,14 @@ use lb_common::{
 };
 
 use super::maps::Maps;
-use crate::diff::{Operation, WriteError, Writer, filter_position};
+use crate::diff::{Operation, WriteError, filter_position};
 
-impl Writer for Maps {
-    fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
+impl Maps {
+    /// Carries out one operation.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the operation means an element outside of an array.
+    pub fn write(&self, operation: &Operation) -> Result<(), WriteError> {
         match operation {
             Operation::SetBackend { index, backend } => self.set_backend(*index, backend),
             Operation::FillTable { offset, slots } | Operation::ChangeTable { offset, slots } => {
@@ -76,8 +80,8 @@ impl Maps {
         let out_of_range = WriteError::OutOfRange { map: maps::BACKENDS, index, capacity };
         let element = self.backends.element(index).ok_or(out_of_range)?;
         // A new owner of an index starts to count at zero.
-        let is_used_again = |before: Backend| before.state == backend_state::FREE && before.generation != 0;
-        if self.backends.get(index).is_some_and(is_used_again) && backend.state != backend_state::FREE {
+        let is_free = |backend: &Backend| backend.state == backend_state::FREE;
+        if self.backends.get(index).as_ref().is_some_and(is_free) && !is_free(backend) {
             self.backend_counters.reset(index);
         }
         let words: [u32; 8] = bytemuck::cast(*backend);

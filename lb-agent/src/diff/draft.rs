@@ -22,7 +22,7 @@ use super::{
     extent::Extent,
     mirror::Mirror,
     pools::{Pools, Release},
-    state::{Content, Table, UnitRecord},
+    state::{Content, Record, Table, UnitRecord},
 };
 use crate::compile::{BackendKey, BackendSpec, FrontendPlan, List, Unit, UnitId};
 
@@ -63,6 +63,8 @@ pub struct Draft<'a> {
     mirror: &'a Mirror,
     pools: &'a mut Pools,
     now: Instant,
+    /// Frontends that the Service has been given before.
+    held: &'a [FrontendKey],
     steps: Steps,
     /// Filter bits that this plan sets.
     bits: BTreeSet<(u32, u32)>,
@@ -73,10 +75,10 @@ pub struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// An empty one. `release` is what earlier plans gave up and could not remove.
-    pub fn new(mirror: &'a Mirror, pools: &'a mut Pools, now: Instant, release: Release) -> Self {
+    /// An empty one, for a Service with this record.
+    pub fn new(mirror: &'a Mirror, pools: &'a mut Pools, now: Instant, old: &'a Record) -> Self {
         let (steps, bits, reserved) = (Steps::default(), BTreeSet::new(), Release::default());
-        Self { mirror, pools, now, steps, bits, reserved, release }
+        Self { mirror, pools, now, held: &old.frontends, steps, bits, reserved, release: old.withheld.clone() }
     }
 
     /// Plans a unit that shall be there.
@@ -103,26 +105,39 @@ impl<'a> Draft<'a> {
         let owned: BTreeMap<_, _> = unit.frontends.iter().filter(|(key, _)| judgement.has_won(key)).collect();
         let is_used = |list| owned.values().any(|plan| plan.internal == list || plan.external == list);
         let (cluster, local) = (shares(&unit.cluster, &backends), shares(&unit.local, &backends));
-        let used = [(List::Cluster, &cluster), (List::Local, &local)].into_iter().filter(|(list, _)| is_used(*list));
-        let tables = self.tables(used.map(|(_, shares)| shares), &backends, old)?;
-        let target = |shares| {
-            let table = tables.iter().find(|table| table.content.is_list(shares));
-            table.map_or_else(Target::default, |Table { extent, .. }| Target {
-                offset: extent.offset,
-                slots: extent.slots,
-            })
+        let used = [(List::Cluster, &cluster), (List::Local, &local)].into_iter();
+        let mut lists: Vec<_> =
+            used.filter(|(list, shares)| is_used(*list) && !shares.is_empty()).map(|(_, shares)| shares).collect();
+        lists.dedup();
+        // With the lookup tables found by the lists that they are made of.
+        let frontends = |table: &dyn Fn(&BTreeMap<BackendKey, u32>) -> Option<Extent>| -> BTreeMap<_, _> {
+            let target = |list| {
+                let extent = match list {
+                    List::Cluster => table(&cluster),
+                    List::Local => table(&local),
+                    List::Nobody => None,
+                };
+                extent.map_or_else(Target::default, Extent::target)
+            };
+            let frontend = |plan: &FrontendPlan| Frontend {
+                service,
+                flags: plan.flags | list_flags(plan),
+                affinity_timeout: if *plan == FrontendPlan::REFUSED { 0 } else { unit.affinity_timeout },
+                targets: [plan.internal, plan.external].map(target),
+            };
+            owned.iter().map(|(key, plan)| (**key, frontend(plan))).collect()
         };
-        let (cluster, local) = (target(&cluster), target(&local));
-        for (key, plan) in owned {
-            let targets = [plan.internal, plan.external].map(|list| match list {
-                List::Cluster => cluster,
-                List::Local => local,
-                List::Nobody => Target::default(),
-            });
-            let flags = plan.flags | list_flags(plan);
-            let affinity_timeout = if *plan == FrontendPlan::REFUSED { 0 } else { unit.affinity_timeout };
-            self.frontend(*key, Frontend { service, flags, affinity_timeout, targets });
-        }
+        let only = old.filter(|_| lists.len() == 1).and_then(|old| match &old.tables[..] {
+            [only] => Some(only.extent),
+            _ => None,
+        });
+        let changeable = only.filter(|only| {
+            let wanted = frontends(&|list| (!list.is_empty()).then_some(*only));
+            self.is_changed_alone(*only, &wanted)
+        });
+        let tables = self.tables(&lists, &backends, old, changeable)?;
+        let find = |list: &_| tables.iter().find(|table| table.content.is_list(list)).map(|table| table.extent);
+        frontends(&find).into_iter().for_each(|(key, frontend)| self.frontend(key, frontend));
         Ok(UnitRecord { service, backends, tables })
     }
 
@@ -224,19 +239,27 @@ impl<'a> Draft<'a> {
         Ok(backends)
     }
 
-    /// One table for each distinct list: those of before where they hold the same, else new ones. Where there was one table, and
-    /// is to be one of its size, that is changed in place: a new one would take as much room again and a write to each
+    /// Whether all frontends that lead to a table stay as they are: one that changed otherwise, or went, would serve with the new
+    /// table and its old flags until it is written.
+    fn is_changed_alone(&self, extent: Extent, wanted: &BTreeMap<FrontendKey, Frontend>) -> bool {
+        let held = self.held.iter().chain(&self.release.frontends).chain(wanted.keys());
+        let held = held.filter_map(|key| Some((key, self.mirror.frontends.get(key)?)));
+        let mut leading = held.filter(|(_, frontend)| frontend.targets.contains(&extent.target()));
+        leading.all(|(key, frontend)| wanted.get(key) == Some(frontend))
+    }
+
+    /// One table for each list: those of before where they hold the same, else new ones. The unit's only table, if it is
+    /// `changeable` and keeps its size, is changed in place: a new one would take as much room again and a write to each
     /// frontend, and a packet, which reads one slot, sees no difference.
-    fn tables<'l>(
+    fn tables(
         &mut self,
-        lists: impl Iterator<Item = &'l BTreeMap<BackendKey, u32>>,
+        lists: &[&BTreeMap<BackendKey, u32>],
         backends: &LiteMap<BackendKey, u32>,
         old: Option<&UnitRecord>,
+        changeable: Option<Extent>,
     ) -> Result<Vec<Table>, Shortage> {
-        let mut lists: Vec<_> = lists.collect();
-        lists.dedup();
         let mut tables: Vec<Table> = Vec::new();
-        for list in &lists {
+        for list in lists {
             let old_tables = || old.into_iter().flat_map(|old| &old.tables);
             let same = old_tables()
                 .find(|table| table.content.is_list(list) && self.mirror.tables.contains(&table.extent.offset));
@@ -245,16 +268,9 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let slots = maglev::build(&candidates(list, backends));
-            if slots.is_empty() {
-                continue;
-            }
-            let only = old.filter(|_| lists.len() == 1).and_then(|old| match &old.tables[..] {
-                [only] => Some(only.extent),
-                _ => None,
-            });
             let extent = match old_tables().find(|table| table.content.is_adopted(&slots)) {
                 Some(table) => table.extent,
-                None => self.fill(slots, only)?,
+                None => self.fill(slots, changeable)?,
             };
             tables.push(Table { extent, content: Content::of_list(list) });
         }
@@ -266,10 +282,8 @@ impl<'a> Draft<'a> {
         Ok(tables)
     }
 
-    /// `only` is the unit's only table of before.
-    fn fill(&mut self, slots: Vec<u32>, only: Option<Extent>) -> Result<Extent, Shortage> {
-        let is_good = |only: &Extent| only.slots as usize == slots.len() && self.mirror.tables.contains(&only.offset);
-        if let Some(extent) = only.filter(is_good) {
+    fn fill(&mut self, slots: Vec<u32>, changeable: Option<Extent>) -> Result<Extent, Shortage> {
+        if let Some(extent) = changeable.filter(|extent| extent.slots as usize == slots.len()) {
             // Not before all that it names, nor what it names no more after that has gone: at the commit point.
             self.steps.frontends.push(Operation::ChangeTable { offset: extent.offset, slots });
             return Ok(extent);

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use lb_common::maps::SLOTS_PER_CHUNK;
+use lb_common::{frontend::Target, maps::SLOTS_PER_CHUNK};
 
 use super::GRACE;
 
@@ -20,6 +20,11 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// As frontends refer to it.
+    pub const fn target(self) -> Target {
+        Target { offset: self.offset, slots: self.slots }
+    }
+
     const fn first_chunk(self) -> u32 {
         self.offset / SLOTS_PER_CHUNK
     }

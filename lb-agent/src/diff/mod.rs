@@ -9,7 +9,7 @@
 //!
 //! - **Order.** Backends, tables, filter bits and names first; then frontends, which are the commit point; then what
 //!   nothing refers to any more. So a reader meets the old or the new state of a Service, and both are whole. (A lookup table
-//!   that is changed in place comes with the frontends: a reader meets the old or the new state of the one slot it reads.)
+//!   that is changed in place, where its frontends stay as they are, comes in their turn: a reader reads one slot of it.)
 //! - **Grace.** An index or a piece of the table array that was freed is not used again for [`GRACE`]: a program that
 //!   read the old table must not meet the next owner in it.
 

@@ -69,7 +69,7 @@ impl State {
         judgement: &Judgement,
         now: Instant,
     ) -> Result<(Record, Vec<Operation>, Release), Shortage> {
-        let mut draft = Draft::new(&self.mirror, &mut self.pools, now, old.withheld.clone());
+        let mut draft = Draft::new(&self.mirror, &mut self.pools, now, old);
         let units = plan_units(&mut draft, old, desired, judgement);
         let units = match units.and_then(|units| fits(&self.mirror, &draft, &self.capacities).map(|()| units)) {
             Ok(units) => units,

@@ -14,7 +14,7 @@ use lb_common::{
 };
 
 use self::world::{World, address, backend, frontend, key, unit, unit_id};
-use super::{Capacities, GRACE, Operation, Plan, State};
+use super::{Capacities, GRACE, Operation, Plan, State, Writer as _};
 use crate::{
     compile::{FrontendPlan, List, ServiceKey, Unit, UnitId},
     dataplane::fake::Fake,
@@ -65,16 +65,13 @@ fn a_service_from_its_birth_to_its_end() {
 fn the_order_is_backends_tables_filter_names_frontends_and_removals_backwards() {
     let mut world = World::new(Capacities::default());
     world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster), (2, List::Cluster)]));
-    // Ten times the weight beside another: a larger table.
-    let mut desired = unit(&[(2, 9), (4, 1)], &[(2, List::Cluster)]);
+    let mut desired = unit(&[(2, 1)], &[(2, List::Cluster)]);
     desired.backends.insert(backend(3), world::spec(false, false));
     assert_eq!(
         kinds(&world.plan("web", 10, desired)),
         [
             "backend 2 state 1",
-            "backend 4 state 1",
             "table",
-            "filter 1",
             "filter 1",
             "filter 1",
             "frontend",
@@ -97,6 +94,65 @@ fn a_table_of_the_same_size_is_changed_in_place_when_all_that_it_will_name_is_th
     world.carry_out(plan);
     assert_eq!(target(&world), before);
     assert!(world.fake.table(before).iter().all(|&index| index == 2));
+}
+
+/// Else it would serve with the new table and its old flags for a moment, or for as long as a write fails.
+#[test]
+fn a_table_is_built_anew_where_a_frontend_that_leads_there_changes_or_goes() {
+    let both = &[(1, List::Cluster), (2, List::Cluster)];
+    let mut with_affinity = unit(&[(2, 1)], both);
+    with_affinity.affinity_timeout = 10;
+    let mut with_flags = unit(&[(2, 1)], both);
+    with_flags.frontends.get_mut(&key(1)).unwrap().flags = frontend_flags::SOURCE_RANGES;
+    let mut local = unit(&[(2, 1)], &[(1, List::Local), (2, List::Local)]);
+    local.local = local.cluster.clone();
+    for desired in [with_affinity, with_flags, local, unit(&[(2, 1)], &[(1, List::Cluster)])] {
+        let mut world = World::new(Capacities::default());
+        world.want("web", 10, unit(&[(1, 1)], both));
+        let kinds = kinds(&world.plan("web", 10, desired));
+        assert!(kinds.contains(&"table".to_owned()) && !kinds.contains(&"change table".to_owned()), "{kinds:?}");
+    }
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1)], both));
+    let kinds = kinds(&world.plan("web", 10, unit(&[(2, 1)], &[both, &[(3, List::Cluster)][..]].concat())));
+    assert!(kinds.contains(&"change table".to_owned()), "another frontend changes nothing for these: {kinds:?}");
+}
+
+#[test]
+fn a_table_that_could_not_be_changed_is_changed_the_next_time_without_more_room() {
+    let mut world = World::new(Capacities { table_slots: 416, ..Capacities::default() });
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
+    let target = world.fake.dump().frontends[&key(1)].targets[0];
+    let desired = unit(&[(2, 1)], &[(1, List::Cluster)]);
+    // The backend and its filter bit are written, the table is not.
+    world.fake.fail_after(2);
+    world.want("web", 10, desired.clone());
+    assert!(world.fake.table(target).iter().all(|&index| index == 1));
+    assert_eq!(world.want("web", 10, desired), []);
+    assert!(world.fake.table(target).iter().all(|&index| index == 2));
+}
+
+/// An agent died while it changed a table.
+#[test]
+fn a_restart_finds_a_table_that_was_changed_by_half() {
+    let mut world = World::new(Capacities::default());
+    world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
+    let target = world.fake.dump().frontends[&key(1)].targets[0];
+    let desired = unit(&[(2, 1)], &[(1, List::Cluster)]);
+    let plan = world.plan("web", 10, desired.clone());
+    for operation in &plan.operations {
+        if let Operation::ChangeTable { offset, slots } = operation {
+            let half = Operation::ChangeTable { offset: *offset, slots: slots[..slots.len() / 2].to_vec() };
+            world.fake.write(&half).unwrap();
+            break;
+        }
+        world.fake.write(operation).unwrap();
+    }
+    world.restart();
+    let plan = world.plan("web", 10, desired);
+    assert_eq!(kinds(&plan), ["change table", "backend 1 state 0"]);
+    world.carry_out(plan);
+    assert!(world.fake.table(target).iter().all(|&index| index == 2));
 }
 
 /// What a plan does, in its order.

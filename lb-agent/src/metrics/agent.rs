@@ -11,10 +11,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{problems::NamedProblems, requests::ApiRequests};
+use super::problems::NamedProblems;
 use crate::{
     problem::Problem,
-    source::{Event, Kind},
+    source::{ApiRequests, Event, Kind},
     sync::PolicyKind,
 };
 

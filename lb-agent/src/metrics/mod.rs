@@ -23,12 +23,10 @@ mod agent;
 mod maps;
 mod problems;
 mod process;
-mod requests;
 
 pub use self::{
     agent::{Metrics, Probe},
     maps::Directory,
-    requests::ApiRequests,
 };
 use self::{
     maps::{MapCounters, Snapshot},
@@ -45,7 +43,6 @@ pub type Requests = mpsc::Sender<oneshot::Sender<Directory>>;
 #[derive(Clone)]
 struct Pages {
     requests: Requests,
-    /// Opened once more, so that reading them holds up nobody.
     maps: Arc<Maps>,
     /// The collector within the registry shows the latest snapshot.
     latest: Arc<Mutex<Snapshot>>,
@@ -53,13 +50,13 @@ struct Pages {
 }
 
 /// The pages.
-pub fn router(metrics: &Metrics, requests: Requests, maps: Maps) -> Router {
+pub fn router(metrics: &Metrics, requests: Requests, maps: Arc<Maps>) -> Router {
     let latest = Arc::new(Mutex::new(Snapshot::default()));
     let mut registry = Registry::default();
     metrics.register(&mut registry);
     registry.register_collector(Box::new(MapCounters(Arc::clone(&latest))));
     registry.register_collector(Box::new(ProcessMetrics));
-    let pages = Pages { requests, maps: Arc::new(maps), latest, registry: Arc::new(registry) };
+    let pages = Pages { requests, maps, latest, registry: Arc::new(registry) };
     let router = Router::new().route("/metrics", get(show_metrics)).with_state(pages);
     router.route("/proxyMode", get(|| async { "shunt" })).route("/healthz", get(|| async { "ok" }))
 }

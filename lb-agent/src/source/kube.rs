@@ -28,8 +28,8 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{Event, Object, SourceError};
-use crate::{metrics::ApiRequests, problem::Problem};
+use super::{ApiRequests, Event, Object, SourceError};
+use crate::problem::Problem;
 
 mod counted;
 mod known;
@@ -153,6 +153,8 @@ async fn load_config(options: &KubeOptions) -> Result<(Config, String), SourceEr
     };
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
+    // Whoever asks tries again by itself, and says so; in here it would be neither told nor counted.
+    config.default_retry = false;
     Ok((config, origin))
 }
 

@@ -14,10 +14,12 @@ use crate::problem::Problem;
 
 mod dir;
 mod kube;
+mod requests;
 
 pub use self::{
     dir::run_dir,
     kube::{KubeOptions, connect, run_kube},
+    requests::ApiRequests,
 };
 
 /// What a source tells the one loop.

@@ -9,7 +9,7 @@ use lb_agent::dataplane::cpu_numbers;
 use lb_common::{
     address::{Address, V4, V6},
     config::{self, Config},
-    counters::{BackendCounters, RejectBudget, ServiceCounters},
+    counters::{BackendCounters, RejectBudget, ServiceCounters, place},
     flow::{Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     frontend::{self, AffinityKey, FrontendKey, Target},
@@ -171,13 +171,21 @@ impl Maps {
             let label = Reason::from_index(index).context("an index of a reason")?.as_str();
             add_moved(&mut counters.reasons, label, counts.iter().sum::<u64>());
         }
-        for (place, counts) in self.service_counters.pairs()? {
-            add_moved(&mut counters.services, place % SERVICES, counts);
+        for (at, counts) in self.service_counters.pairs()? {
+            add_moved(&mut counters.services, at % SERVICES, counts);
         }
-        for (place, counts) in self.backend_counters.pairs()? {
-            add_moved(&mut counters.backends, place % BACKENDS, counts);
+        for (at, counts) in self.backend_counters.pairs()? {
+            add_moved(&mut counters.backends, at % BACKENDS, counts);
         }
         Ok(counters)
+    }
+
+    /// Whether packets were counted for backends where a CPU counts, and nowhere else.
+    pub fn are_counted_on(&self, cpu: u32) -> Result<bool> {
+        let counted =
+            self.backend_counters.pairs()?.into_iter().filter(|(_, counts)| *counts != BackendCounters::default());
+        let places: Vec<_> = counted.map(|(place, _)| place).collect();
+        Ok(!places.is_empty() && places.iter().all(|&at| at == place(cpu, BACKENDS, at % BACKENDS)))
     }
 
     /// All flows of both families, grown and young.

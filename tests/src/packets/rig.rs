@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lb_common::{maps::capacity, trace::TraceRecord};
 use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
 
@@ -221,6 +221,14 @@ impl Rig {
     /// When it can't be read.
     pub fn counters(&self) -> Result<Counters> {
         self.kernel.maps.counters()
+    }
+
+    /// Whether packets were counted for backends where the CPU counts on which this thread stays, and nowhere else.
+    ///
+    /// # Errors
+    /// When the counters can't be read.
+    pub fn are_counted_here(&self) -> Result<bool> {
+        self.kernel.maps.are_counted_on(sched_getcpu()?.try_into()?)
     }
 
     /// The programs alone, for several threads at once.

@@ -4,7 +4,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use lb_common::flow::tcp_flags::{ACK, SYN};
+use lb_common::flow::{
+    protocol,
+    tcp_flags::{ACK, SYN},
+};
 use shunt_tests::{
     packets::{
         POD, Rig, SECOND, Segment, UPLINK,
@@ -49,6 +52,21 @@ fn cluster_ip_from_a_pod() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Rigs take turns with the CPUs.
+#[test]
+fn every_cpu_counts_in_its_own_place() -> Result<()> {
+    for port in 40_020..40_024 {
+        with_rig(node::setup, |rig| {
+            let (client, frontend) = (end(CALLER, Version::V4, port), HERE.at_cluster_ip(Version::V4));
+            let first = first(protocol::TCP, client, frontend);
+            kept_source(rig, (Door::Ingress, POD), Version::V4, first, (client, frontend), HERE)?;
+            ensure!(rig.are_counted_here()?);
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn calls_are_counted_for_their_service_and_by_reason() -> Result<()> {
     let local = count("no-local-endpoints", inside)?;
     ensure!(local == [0, 0, 12, 12], "{local:?}");
     world.put(world.slices(NAME, &[]))?;
-    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &Outcome::Refused))?;
+    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &refused(protocol)))?;
     let none = count("no-endpoints", localhost)?;
     ensure!(none == [0, 12, 0, 12], "{none:?}");
     Ok(())

@@ -29,7 +29,12 @@ struct Watch {
     /// Tables in use after the last write, and those that went out of use, when.
     tables: BTreeSet<(u32, u32)>,
     freed_tables: Vec<(Instant, (u32, u32))>,
+    /// What packets could meet since the last plan began.
+    met: Vec<Serving>,
 }
+
+/// What each frontend does for a packet: its flags, its affinity, and the slots of its tables.
+type Serving = BTreeMap<FrontendKey, (u32, u32, [Vec<u32>; 2])>;
 
 impl Watch {
     fn new(capacities: Capacities) -> Self {
@@ -39,6 +44,28 @@ impl Watch {
             freed_backends: BTreeMap::new(),
             tables: BTreeSet::new(),
             freed_tables: Vec::new(),
+            met: Vec::new(),
+        }
+    }
+
+    fn serving(&self) -> Serving {
+        let frontends = self.fake.dump().frontends.into_iter();
+        let serving = frontends.map(|(key, frontend)| {
+            let Frontend { flags, affinity_timeout, targets, .. } = frontend;
+            (key, (flags, affinity_timeout, targets.map(|target| self.fake.table(target).to_vec())))
+        });
+        serving.collect()
+    }
+
+    /// At every moment of a plan that was carried out each frontend served as before or as after it.
+    fn check_moments(&self) {
+        let after = self.serving();
+        let Some((before, between)) = self.met.split_first() else { return };
+        for moment in between {
+            for key in before.keys().chain(after.keys()) {
+                let met = moment.get(key);
+                assert!(met == before.get(key) || met == after.get(key), "{key:?} served in a third way");
+            }
         }
     }
 
@@ -86,6 +113,7 @@ impl Watch {
         for (key, frontend) in &dump.frontends {
             self.check_frontend(&dump, key, frontend);
         }
+        self.met.push(self.serving());
     }
 
     /// Every slot names a live backend of the frontend's unit, and the filter lets both sides pass.
@@ -135,8 +163,12 @@ impl History {
         let plan = self.state.plan(service, created, &desired, self.watch.now);
         let operations = plan.operations.len();
         let now = self.watch.now;
+        self.watch.met = vec![self.watch.serving()];
         match self.state.carry_out(plan, &mut self.watch, now) {
-            Ok(()) => self.failed.remove(service),
+            Ok(()) => {
+                self.watch.check_moments();
+                self.failed.remove(service)
+            }
             Err(_) => self.failed.insert(service.clone()),
         };
         operations

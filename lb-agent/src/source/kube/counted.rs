@@ -11,14 +11,16 @@ use http::{Request, Response};
 use kube::{Client, Config, client::ClientBuilder};
 use tower::{Layer, Service};
 
-use crate::metrics::ApiRequests;
+use crate::source::ApiRequests;
 
 /// Makes a client.
 ///
 /// # Errors
 /// When the configuration is no good.
 pub fn client(config: Config, requests: &ApiRequests) -> kube::Result<Client> {
-    let host = config.cluster_url.authority().map_or_else(String::new, ToString::to_string);
+    // Without a user and password that the URL may hold.
+    let host = config.cluster_url.host().unwrap_or_default();
+    let host = config.cluster_url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     Ok(ClientBuilder::try_from(config)?.with_layer(&Counting { host, requests: requests.clone() }).build())
 }
 

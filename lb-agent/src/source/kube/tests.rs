@@ -291,9 +291,9 @@ async fn requests_to_the_api_are_counted() {
     assert!(count("<error>") > 0 && count("200") == 0);
 
     let listener = TcpListener::bind(address).await.unwrap();
-    tokio::spawn(serve(listener, script(vec![failure(500, "no quorum"), services(&["web"])], vec![])));
+    tokio::spawn(serve(listener, script(vec![failure(503, "no quorum"), services(&["web"])], vec![])));
     until_synced(&mut events).await;
-    assert_eq!(count("500"), 1);
+    assert_eq!(count("503"), 1);
     // Services, slices, the Node and ServiceCIDRs.
     assert!(count("200") >= 4, "{}", count("200"));
 }

@@ -58,7 +58,8 @@ impl ApiRequests {
         self.answers.get_or_create(&Answer { code, method, host }).get()
     }
 
-    pub(super) fn register(&self, registry: &mut Registry) {
+    /// Shows them.
+    pub fn register(&self, registry: &mut Registry) {
         let client = registry.sub_registry_with_prefix("rest_client");
         client.register("requests", "Requests to the Kubernetes API, by answer", self.answers.clone());
         client.register(
