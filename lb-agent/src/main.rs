@@ -6,6 +6,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use lb_agent::cli::{Cli, Command, cleanup, get, run, trace};
 
+/// musl's own takes a fifth longer over a start with 10,000 Services.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.logging.start();
