@@ -35,7 +35,7 @@ use crate::{
     model::Model,
     node::{checks, netlink::Follower, service_cidrs},
     source::{self, KubeOptions, SourceError},
-    sync::{Devices, Inputs, Loop, LoopError, Maps, Services},
+    sync::{self, Devices, Inputs, Loop, LoopError, Maps, Reporter, Services},
 };
 
 /// Events and changes that may wait for the loop.
@@ -84,30 +84,33 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
         sockets: SocketOptions { mode: args.socket_lb, cgroup: args.cgroup.clone() },
         log: args.program_log,
     };
-    // The source begins to list while the kernel proves the programs.
-    let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
+    let mut tasks = JoinSet::new();
     let is_kube = args.source == SourceSpec::Kube;
-    let mut source = tokio::spawn(run_source(args.source, kube.clone(), event_sender));
-    let mut dataplane = Dataplane::open(&options)?;
+    let recorder = if is_kube { start_recorder(&kube, &mut tasks).await? } else { Recorder::default() };
+    let (mut services, mut reporter) =
+        (Services::new(Model::new(node_name.clone()), args.flows.source_ports), Reporter::new(recorder.clone()));
+    let (event_sender, mut events) = mpsc::channel(QUEUE_LENGTH);
+    let mut source = tokio::spawn(run_source(args.source, kube, event_sender));
+    let opening = tokio::task::spawn_blocking(move || Dataplane::open(&options));
+    let told = (&mut services, &mut reporter, &metrics);
+    let mut dataplane = sync::take_in_while(opening, &mut events, told).await??;
+    recorder.tell_start();
     dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
     let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
 
     let devices = Devices::new(machine, selection, args.nodeport_addresses.clone(), dump.interfaces.clone());
-    let services = Services::new(Model::new(node_name.clone()), args.flows.source_ports);
     let state = State::adopt(dump, &dataplane.capacities());
     let maps = Maps { state, doors: dataplane };
     let health = if is_kube { Health::requiring_node() } else { Health::default() };
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
 
-    let mut tasks = JoinSet::new();
     tasks.spawn(follower.run(change_sender));
     tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
     tasks.spawn(http::serve(metricsz, pages));
-    let recorder = if is_kube { start_recorder(&kube, &mut tasks).await? } else { Recorder::default() };
-    let agent = Loop::new(services, devices, maps, health, metrics).recording(recorder);
+    let agent = Loop::new(services, devices, maps, health, metrics).reporting(reporter);
     tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests }) => match ended {
@@ -225,7 +228,6 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
 async fn start_recorder(kube: &KubeOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
     let client = source::connect(kube).await?;
     let (recorder, notes) = Recorder::new();
-    recorder.tell_start();
     tasks.spawn(events::post(client, kube.node_name.clone(), notes));
     Ok(recorder)
 }

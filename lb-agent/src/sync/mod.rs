@@ -24,7 +24,7 @@ mod sweep;
 mod tests;
 mod triggers;
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, pin::pin, time::Instant};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -32,13 +32,13 @@ use lb_common::maps::FILTER_INGRESS;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-pub use self::{devices::Devices, no_local::PolicyKind, services::Services};
+pub use self::{devices::Devices, no_local::PolicyKind, report::Reporter, services::Services};
 use self::{
     devices::Told,
     doors::Doors,
     exhaustion::Exhaustion,
     no_local::NoLocalEndpoints,
-    report::{Reporter, Scope},
+    report::Scope,
     sweep::{Sweep, sweep},
 };
 use crate::{
@@ -76,6 +76,26 @@ pub struct Inputs {
     pub changes: mpsc::Receiver<Change>,
     /// From scrapes of the metrics.
     pub requests: mpsc::Receiver<oneshot::Sender<Directory>>,
+}
+
+/// Takes in what the sources tell while the data plane is opened: nothing is written before they have told all there is.
+pub async fn take_in_while<T>(
+    opening: impl Future<Output = T>,
+    events: &mut mpsc::Receiver<Event>,
+    (services, reporter, metrics): (&mut Services, &mut Reporter, &Metrics),
+) -> T {
+    let mut opening = pin!(opening);
+    loop {
+        tokio::select! {
+            biased;
+            opened = &mut opening => return opened,
+            // That a source has ended is the loop's to say.
+            Some(event) = events.recv() => {
+                metrics.count_change(&event);
+                services.take_event(event, reporter, Instant::now());
+            }
+        }
+    }
 }
 
 /// A channel that the loop can't do without was closed.
@@ -120,9 +140,14 @@ impl<D: Doors> Loop<D> {
 
     /// Tells problems of Services and of the node to their owners, too.
     #[must_use]
-    pub fn recording(mut self, recorder: Recorder) -> Self {
-        self.reporter = Reporter::new(recorder);
-        self
+    pub fn recording(self, recorder: Recorder) -> Self {
+        self.reporting(Reporter::new(recorder))
+    }
+
+    /// Goes on with the problems that were found while the sources told the first things.
+    #[must_use]
+    pub fn reporting(self, reporter: Reporter) -> Self {
+        Self { reporter, ..self }
     }
 
     /// Runs until an input ends, and says which. Dropping the future at any time is safe: every turn is finished before it

@@ -23,8 +23,9 @@ use lb_agent::{
     problem::Problem,
     source::Event,
     sync::{
-        Devices, Inputs, Loop, LoopError, Maps, Services,
+        Devices, Inputs, Loop, LoopError, Maps, Reporter, Services,
         doors::{Attached, DoorError, Doors},
+        take_in_while,
     },
 };
 use lb_common::{address::Address, maps::TABLES};
@@ -53,7 +54,7 @@ pub struct Inside {
     pub cold_start_ms: f64,
     /// What all threads did in that time, the making of the objects included: on a busy machine the better figure.
     pub cold_start_cpu_ms: f64,
-    /// Of that, what opening the data plane took: programs verified, maps made.
+    /// Of that, what opening the data plane took: programs verified, maps made. The first objects are taken in meanwhile.
     pub open_ms: f64,
     /// The same with all maps as they should be: nothing is written.
     pub restart_ms: f64,
@@ -68,12 +69,12 @@ pub struct Inside {
 /// Measures one size, with so many changes.
 pub fn measure(shape: Shape, changes: u32) -> Result<Inside> {
     let site = Site::new()?;
-    let (open_ms, cold_start_ms, cold_start_cpu_ms, cold) = session(&site.bpffs(), shape, |hand| {
+    let (open_ms, (cold_start_ms, cold_start_cpu_ms, cold)) = session(&site.bpffs(), shape, |hand| {
         let synced = hand.fill(shape)?;
         let cpu = milliseconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?.into());
-        Ok((hand.opened, hand.last_commit().unwrap_or(synced), cpu, Resident::of("self")?))
+        Ok((hand.last_commit().unwrap_or(synced), cpu, Resident::of("self")?))
     })?;
-    session(&site.bpffs(), shape, |hand| {
+    let inside = session(&site.bpffs(), shape, |hand| {
         let restart_ms = hand.fill(shape)?;
         let written = hand.commits.try_iter().count();
         ensure!(written == 0, "{written} frontends were written although all of them stood in the maps already");
@@ -81,7 +82,8 @@ pub fn measure(shape: Shape, changes: u32) -> Result<Inside> {
         let change_us = hand.changes(shape, changes, pause(table_bytes / u64::from(shape.services)))?;
         let resident = [cold, Resident::of("self")?];
         Ok(Inside { cold_start_ms, cold_start_cpu_ms, open_ms, restart_ms, change_us, resident, table_bytes })
-    })
+    });
+    Ok(inside?.1)
 }
 
 /// A freed table rests before its space is used again: a Service whose table fills much of the array can't change faster
@@ -93,41 +95,49 @@ fn pause(table_bytes: u64) -> Duration {
     if is_crowded { GRACE / RESTING_TABLES } else { IDLE }
 }
 
-/// Runs a loop on these maps while `body`, on a thread of its own, feeds it.
-fn session<T: Send>(bpffs: &Path, shape: Shape, body: impl FnOnce(&mut Hand) -> Result<T> + Send) -> Result<T> {
+/// Runs a loop on these maps while `body`, on a thread of its own, feeds it. Returns how long the opening of the data plane took,
+/// in milliseconds, and what `body` returns.
+fn session<T: Send>(bpffs: &Path, shape: Shape, body: impl FnOnce(&mut Hand) -> Result<T> + Send) -> Result<(f64, T)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let start = Instant::now();
     let capacities = shape.capacities();
     let options =
         Options { bpffs: bpffs.to_owned(), capacities, xdp: XdpMode::Off, sockets: SocketOptions::OFF, log: false };
-    let dataplane = Dataplane::open(&options)?;
-    let opened = milliseconds(start.elapsed());
-    let state = State::adopt(dataplane.maps().dump()?, &dataplane.capacities());
-    let (committed, commits) = commits::channel();
-    let doors = Stopwatch { dataplane, committed };
-    let selection = Selection { uplinks: Vec::new(), pods: Vec::new() };
-    let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, Default::default());
-    let services = Services::new(Model::new("node-0".into()), "61000-65535".parse().context("source ports")?);
-    let health = Health::default();
-    let agent = Loop::new(services, devices, Maps { state, doors }, health.clone(), Metrics::default());
-    let (event_sender, events) = mpsc::channel(QUEUE_LENGTH);
-    let (_changes, changes) = mpsc::channel(1);
+    let (event_sender, mut events) = mpsc::channel(QUEUE_LENGTH);
     let (requests, request_receiver) = mpsc::channel(1);
-    let mut hand = Hand { start, opened, events: event_sender, requests, commits, health };
+    let (committed, commits) = commits::channel();
+    let health = Health::default();
+    let mut hand = Hand { start, events: event_sender, requests, commits, health: health.clone() };
     thread::scope(|scope| {
         // Its senders go with it, which ends the loop.
         let body = scope.spawn(move || body(&mut hand));
-        let ended = runtime.block_on(agent.run(Inputs { events, changes, requests: request_receiver }));
+        let agent = async move {
+            let source_ports = "61000-65535".parse().context("source ports")?;
+            let mut services = Services::new(Model::new("node-0".into()), source_ports);
+            let (mut reporter, metrics) = (Reporter::default(), Metrics::default());
+            let opening = tokio::task::spawn_blocking(move || Dataplane::open(&options));
+            let told = (&mut services, &mut reporter, &metrics);
+            let dataplane = take_in_while(opening, &mut events, told).await??;
+            let opened = milliseconds(start.elapsed());
+            let state = State::adopt(dataplane.maps().dump()?, &dataplane.capacities());
+            let doors = Stopwatch { dataplane, committed };
+            let selection = Selection { uplinks: Vec::new(), pods: Vec::new() };
+            let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, Default::default());
+            let agent = Loop::new(services, devices, Maps { state, doors }, health, metrics).reporting(reporter);
+            let (_changes, changes) = mpsc::channel(1);
+            let ended = agent.run(Inputs { events, changes, requests: request_receiver }).await;
+            ensure!(ended == LoopError::SourceEnded, "{ended}");
+            Ok(opened)
+        };
+        let opened = runtime.block_on(agent);
         let result = body.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        ensure!(ended == LoopError::SourceEnded, "{ended}");
-        result
+        Ok((opened?, result?))
     })
 }
 
 /// The far end of the loop's channels.
 struct Hand {
     start: Instant,
-    opened: f64,
     events: mpsc::Sender<Event>,
     requests: mpsc::Sender<oneshot::Sender<Directory>>,
     commits: commits::Receiver<Instant>,
