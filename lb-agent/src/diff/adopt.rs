@@ -4,7 +4,7 @@
 //! An agent may have died between any two writes. Whatever is found that nothing refers to as it should is put on the
 //! account of the Service to which it belongs, or of a nameless one, and removed when that is planned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::frontend::{Backend, backend_state};
 use litemap::LiteMap;
@@ -56,7 +56,7 @@ impl State {
 
 /// What was found, sorted by whom it belongs to.
 struct Found {
-    records: BTreeMap<ServiceKey, Record>,
+    records: HashMap<ServiceKey, Record>,
     /// Every index of a Service port that a map mentions -> its unit.
     unit_of: BTreeMap<u32, UnitId>,
 }
@@ -64,7 +64,7 @@ struct Found {
 impl Found {
     /// Sorts names, frontends and source ranges.
     fn new(dump: &Dump) -> Self {
-        let mut found = Self { records: BTreeMap::new(), unit_of: BTreeMap::new() };
+        let mut found = Self { records: HashMap::new(), unit_of: BTreeMap::new() };
         for (&service, name) in &dump.names {
             found.add_unit(service, unit_of_name(name));
         }

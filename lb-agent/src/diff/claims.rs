@@ -3,7 +3,7 @@
 //! and are planned again when the owner gives it up.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -16,7 +16,7 @@ use crate::compile::ServiceKey;
 pub struct Claims {
     owners: BTreeMap<FrontendKey, Arc<ServiceKey>>,
     waiting: BTreeMap<FrontendKey, BTreeSet<Arc<ServiceKey>>>,
-    parties: BTreeMap<Arc<ServiceKey>, Party>,
+    parties: HashMap<Arc<ServiceKey>, Party>,
 }
 
 /// One Service's side.

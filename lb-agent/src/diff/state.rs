@@ -2,7 +2,7 @@
 //! [`State`]: what the maps hold, who holds what in them, and what is free.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     time::Instant,
 };
@@ -30,7 +30,8 @@ pub struct State {
     pub(super) capacities: Capacities,
     pub(super) mirror: Mirror,
     pub(super) pools: Pools,
-    pub(super) records: BTreeMap<ServiceKey, Record>,
+    /// Hashed: to find a name in a tree of many takes a cache miss for every name on the way.
+    pub(super) records: HashMap<ServiceKey, Record>,
     pub(super) claims: Claims,
     /// Services whose plan would be another one now.
     pub(super) dirty: BTreeSet<ServiceKey>,

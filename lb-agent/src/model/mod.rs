@@ -4,7 +4,7 @@
 //! In: [`Event`]s, in any order. Out: which Services a change concerns, and what the maps should hold for each of them.
 //! The cost of an event is that of the Services it concerns, not of the cluster. It must not know of the maps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -48,12 +48,13 @@ impl ServiceKey {
 /// The desired state.
 pub struct Model {
     node: Node,
-    services: BTreeMap<ServiceKey, Service>,
-    /// Slices of each Service by their own names; the Service may not be there.
+    /// Hashed, as are those below: to find a name in a tree of many takes a cache miss for every name on the way.
+    services: HashMap<ServiceKey, Service>,
+    /// Slices of each Service, by namespace and its name, by their own names; the Service may not be there.
     /// In a list, because a tree sets room aside for eleven, and most Services have one; boxed, to be moved cheaply in it.
-    slices: BTreeMap<ServiceKey, LiteMap<String, Box<Slice>>>,
+    slices: HashMap<String, HashMap<String, LiteMap<String, Box<Slice>>>>,
     /// The name of each slice's Service, by the slice's namespace, which is the Service's too, and name.
-    slice_owners: BTreeMap<(String, String), String>,
+    slice_owners: HashMap<(String, String), String>,
     splits: Splits,
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
@@ -67,9 +68,9 @@ impl Model {
     pub fn new(node_name: String) -> Self {
         Self {
             node: Node::new(node_name),
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
-            slice_owners: BTreeMap::new(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            slice_owners: HashMap::new(),
             splits: Splits::default(),
             service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
@@ -110,14 +111,13 @@ impl Model {
     /// not, nor one that may lack something only because a source could not read it.
     #[must_use]
     pub fn is_certain(&self, key: &ServiceKey) -> bool {
-        let is_told = |key: &ServiceKey| self.services.contains_key(key) && self.slices.contains_key(key);
+        let is_told = |key: &ServiceKey| self.services.contains_key(key) && self.slices(key).next().is_some();
         let Some(service) = self.services.get(key) else { return !self.is_incomplete };
         let is_all_told = || match &service.split {
             Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
             None => is_told(key),
         };
-        let slices = self.slices.get(key).into_iter().flat_map(LiteMap::values).map(Box::as_ref);
-        let is_possible = !service.is_impossible && slices.clone().all(|slice| !slice.is_impossible);
+        let is_possible = !service.is_impossible && self.slices(key).all(|slice| !slice.is_impossible);
         is_possible && (!self.is_incomplete || is_all_told())
     }
 
@@ -131,9 +131,8 @@ impl Model {
     /// Whether any slice of a namespace has an endpoint that is ready there.
     #[must_use]
     pub fn has_ready_endpoint(&self, namespace: &str, backend: &BackendKey) -> bool {
-        let from = self.slices.range(ServiceKey::new(namespace, "")..);
-        let slices = from.take_while(|(key, _)| key.namespace == namespace).flat_map(|(_, slices)| slices.values());
-        slices.into_iter().any(|slice| slice.has_ready(backend))
+        let services = self.slices.get(namespace).into_iter().flat_map(HashMap::values);
+        services.flat_map(LiteMap::values).any(|slice| slice.has_ready(backend))
     }
 
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
@@ -177,8 +176,8 @@ impl Model {
 
     /// What is wrong with the objects themselves.
     fn object_problems(&self, service: &Service) -> Vec<Problem> {
-        let own = self.slices.get(&service.key).into_iter().flat_map(LiteMap::values).map(Box::as_ref);
-        service.problems.iter().chain(own.flat_map(|slice| &slice.problems)).cloned().collect()
+        let of_slices = self.slices(&service.key).flat_map(|slice| &slice.problems);
+        service.problems.iter().chain(of_slices).cloned().collect()
     }
 
     /// What load balancers learn of a Service at its `healthCheckNodePort`; `None` where it has none.
@@ -212,9 +211,14 @@ impl Model {
         split.weights.iter().filter_map(there).collect()
     }
 
+    /// The slices of a Service.
+    fn slices(&self, key: &ServiceKey) -> impl Iterator<Item = &Slice> {
+        let slices = self.slices.get(&key.namespace).and_then(|services| services.get(&key.name));
+        slices.into_iter().flat_map(LiteMap::values).map(Box::as_ref)
+    }
+
     fn part<'a>(&'a self, service: &'a Service, weight: u32) -> Part<'a> {
-        let slices = self.slices.get(&service.key).into_iter().flat_map(LiteMap::values).map(Box::as_ref).collect();
-        Part { ports: &service.ports, slices, weight }
+        Part { ports: &service.ports, slices: self.slices(&service.key).collect(), weight }
     }
 
     /// `meanwhile` is how it is served then, if not by what is known here.
@@ -300,7 +304,7 @@ impl Model {
             self.remove_slice(&id);
         }
         let key = slice.service.clone();
-        let siblings = self.slices.entry(key.clone()).or_default();
+        let siblings = self.slices.entry(key.namespace.clone()).or_default().entry(key.name.clone()).or_default();
         let before = siblings.get(&id.1).map(Box::as_ref);
         let slice = slice.or_last_good(before);
         if before != Some(&slice) {
@@ -313,10 +317,15 @@ impl Model {
     fn remove_slice(&mut self, id: &(String, String)) {
         let Some(owner) = self.slice_owners.remove(id) else { return };
         let owner = ServiceKey::new(&*id.0, owner);
-        if let Some(siblings) = self.slices.get_mut(&owner) {
-            siblings.remove(&id.1);
-            if siblings.is_empty() {
-                self.slices.remove(&owner);
+        if let Some(services) = self.slices.get_mut(&owner.namespace) {
+            if let Some(siblings) = services.get_mut(&owner.name) {
+                siblings.remove(&id.1);
+                if siblings.is_empty() {
+                    services.remove(&owner.name);
+                }
+            }
+            if services.is_empty() {
+                self.slices.remove(&owner.namespace);
             }
         }
         self.touch(owner);
