@@ -154,8 +154,11 @@ impl Known {
         ways.into_iter().map(begin).collect()
     }
 
-    /// One packet of any kind, either way; `number` chooses.
-    fn go_on(&self, kernel: &Kernel, number: usize) -> Result<()> {
+    /// One packet of any kind, either way; `number` chooses. Returns how often it was missed.
+    ///
+    /// A flow that has grown up, ended and begun again in between two looks at the tables is not found: an interrupt may give the
+    /// other CPU the time. It is there the next time, and is never another's.
+    fn go_on(&self, kernel: &Kernel, number: usize) -> Result<usize> {
         let (at, [client, frontend], [own, backend]) = self.there;
         let packet = |src, dst| match (self.protocol, number / 2 % 8) {
             (protocol::TCP, 0) => Segment::tcp(src, dst, 0x04),
@@ -170,18 +173,14 @@ impl Known {
         } else {
             (self.back, packet(backend, own), packet(frontend, client))
         };
-        // A flow that has grown up, ended and begun again in between two looks at the tables is missed: an interrupt may give
-        // the other CPU the time. It is there the next time, and is never another's.
-        let mut frame = sent.build();
-        for _ in 0..3 {
+        let (_, mut frame) = pass(kernel, at, &sent)?;
+        let is_missed = is_same_way(&frame, &sent.build(), self.version);
+        if is_missed {
             (_, frame) = pass(kernel, at, &sent)?;
-            if !is_same_way(&frame, &sent.build(), self.version) {
-                break;
-            }
         }
         let is_right = is_same_way(&frame, &expected.build(), self.version);
         ensure!(is_right, "{:?}: {:02x?} became {frame:02x?}", self.there, sent.build());
-        Ok(())
+        Ok(usize::from(is_missed))
     }
 }
 
@@ -189,6 +188,7 @@ impl Known {
 #[test]
 fn flows_of_all_cpus_are_never_mistaken_katran_14_155_cilium_47293() -> Result<()> {
     const PACKETS: usize = 60_000;
+    const MOST_MISSED: usize = 2;
     with_rig(node::setup, |rig| {
         let mut flows = Vec::new();
         for version in Version::BOTH {
@@ -200,10 +200,13 @@ fn flows_of_all_cpus_are_never_mistaken_katran_14_155_cilium_47293() -> Result<(
         }
         at_once(rig, |kernel, cpu| {
             let mut random = Random::new(cpu as u64);
+            let mut missed = 0;
             for number in 0..PACKETS {
                 let flow = &flows[random.below(flows.len())];
-                flow.go_on(kernel, random.below(1 << 16)).with_context(|| format!("packet {number} of CPU {cpu}"))?;
+                let went_on = flow.go_on(kernel, random.below(1 << 16));
+                missed += went_on.with_context(|| format!("packet {number} of CPU {cpu}"))?;
             }
+            ensure!(missed <= MOST_MISSED, "{missed} of {PACKETS} packets of CPU {cpu} were missed");
             Ok(())
         })?;
         is_unheard_of(&rig.unobserved()?)
