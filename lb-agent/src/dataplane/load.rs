@@ -52,7 +52,8 @@ pub const fn is_empty() -> bool {
 }
 
 /// Loads the object; of the programs, those of the packet doors, and `of_sockets`. Maps that are pinned already are adopted,
-/// with what they hold and with their capacities; adopted program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
+/// with what they hold and with their capacities; adopted program arrays lead to the earlier agent's programs until
+/// [`fill_program_arrays`] is called.
 pub fn load(
     pins: &Pins,
     capacities: &Capacities,
@@ -251,10 +252,8 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
 fn pin_programs(ebpf: &Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, OwnedFd>, OpenError> {
     let pin = |name: &'static str| {
         let program = ebpf.program(name).ok_or(OpenError::MissingFromObject { name })?;
-        let path = pins.program(name);
-        pins::replace(program.fd().map_err(|cause| OpenError::Program { name, cause })?, &path)?;
-        let descriptor = sys::open_pin(&path).map_err(|cause| pins::PinError::Pin { path, cause })?;
-        Ok((name, descriptor))
+        let program = program.fd().map_err(|cause| OpenError::Program { name, cause })?;
+        Ok((name, pins::replace_and_open(program, &pins.program(name))?))
     };
     DOORS.into_iter().map(pin).collect()
 }

@@ -10,7 +10,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -217,6 +217,15 @@ pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
         _ => {}
     }
     sys::pin(fd.as_fd(), &new).and_then(|()| fs::rename(&new, path)).map_err(error)
+}
+
+/// The same, and opens what is pinned there now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn replace_and_open(fd: impl AsFd, path: &Path) -> Result<OwnedFd, PinError> {
+    replace(fd, path)?;
+    sys::open_pin(path).map_err(|cause| PinError::Pin { path: path.into(), cause })
 }
 
 /// Takes a pinned link off its device and removes the pin; it need not be there.

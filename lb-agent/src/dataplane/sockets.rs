@@ -326,10 +326,8 @@ fn pin_programs(
             return Err(error(load::verifier_text(&refused)));
         }
         let program = ebpf.program(name).ok_or_else(|| error("it is not in the object".to_owned()))?;
-        let path = pins.program(name);
-        pins::replace(program.fd().map_err(|cause| error(cause.to_string()))?, &path)
-            .map_err(|cause| error(cause.to_string()))?;
-        sys::open_pin(&path).map_err(|cause| error(cause.to_string()))
+        let program = program.fd().map_err(|cause| error(cause.to_string()))?;
+        pins::replace_and_open(program, &pins.program(name)).map_err(|cause| error(cause.to_string()))
     };
     PROGRAMS.into_iter().map(pin).collect()
 }

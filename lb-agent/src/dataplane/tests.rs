@@ -165,7 +165,8 @@ fn counters_that_fit_no_more_are_made_anew() {
     let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
     assert_eq!(dataplane.capacities(), capacities);
     let cpus = super::cpu_numbers().unwrap() as usize;
-    let Maps { backend_counters, service_counters, .. } = dataplane.maps();
+    let Maps { reasons, backend_counters, service_counters, .. } = dataplane.maps();
+    assert!(reasons.get(u32::MAX).unwrap().is_empty(), "a reason of another version is no error");
     assert_eq!([127, 128].map(|index| backend_counters.get(index).count()), [cpus, 0]);
     assert_eq!([31, 32].map(|index| service_counters.get(index).count()), [cpus, 0]);
 }

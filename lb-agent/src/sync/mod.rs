@@ -44,7 +44,6 @@ use self::{
 use crate::{
     compile::BackendKey,
     diff::State,
-    events::Recorder,
     health::{Health, NodeStatus},
     metrics::{Directory, Metrics},
     model::Model,
@@ -90,12 +89,14 @@ pub async fn take_in_while<T>(
             biased;
             opened = &mut opening => return opened,
             // That a source has ended is the loop's to say.
-            Some(event) = events.recv() => {
-                metrics.count_change(&event);
-                services.take_event(event, reporter, Instant::now());
-            }
+            Some(event) = events.recv() => take_in(event, (services, reporter, metrics), Instant::now()),
         }
     }
+}
+
+fn take_in(event: Event, (services, reporter, metrics): (&mut Services, &mut Reporter, &Metrics), now: Instant) {
+    metrics.count_change(&event);
+    services.take_event(event, reporter, now);
 }
 
 /// A channel that the loop can't do without was closed.
@@ -138,13 +139,7 @@ impl<D: Doors> Loop<D> {
         self.service_cidrs.subscribe()
     }
 
-    /// Tells problems of Services and of the node to their owners, too.
-    #[must_use]
-    pub fn recording(self, recorder: Recorder) -> Self {
-        self.reporting(Reporter::new(recorder))
-    }
-
-    /// Goes on with the problems that were found while the sources told the first things.
+    /// Goes on with the problems that were found while the sources told the first things, and tells all as this one does.
     #[must_use]
     pub fn reporting(self, reporter: Reporter) -> Self {
         Self { reporter, ..self }
@@ -185,8 +180,7 @@ impl<D: Doors> Loop<D> {
     }
 
     fn take_event(&mut self, event: Event, now: Instant) {
-        self.metrics.count_change(&event);
-        self.services.take_event(event, &mut self.reporter, now);
+        take_in(event, (&mut self.services, &mut self.reporter, &self.metrics), now);
     }
 
     /// Does what there is to do. Returns when to come back although nothing happens; at once if there is more to do.

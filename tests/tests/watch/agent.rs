@@ -27,7 +27,7 @@ use lb_agent::{
     problem::Problem,
     source::{self, KubeOptions},
     sync::{
-        Devices, Inputs, Loop, Maps, Services,
+        Devices, Inputs, Loop, Maps, Reporter, Services,
         doors::{Attached, DoorError, Doors},
     },
 };
@@ -157,7 +157,7 @@ impl Agent {
         recorder.tell_start();
         let agent =
             Loop::new(services, devices, Maps { state, doors: maps.clone() }, health.clone(), Metrics::default());
-        let agent = agent.recording(recorder);
+        let agent = agent.reporting(Reporter::new(recorder));
         let (event_sender, events) = mpsc::channel(1024);
         let (change_sender, changes) = mpsc::channel(1);
         let (_, requests) = mpsc::channel(1);
