@@ -56,6 +56,11 @@ fn closed_ports(options: Options) -> Result<()> {
     let (far, world) = world(options)?;
     let captures = captures(&far, &world)?;
     let mut slices = world.slices(NAME, &[BACKEND]);
+    world.put(slices.clone())?;
+    // A Service without endpoints refuses as well, but in its own way: see `talk::patience`.
+    for_each_kind(|protocol, family| {
+        ways(&far, &world, family).into_iter().try_for_each(|(from, to)| wait_to_meet(from, protocol, to, &[BACKEND]))
+    })?;
     for port in slices.iter_mut().filter_map(|slice| slice["ports"].as_array_mut()).flatten() {
         port["port"] = json!(CLOSED_PORT);
     }
