@@ -38,7 +38,7 @@ use known::Known;
 
 /// Services that are another proxy's business are not ours (rule 1).
 const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
-/// Nor are headless ones.
+/// Nor are headless ones. Servers before Kubernetes 1.31 can't leave those out.
 const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
 /// Slices of headless Services (rule 2).
 const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
@@ -60,6 +60,8 @@ const _: () = assert!(WATCH_SECS + 5 <= 60 && READ_TIMEOUT.as_secs() > WATCH_SEC
 /// Failures further apart than this, which is longer than any back-off, are not of the same outage.
 const OUTAGE_GAP: Duration = Duration::from_secs(120);
 
+/// HTTP 400: among other things, the server does not know the field by which we select.
+const BAD_REQUEST: u16 = 400;
 /// HTTP 410: the server has forgotten the version from which we wanted to go on.
 const GONE: u16 = 410;
 /// HTTP 404: the server does not know the kind.
@@ -105,8 +107,8 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
         tokio::join!(
             server.follow(
                 Api::all(client.clone()),
-                everything().labels(SERVICE_LABELS).fields(SERVICE_FIELDS),
-                Watch::new(Object::Service, Need::Must),
+                everything().labels(SERVICE_LABELS),
+                Watch { spare_fields: Some(SERVICE_FIELDS), ..Watch::new(Object::Service, Need::Must) },
             ),
             server.follow(
                 Api::all(client.clone()),
@@ -179,7 +181,11 @@ impl Server {
     {
         let mut backoff = DefaultBackoff::default();
         loop {
-            let mut stream = pin!(watcher(api.clone(), config.clone()));
+            let mut config = config.clone();
+            if let Some(fields) = watch.spare_fields {
+                config = config.fields(fields);
+            }
+            let mut stream = pin!(watcher(api.clone(), config));
             loop {
                 let failure = match watch.next(stream.next()).await {
                     Ok(event) => {
@@ -193,6 +199,13 @@ impl Server {
                     }
                     Err(failure) => failure,
                 };
+                if failure.status() == Some(BAD_REQUEST)
+                    && let Some(fields) = watch.spare_fields.take()
+                {
+                    let cause = failure.describe(&watch.kind);
+                    tracing::info!(server = self.url, kind = watch.kind, fields, cause, "going on with all of these");
+                    break;
+                }
                 if watch.can_do_without(&failure) {
                     if self.do_without(&mut watch, &failure).await.is_err() {
                         return Closed;
@@ -291,6 +304,8 @@ struct Watch<K> {
     kind: String,
     need: Need,
     wrap: fn(Box<K>) -> Object,
+    /// Objects that a field selector keeps away are ignored where they come: a server that refuses it is asked without.
+    spare_fields: Option<&'static str>,
     known: Known,
     /// Whether a list was ever complete.
     is_listed: bool,
@@ -306,7 +321,16 @@ where
 {
     fn new(wrap: fn(Box<K>) -> Object, need: Need) -> Self {
         let kind = K::plural(&K::DynamicType::default()).into_owned();
-        Self { kind, need, wrap, known: Known::default(), is_listed: false, is_lacking: false, complaint: None }
+        Self {
+            kind,
+            need,
+            wrap,
+            spare_fields: None,
+            known: Known::default(),
+            is_listed: false,
+            is_lacking: false,
+            complaint: None,
+        }
     }
 }
 

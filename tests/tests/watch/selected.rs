@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use shunt_tests::api_server::{ApiServer, Resource, Verb};
+use shunt_tests::api_server::{ApiServer, Fault, Resource, Verb};
 
 use super::{
     agent::{Agent, NODE},
@@ -18,20 +18,32 @@ fn rule_1_a_service_of_another_proxy_is_as_good_as_deleted() -> Result<()> {
     scenarios::another_proxys_service(&server, || Ok(agent.served()))
 }
 
-#[test]
-fn rule_1_headless_services_are_not_asked_for() -> Result<()> {
-    let server = ApiServer::start_locally()?;
+/// Headless Services come and go, and are not served.
+fn ignores_headless_services(server: &ApiServer) -> Result<()> {
     let mut headless = service("headless", 2);
     headless["spec"]["clusterIP"] = json!("None");
     server.apply(headless.clone());
     server.apply(service("web", 1));
-    let agent = Agent::start(&server)?;
+    let agent = Agent::start(server)?;
     agent.wait_served(&serving(&[(1, &[])]))?;
     // Both ways, as far as the API allows them.
     server.apply(service("headless", 2));
     agent.wait_served(&serving(&[(1, &[]), (2, &[])]))?;
     server.apply(headless);
     agent.wait_served(&serving(&[(1, &[])]))
+}
+
+#[test]
+fn rule_1_headless_services_are_not_asked_for() -> Result<()> {
+    ignores_headless_services(&ApiServer::start_locally()?)
+}
+
+/// Servers before Kubernetes 1.31 answer so to a selector by `spec.clusterIP`.
+#[test]
+fn rule_1_headless_services_are_ignored_where_the_server_can_not_leave_them_out() -> Result<()> {
+    let server = ApiServer::start_locally()?;
+    server.inject(Resource::Services, Verb::List, Fault::Status(400));
+    ignores_headless_services(&server)
 }
 
 #[test]

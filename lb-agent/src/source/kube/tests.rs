@@ -194,6 +194,17 @@ async fn rules_1_2_5_just_what_concerns_us_is_asked_for() {
 }
 
 #[tokio::test]
+async fn rule_1_a_server_that_can_not_leave_headless_services_out_is_asked_for_all() {
+    // What Kubernetes up to 1.30 says.
+    let refusal = failure(400, r#""spec.clusterIP" is not a known field selector: only "metadata.name""#);
+    let script = script(vec![refusal, services(&["web"])], vec![]);
+    assert_eq!(until_synced(&mut follow_script(&script).await).await, ["apply web"]);
+    let requests = script.lock().unwrap().requests.clone();
+    let selecting = |request: &&String| request.starts_with("/api/v1/services?") && request.contains("fieldSelector");
+    assert_eq!(requests.iter().filter(selecting).count(), 1, "{requests:?}");
+}
+
+#[tokio::test]
 async fn rule_7_synced_comes_after_all_first_lists() {
     let script = script(vec![services(&["web"])], vec![]);
     script.lock().unwrap().answers.insert(("endpointslices", false), [Answer::Silence].into());
