@@ -268,7 +268,7 @@ fn with_privileges(container: &Container, node: &Node, arguments: &[String]) -> 
     let set = added.iter().fold("-all".to_owned(), |set, name| format!("{set},+{}", name.to_lowercase()));
     let mut command = node.namespace().command("setpriv");
     command.args(["--no-new-privs", "--inh-caps", "-all", "--bounding-set", &set]).arg(agent_binary()?);
-    command.args(arguments).env("RUST_LOG", "info").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
+    command.args(arguments).env_remove("RUST_LOG").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
     Ok(command)
 }
 

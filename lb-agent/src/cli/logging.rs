@@ -5,6 +5,11 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+/// The netlink library reports as errors what is handled here, or is merely unknown to it, and the Kubernetes client each
+/// failure of each request, of which the agent itself tells once; aya tells at length that a kernel dislikes the debug
+/// information, which nothing needs.
+const QUIET: &str = "aya=error,kube_client=off,netlink_proto=off,netlink_packet_route=off";
+
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -28,12 +33,10 @@ pub struct LoggingArgs {
 impl LoggingArgs {
     /// Starts logging. To be called once, first of all.
     pub fn start(&self) {
-        // The netlink library reports as errors what is handled here, or is merely unknown to it; aya tells at length that
-        // a kernel dislikes the debug information, which nothing needs.
         let filter = match self.verbose {
-            0 => "info,aya=error,netlink_proto=off,netlink_packet_route=off",
-            1 => "info,aya=error,lb_agent=debug,netlink_proto=off,netlink_packet_route=off",
-            _ => "debug,lb_agent=trace",
+            0 => format!("info,{QUIET}"),
+            1 => format!("info,lb_agent=debug,{QUIET}"),
+            _ => "debug,lb_agent=trace".to_owned(),
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

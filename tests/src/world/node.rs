@@ -277,7 +277,7 @@ impl Node {
                 command
             }
         };
-        command.args(arguments).env("RUST_LOG", "info").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
+        command.args(arguments).env_remove("RUST_LOG").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
         Ok(command)
     }
 

@@ -82,7 +82,14 @@ fn rules_8_79_a_service_deleted_while_the_agent_is_cut_off_goes_when_it_is_back(
     let target = [Target::Http(sample::web(Family::V4))];
     wait_until("the Service going", PATIENCE, || {
         Ok(load::send(world.pod("client").namespace(), &target, 1, &|| {})?.failed() == 1)
-    })
+    })?;
+    // The agent's own words, and none of a library's for each attempt.
+    for node in world.nodes() {
+        let log = node.agent().log();
+        let mut complaints = log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR "));
+        ensure!(complaints.all(|line| line.contains("Kubernetes API server http://")), "{log}");
+    }
+    Ok(())
 }
 
 fn wait_for_any(world: &World) -> Result<()> {

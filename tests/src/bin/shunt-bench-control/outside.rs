@@ -169,7 +169,7 @@ impl Agent {
         let log = File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
         let mut command = namespace.command(agent_binary()?);
         command.args(["run", "--node-name", NODE, "--socket-lb", "off", "--source"]).args(source);
-        command.arg("--bpffs").arg(site.bpffs()).env("RUST_LOG", "info");
+        command.arg("--bpffs").arg(site.bpffs()).env_remove("RUST_LOG");
         command.args(["--max-table-slots", &shape.capacities().table_slots.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Self(command.spawn().context("can't start the agent")?))
