@@ -33,8 +33,10 @@ use crate::problem::Problem;
 
 mod counted;
 mod known;
+mod lean;
 
 use known::Known;
+use lean::Lean;
 
 /// Services that are another proxy's business are not ours (rule 1).
 const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
@@ -108,19 +110,26 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
             server.follow(
                 Api::all(client.clone()),
                 everything().labels(SERVICE_LABELS),
-                Watch { spare_fields: Some(SERVICE_FIELDS), ..Watch::new(Object::Service, Need::Must) },
+                Watch {
+                    spare_fields: Some(SERVICE_FIELDS),
+                    ..Watch::new(|Lean(service)| Object::Service(Box::new(service)), Need::Must)
+                },
             ),
             server.follow(
                 Api::all(client.clone()),
                 everything().labels(SLICE_LABELS),
-                Watch::new(Object::EndpointSlice, Need::Must)
+                Watch::new(|Lean(slice)| Object::EndpointSlice(Box::new(slice)), Need::Must)
             ),
             server.follow(
                 Api::all(client.clone()),
                 everything().fields(&own_node),
-                Watch::new(Object::Node, Need::Must)
+                Watch::new(|node| Object::Node(Box::new(node)), Need::Must)
             ),
-            server.follow(Api::all(client.clone()), everything(), Watch::new(Object::ServiceCidr, Need::May)),
+            server.follow(
+                Api::all(client.clone()),
+                everything(),
+                Watch::new(|cidr| Object::ServiceCidr(Box::new(cidr)), Need::May)
+            ),
         )
     };
     tokio::select! {
@@ -303,7 +312,7 @@ struct Watch<K> {
     /// Plural, as in the API's paths.
     kind: String,
     need: Need,
-    wrap: fn(Box<K>) -> Object,
+    wrap: fn(K) -> Object,
     /// Objects that a field selector keeps away are ignored where they come: a server that refuses it is asked without.
     spare_fields: Option<&'static str>,
     known: Known,
@@ -319,7 +328,7 @@ impl<K: Resource> Watch<K>
 where
     K::DynamicType: Default,
 {
-    fn new(wrap: fn(Box<K>) -> Object, need: Need) -> Self {
+    fn new(wrap: fn(K) -> Object, need: Need) -> Self {
         let kind = K::plural(&K::DynamicType::default()).into_owned();
         Self {
             kind,

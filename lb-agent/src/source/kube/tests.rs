@@ -282,7 +282,8 @@ async fn pauses_grow_while_a_server_fails() {
     let server =
         Server { url: "http://test".into(), origin: "a test".into(), events: sender, unlisted: AtomicU8::new(1) };
     tokio::spawn(async move {
-        server.follow(Api::all(client), watcher::Config::default(), Watch::new(Object::Service, Need::Must)).await
+        let watch = Watch::new(|Lean(service)| Object::Service(Box::new(service)), Need::Must);
+        server.follow(Api::all(client), watcher::Config::default(), watch).await
     });
     while !matches!(events.recv().await, Some(Event::Apply(_))) {}
     let times = script.lock().unwrap().times.clone();
