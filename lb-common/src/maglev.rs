@@ -42,111 +42,197 @@ pub fn table_size(total_weight: u64) -> u32 {
 /// The result does not depend on the order of `candidates`. Weights are first divided by their greatest common divisor.
 #[must_use]
 pub fn build(candidates: &[Candidate]) -> Vec<u32> {
-    let mut turns = turns(candidates);
-    let total_weight: u64 = turns.iter().map(|turn| turn.weight).sum();
+    let contenders = contenders(candidates);
+    let total_weight: u64 = contenders.iter().map(|contender| contender.weight).sum();
     if total_weight == 0 {
         return Vec::new();
     }
-    let size = table_size(total_weight);
-    for turn in &mut turns {
-        turn.start(size);
-    }
-    fill(&mut turns, size)
+    fill(&contenders, table_size(total_weight))
 }
 
 /// Builds a table of a given size, for comparing sizes; see [`build`].
 #[must_use]
 pub fn build_sized(candidates: &[Candidate], size: u32) -> Vec<u32> {
-    let mut turns = turns(candidates);
-    if turns.is_empty() {
-        return Vec::new();
-    }
-    for turn in &mut turns {
-        turn.start(size);
-    }
-    fill(&mut turns, size)
+    let contenders = contenders(candidates);
+    if contenders.is_empty() { Vec::new() } else { fill(&contenders, size) }
 }
 
-/// One backend's walk through its permutation of the slots.
-struct Turn {
+/// A backend that gets slots.
+struct Contender {
     identity: u64,
     address: Address,
     port: u16,
     index: u32,
+    /// Divided by what all weights have in common.
+    weight: u64,
+}
+
+/// One backend's walk through its permutation of the slots. Apart from its [`Contender`], so that a thousand of them, which
+/// take turns, stay in the first-level cache.
+struct Walk {
     weight: u64,
     /// Weight saved up; a slot costs the largest weight, so the heaviest backend takes one in every round.
     credit: u64,
     next: u32,
     skip: u32,
+    index: u32,
 }
 
-impl Turn {
-    fn start(&mut self, size: u32) {
-        // The paper's offset and skip, from the two halves of one hash.
-        self.next = hash::scale(self.identity, size);
-        self.skip = hash::scale(self.identity << 32, size - 1) + 1;
+impl Walk {
+    fn start(contender: &Contender, size: u32) -> Self {
+        Self {
+            weight: contender.weight,
+            credit: 0,
+            // The paper's offset and skip, from the two halves of one hash.
+            next: hash::scale(contender.identity, size),
+            skip: hash::scale(contender.identity << 32, size - 1) + 1,
+            index: contender.index,
+        }
     }
+
+    /// Whether it may take a slot in this round.
+    fn has_turn(&mut self, price: u64) -> bool {
+        self.credit += self.weight;
+        let is_rich = self.credit >= price;
+        if is_rich {
+            self.credit -= price;
+        }
+        is_rich
+    }
+
+    /// Goes on to the next slot that is free, and takes it.
+    fn probe(&mut self, taken: &mut [u64], size: u32) -> u32 {
+        loop {
+            let slot = self.next;
+            self.step_from(slot, size);
+            let (word, bit) = (&mut taken[slot as usize >> 6], 1_u64 << (slot & 63));
+            if *word & bit == 0 {
+                *word |= bit;
+                return slot;
+            }
+        }
+    }
+
+    /// The same slot without looking at those on the way, if just these are free.
+    ///
+    /// A free slot that is `distance` away comes after `distance / skip` steps, modulo the size, which is prime. That fraction
+    /// of the size, in units of 2^-64, is one multiplication. Cutting off what is less moves it by less than `size` units,
+    /// and two slots are `2^64 / size` units apart: their order stays.
+    fn compute(&mut self, free: &mut Vec<u32>, size: u32) -> u32 {
+        let a_step = fraction(inverse(self.skip, size), size);
+        let steps = |slot: u32| {
+            let distance = if slot >= self.next { slot - self.next } else { slot + size - self.next };
+            u64::from(distance).wrapping_mul(a_step)
+        };
+        let nearest = (0..free.len()).min_by_key(|&position| steps(free[position])).unwrap_or_default();
+        let slot = free.swap_remove(nearest);
+        self.step_from(slot, size);
+        slot
+    }
+
+    fn step_from(&mut self, slot: u32, size: u32) {
+        self.next = slot + self.skip;
+        if self.next >= size {
+            self.next -= size;
+        }
+    }
+}
+
+/// What times `number` is 1 modulo a prime, by Euclid's algorithm. `number` is between 1 and the prime.
+fn inverse(number: u32, prime: u32) -> u32 {
+    let (mut rest, mut next) = (i64::from(prime), i64::from(number));
+    let (mut factor, mut next_factor) = (0_i64, 1_i64);
+    while next != 0 {
+        let quotient = rest / next;
+        (rest, next) = (next, rest - quotient * next);
+        (factor, next_factor) = (next_factor, factor - quotient * next_factor);
+    }
+    factor.rem_euclid(i64::from(prime)) as u32
+}
+
+/// `part / whole`, which is less than 1 and not a fraction of a power of two, in units of 2^-64, rounded down.
+const fn fraction(part: u32, whole: u32) -> u64 {
+    let (part, whole) = (part as u64, whole as u64);
+    let (quotient, rest) = (u64::MAX / whole, u64::MAX % whole + 1);
+    part * quotient + part * rest / whole
+}
+
+/// So many free slots are computed sooner than they are found. A probe is one of `size / free` until the next of them, and half
+/// of all probes are for the last few hundred slots; to compute one costs as much as a probe for each that is free, and an
+/// [`inverse`] before that.
+fn few(size: u32) -> u32 {
+    const HALF_AN_INVERSE_IN_PROBES: u32 = 75;
+    (size + HALF_AN_INVERSE_IN_PROBES * HALF_AN_INVERSE_IN_PROBES).isqrt() - HALF_AN_INVERSE_IN_PROBES
 }
 
 /// Public constants, not a secret: all nodes must agree. Which slot a flow hits is what the seed keeps secret.
 const IDENTITY_KEY: [u64; 2] = [0x6d61_676c_6576_2e31, 0x7368_756e_742e_6465];
 
-fn turns(candidates: &[Candidate]) -> Vec<Turn> {
+/// In the order in which they take turns.
+fn contenders(candidates: &[Candidate]) -> Vec<Contender> {
     let divisor = candidates.iter().fold(0, |divisor, candidate| gcd(divisor, u64::from(candidate.weight))).max(1);
-    let mut turns: Vec<Turn> = candidates
+    let mut contenders: Vec<Contender> = candidates
         .iter()
         .filter(|candidate| candidate.weight > 0)
         .map(|candidate| {
             let words: [u64; 2] = bytemuck::cast(*candidate.address.words_be());
-            Turn {
+            Contender {
                 identity: hash::siphash13(&IDENTITY_KEY, &[words[0], words[1], u64::from(candidate.port)]),
                 address: candidate.address,
                 port: candidate.port,
                 index: candidate.index,
                 weight: u64::from(candidate.weight) / divisor,
-                credit: 0,
-                next: 0,
-                skip: 0,
             }
         })
         .collect();
     // By hash and not by address: neighbours in the order compete for slots, and the hash has no favourites.
-    turns.sort_unstable_by_key(|turn| (turn.identity, turn.address, turn.port));
-    turns
+    contenders.sort_unstable_by_key(|contender| (contender.identity, contender.address, contender.port));
+    contenders
 }
 
-fn fill(turns: &mut [Turn], size: u32) -> Vec<u32> {
-    let price = turns.iter().map(|turn| turn.weight).max().unwrap_or(1);
+fn fill(contenders: &[Contender], size: u32) -> Vec<u32> {
+    let price = contenders.iter().map(|contender| contender.weight).max().unwrap_or(1);
+    let mut walks: Vec<Walk> = contenders.iter().map(|contender| Walk::start(contender, size)).collect();
     let mut slots = vec![0; size as usize];
     // The probes for a free slot dominate; one bit per slot keeps them in the first-level cache.
     let mut taken = vec![0_u64; (size as usize).div_ceil(64)];
+    let mut free = Vec::new();
+    let few = few(size);
     let mut left = size;
     loop {
-        for turn in &mut *turns {
-            turn.credit += turn.weight;
-            if turn.credit < price {
+        for walk in &mut walks {
+            if !walk.has_turn(price) {
                 continue;
             }
-            turn.credit -= price;
-            let slot = loop {
-                let slot = turn.next as usize;
-                turn.next += turn.skip;
-                if turn.next >= size {
-                    turn.next -= size;
+            let slot = if left > few {
+                walk.probe(&mut taken, size)
+            } else {
+                if free.is_empty() {
+                    free = zeros(&taken, size);
                 }
-                let bit = 1_u64 << (slot & 63);
-                if taken[slot >> 6] & bit == 0 {
-                    taken[slot >> 6] |= bit;
-                    break slot;
-                }
+                walk.compute(&mut free, size)
             };
-            slots[slot] = turn.index;
+            slots[slot as usize] = walk.index;
             left -= 1;
             if left == 0 {
                 return slots;
             }
         }
     }
+}
+
+/// Places of the bits that are not set, of so many.
+fn zeros(words: &[u64], count: u32) -> Vec<u32> {
+    let mut places = Vec::new();
+    for (word, first) in words.iter().zip((0..count).step_by(64)) {
+        let mut unset = !word;
+        while unset != 0 {
+            places.push(first + unset.trailing_zeros());
+            unset &= unset - 1;
+        }
+    }
+    places.retain(|place| *place < count);
+    places
 }
 
 const fn gcd(a: u64, b: u64) -> u64 {
@@ -245,6 +331,29 @@ mod tests {
         }
     }
 
+    /// The algorithm as the paper writes it down, without weights.
+    fn plain(candidates: &[Candidate], size: u32) -> Vec<u32> {
+        let contenders = contenders(candidates);
+        let mut walks: Vec<Walk> = contenders.iter().map(|contender| Walk::start(contender, size)).collect();
+        let mut slots = vec![None; size as usize];
+        for turn in 0..size as usize {
+            let walk = &mut walks[turn % contenders.len()];
+            while slots[walk.next as usize].is_some() {
+                walk.next = (walk.next + walk.skip) % size;
+            }
+            slots[walk.next as usize] = Some(walk.index);
+        }
+        slots.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn the_last_slots_are_computed_as_they_would_be_found() {
+        for (size, count) in SIZES.into_iter().zip([1, 4, 20, 37, 80, 163, 300, 650, 1300, 2600, 5200, 6553]) {
+            let all = candidates(&vec![1; count]);
+            assert_eq!(build_sized(&all, size), plain(&all, size), "{count} backends, {size} slots");
+        }
+    }
+
     #[test]
     fn no_weight_no_table() {
         assert!(build(&[]).is_empty());
@@ -252,6 +361,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_inverse_undoes_a_step(size in prop::sample::select(&SIZES), number in 1..MAX_SLOTS) {
+            let number = number % (size - 1) + 1;
+            prop_assert_eq!(u64::from(number) * u64::from(inverse(number, size)) % u64::from(size), 1);
+        }
+
+        #[test]
+        fn fractions_are_rounded_down(size in prop::sample::select(&SIZES), part in 0..MAX_SLOTS) {
+            let part = part % size;
+            prop_assert_eq!(u128::from(fraction(part, size)), (u128::from(part) << 64) / u128::from(size));
+        }
+
         #[test]
         fn the_order_of_the_backends_does_not_matter(weights in prop::collection::vec(0..5_u32, 1..12), rotation in 0..12_usize) {
             let sorted = candidates(&weights);
