@@ -8,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::source::{Event, Kind, Object, ObjectId};
+use crate::source::{Event, Kind, ObjectId};
 
 fn metadata(name: &str) -> ObjectMeta {
     ObjectMeta { namespace: Some("default".into()), name: Some(name.into()), ..Default::default() }
@@ -115,7 +115,7 @@ impl ServiceBuilder {
     }
 
     pub(crate) fn applied(self) -> Event {
-        Event::Apply(Object::Service(Box::new(self.0)))
+        Event::Apply(self.0.into())
     }
 }
 
@@ -166,7 +166,7 @@ impl SliceBuilder {
     }
 
     pub(crate) fn applied(self) -> Event {
-        Event::Apply(Object::EndpointSlice(Box::new(self.0)))
+        Event::Apply(self.0.into())
     }
 }
 
@@ -224,7 +224,7 @@ pub(crate) fn node(name: &str, zone: Option<&str>, addresses: &[&str]) -> Event 
     object.metadata.labels =
         zone.map(|zone| BTreeMap::from([("topology.kubernetes.io/zone".into(), zone.to_string())]));
     object.status.get_or_insert_default().addresses = Some(addresses.iter().map(address).collect());
-    Event::Apply(Object::Node(Box::new(object)))
+    Event::Apply(object.into())
 }
 
 /// The event that there is a ServiceCIDR of that name.
@@ -232,5 +232,5 @@ pub(crate) fn service_cidr(name: &str, cidrs: &[&str]) -> Event {
     let mut object = networking::ServiceCIDR::default();
     object.metadata.name = Some(name.into());
     object.spec.get_or_insert_default().cidrs = strings(cidrs);
-    Event::Apply(Object::ServiceCidr(Box::new(object)))
+    Event::Apply(object.into())
 }

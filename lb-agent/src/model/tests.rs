@@ -127,7 +127,7 @@ fn rule_5_internal_addresses_come_before_external_ones() {
     object.metadata.name = Some("node-1".into());
     let addresses = [("Hostname", "node-1"), ("ExternalIP", "203.0.113.1"), ("InternalIP", "fd00::1")];
     object.status.get_or_insert_default().addresses = Some(addresses.map(|(kind, ip)| typed(kind, ip)).into());
-    let model = model([Event::Apply(Object::Node(Box::new(object)))]);
+    let model = model([Event::Apply(object.into())]);
     let node = model.node();
     let addresses = node.internal_addresses.iter().chain(&node.external_addresses);
     let own: Vec<String> = addresses.map(IpAddr::to_string).collect();

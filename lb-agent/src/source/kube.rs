@@ -14,6 +14,11 @@ use std::{
 };
 
 use futures::StreamExt;
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
+};
 use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
@@ -62,7 +67,7 @@ const _: () = assert!(WATCH_SECS + 5 <= 60 && READ_TIMEOUT.as_secs() > WATCH_SEC
 /// Failures further apart than this, which is longer than any back-off, are not of the same outage.
 const OUTAGE_GAP: Duration = Duration::from_secs(120);
 
-/// HTTP 400: among other things, the server does not know the field by which we select.
+/// HTTP 400: among other things, the server does not know the field by which we select, which its message names.
 const BAD_REQUEST: u16 = 400;
 /// HTTP 410: the server has forgotten the version from which we wanted to go on.
 const GONE: u16 = 410;
@@ -107,29 +112,15 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
     let own_node = format!("metadata.name={}", options.node_name);
     let followed = async {
         tokio::join!(
-            server.follow(
-                Api::all(client.clone()),
+            server.follow::<Lean<Service>>(
+                &client,
                 everything().labels(SERVICE_LABELS),
-                Watch {
-                    spare_fields: Some(SERVICE_FIELDS),
-                    ..Watch::new(|Lean(service)| Object::Service(Box::new(service)), Need::Must)
-                },
+                Some(SERVICE_FIELDS),
+                Need::Must
             ),
-            server.follow(
-                Api::all(client.clone()),
-                everything().labels(SLICE_LABELS),
-                Watch::new(|Lean(slice)| Object::EndpointSlice(Box::new(slice)), Need::Must)
-            ),
-            server.follow(
-                Api::all(client.clone()),
-                everything().fields(&own_node),
-                Watch::new(|node| Object::Node(Box::new(node)), Need::Must)
-            ),
-            server.follow(
-                Api::all(client.clone()),
-                everything(),
-                Watch::new(|cidr| Object::ServiceCidr(Box::new(cidr)), Need::May)
-            ),
+            server.follow::<Lean<EndpointSlice>>(&client, everything().labels(SLICE_LABELS), None, Need::Must),
+            server.follow::<Node>(&client, everything().fields(&own_node), None, Need::Must),
+            server.follow::<ServiceCIDR>(&client, everything(), None, Need::May),
         )
     };
     tokio::select! {
@@ -183,11 +174,19 @@ struct Closed;
 
 impl Server {
     /// Follows one kind until the receiver is dropped.
-    async fn follow<K>(&self, api: Api<K>, config: watcher::Config, mut watch: Watch<K>) -> Closed
+    async fn follow<K>(
+        &self,
+        client: &Client,
+        config: watcher::Config,
+        spare_fields: Option<&'static str>,
+        need: Need,
+    ) -> Closed
     where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        K: Resource + Into<Object> + Clone + Debug + DeserializeOwned + Send + 'static,
         K::DynamicType: Default,
     {
+        let mut watch = Watch::new(K::plural(&K::DynamicType::default()).into_owned(), spare_fields, need);
+        let api = Api::<K>::all(client.clone());
         let mut backoff = DefaultBackoff::default();
         loop {
             let mut config = config.clone();
@@ -208,9 +207,7 @@ impl Server {
                     }
                     Err(failure) => failure,
                 };
-                if failure.status() == Some(BAD_REQUEST)
-                    && let Some(fields) = watch.spare_fields.take()
-                {
+                if let Some(fields) = watch.take_refused_fields(&failure) {
                     let cause = failure.describe(&watch.kind);
                     tracing::info!(server = self.url, kind = watch.kind, fields, cause, "going on with all of these");
                     break;
@@ -233,20 +230,20 @@ impl Server {
         }
     }
 
-    async fn take_in<K>(&self, watch: &mut Watch<K>, event: watcher::Event<K>) -> Result<(), Closed> {
+    async fn take_in(&self, watch: &mut Watch, event: watcher::Event<impl Into<Object>>) -> Result<(), Closed> {
         let is_list_complete = matches!(event, watcher::Event::InitDone);
         watch.is_lacking &= !is_the_servers(&event);
         if is_the_servers(&event) && watch.complaint.take().is_some() {
             tracing::info!(server = self.url, kind = watch.kind, "the API server answers again");
         }
-        for news in watch.known.handle(event, watch.wrap) {
+        for news in watch.known.handle(event) {
             self.send(news).await?;
         }
         if is_list_complete { self.set_listed(watch).await } else { Ok(()) }
     }
 
     /// What there is of one kind is known.
-    async fn set_listed<K>(&self, watch: &mut Watch<K>) -> Result<(), Closed> {
+    async fn set_listed(&self, watch: &mut Watch) -> Result<(), Closed> {
         if !std::mem::replace(&mut watch.is_listed, true) {
             // Each watch has sent what it listed before it counts down, so the last one speaks for all (rule 7).
             if self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -257,7 +254,7 @@ impl Server {
     }
 
     /// The server has none of these, or lets nobody see them: as good as an empty list. Said once, although it is asked again.
-    async fn do_without<K>(&self, watch: &mut Watch<K>, failure: &Failure) -> Result<(), Closed> {
+    async fn do_without(&self, watch: &mut Watch, failure: &Failure) -> Result<(), Closed> {
         let cause = failure.describe(&watch.kind);
         if !std::mem::replace(&mut watch.is_lacking, true) {
             tracing::info!(server = self.url, kind = watch.kind, cause, "going on without this kind of objects");
@@ -266,7 +263,7 @@ impl Server {
     }
 
     /// Says what failed, once in an outage.
-    async fn complain<K>(&self, watch: &mut Watch<K>, failure: &Failure) -> Result<(), Closed> {
+    async fn complain(&self, watch: &mut Watch, failure: &Failure) -> Result<(), Closed> {
         let cause = failure.describe(&watch.kind);
         if failure.status() == Some(GONE) {
             // The server's history is short, and a list mends it.
@@ -308,12 +305,11 @@ enum Need {
 }
 
 /// One kind that is followed.
-struct Watch<K> {
+struct Watch {
     /// Plural, as in the API's paths.
     kind: String,
     need: Need,
-    wrap: fn(K) -> Object,
-    /// Objects that a field selector keeps away are ignored where they come: a server that refuses it is asked without.
+    /// Objects that a field selector keeps away are ignored where they come: a server that does not know it is asked without.
     spare_fields: Option<&'static str>,
     known: Known,
     /// Whether a list was ever complete.
@@ -324,33 +320,26 @@ struct Watch<K> {
     complaint: Option<(String, Instant)>,
 }
 
-impl<K: Resource> Watch<K>
-where
-    K::DynamicType: Default,
-{
-    fn new(wrap: fn(K) -> Object, need: Need) -> Self {
-        let kind = K::plural(&K::DynamicType::default()).into_owned();
-        Self {
-            kind,
-            need,
-            wrap,
-            spare_fields: None,
-            known: Known::default(),
-            is_listed: false,
-            is_lacking: false,
-            complaint: None,
-        }
+impl Watch {
+    fn new(kind: String, spare_fields: Option<&'static str>, need: Need) -> Self {
+        Self { kind, need, spare_fields, known: Known::default(), is_listed: false, is_lacking: false, complaint: None }
     }
-}
 
-impl<K> Watch<K> {
+    /// Gives the field selector up if it is what the server refuses, and returns it. For good: servers are upgraded seldom, and
+    /// what they tell too much is a matter of traffic.
+    fn take_refused_fields(&mut self, failure: &Failure) -> Option<&'static str> {
+        let path = self.spare_fields?.split('!').next()?;
+        let is_refused = failure.status() == Some(BAD_REQUEST) && failure.describe(&self.kind).contains(path);
+        self.spare_fields.take_if(|_| is_refused)
+    }
+
     /// Whether the failure means that there is nothing to follow. What was known of it stays known.
     fn can_do_without(&self, failure: &Failure) -> bool {
         self.need == Need::May && matches!(failure.status(), Some(NOT_FOUND | FORBIDDEN))
     }
 
     /// Waits for the next event. In a list there is always more to come, in a watch there may be nothing for hours.
-    async fn next(
+    async fn next<K>(
         &self,
         event: impl Future<Output = Option<watcher::Result<watcher::Event<K>>>>,
     ) -> Result<watcher::Event<K>, Failure> {

@@ -51,6 +51,30 @@ pub enum Object {
     ServiceCidr(Box<ServiceCIDR>),
 }
 
+impl From<Service> for Object {
+    fn from(object: Service) -> Self {
+        Self::Service(Box::new(object))
+    }
+}
+
+impl From<EndpointSlice> for Object {
+    fn from(object: EndpointSlice) -> Self {
+        Self::EndpointSlice(Box::new(object))
+    }
+}
+
+impl From<Node> for Object {
+    fn from(object: Node) -> Self {
+        Self::Node(Box::new(object))
+    }
+}
+
+impl From<ServiceCIDR> for Object {
+    fn from(object: ServiceCIDR) -> Self {
+        Self::ServiceCidr(Box::new(object))
+    }
+}
+
 impl Object {
     /// Its identity; parts that are missing are empty.
     #[must_use]

@@ -40,6 +40,10 @@ pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream
     let Some((resource, namespace)) = found else {
         return plain(stream).whole(404, &failure(404, "the server could not find the requested resource"));
     };
+    let selected = request.parameter("fieldSelector");
+    if let Some(field) = shared.state().unknown_fields.iter().find(|field| selected.contains(**field)) {
+        return plain(stream).whole(400, &failure(400, &format!("{field:?} is not a known field selector")));
+    }
     let verb = if request.parameter("watch") == "true" { Verb::Watch } else { Verb::List };
     let fault = shared.change(|state| {
         *state.counts.entry((resource, verb)).or_default() += 1;

@@ -202,6 +202,11 @@ impl ApiServer {
         self.shared.change(|state| state.unknown.insert(resource));
     }
 
+    /// Does as if nothing could be selected by a field.
+    pub fn forget_field(&self, path: &'static str) {
+        self.shared.change(|state| state.unknown_fields.insert(path));
+    }
+
     /// From now on only who has one of these tokens is answered.
     pub fn accept_tokens(&self, tokens: &[&str]) {
         self.shared.change(|state| state.tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect()));

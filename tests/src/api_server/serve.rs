@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) faults: BTreeMap<(Resource, Verb), VecDeque<Fault>>,
     pub(super) held: BTreeSet<(Resource, Verb)>,
     pub(super) unknown: BTreeSet<Resource>,
+    /// Fields by which requests can't select.
+    pub(super) unknown_fields: BTreeSet<&'static str>,
     pub(super) counts: BTreeMap<(Resource, Verb), usize>,
     pub(super) events: Vec<Value>,
     /// Who is answered; everybody without any.

@@ -25,14 +25,14 @@ impl Known {
     }
 
     /// What an event of the watcher means. A list that breaks off deletes nothing.
-    pub(super) fn handle<K>(&mut self, event: watcher::Event<K>, wrap: fn(K) -> Object) -> Vec<Event> {
+    pub(super) fn handle(&mut self, event: watcher::Event<impl Into<Object>>) -> Vec<Event> {
         match event {
             watcher::Event::Init => {
                 self.listing = Some(BTreeSet::new());
                 Vec::new()
             }
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
-                let object = wrap(object);
+                let object: Object = object.into();
                 let id = object.id();
                 if let Some(listing) = &mut self.listing {
                     listing.insert(id.clone());
@@ -47,7 +47,7 @@ impl Known {
                 missing
             }
             watcher::Event::Delete(object) => {
-                let id = wrap(object).id();
+                let id = object.into().id();
                 self.ids.remove(&id);
                 vec![Event::Delete(id)]
             }
@@ -67,7 +67,7 @@ mod tests {
 
     /// What a sequence of the watcher's events comes to.
     fn told(known: &mut Known, events: Vec<Watched<k8s_openapi::api::core::v1::Service>>) -> Vec<Event> {
-        events.into_iter().flat_map(|event| known.handle(event, |service| Object::Service(Box::new(service)))).collect()
+        events.into_iter().flat_map(|event| known.handle(event)).collect()
     }
 
     #[test]

@@ -16,6 +16,8 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
+use crate::source::Object;
+
 /// An object of kind `K` with no more of its metadata than Shunt reads.
 #[derive(Clone, Debug)]
 pub(super) struct Lean<K>(pub(super) K);
@@ -70,6 +72,12 @@ impl<'de> Deserialize<'de> for Lean<EndpointSlice> {
             endpoints: endpoints.unwrap_or_default(),
             ports,
         }))
+    }
+}
+
+impl<K: Into<Object>> From<Lean<K>> for Object {
+    fn from(lean: Lean<K>) -> Self {
+        lean.0.into()
     }
 }
 

@@ -281,10 +281,9 @@ async fn pauses_grow_while_a_server_fails() {
     let (sender, mut events) = mpsc::channel(16);
     let server =
         Server { url: "http://test".into(), origin: "a test".into(), events: sender, unlisted: AtomicU8::new(1) };
-    tokio::spawn(async move {
-        let watch = Watch::new(|Lean(service)| Object::Service(Box::new(service)), Need::Must);
-        server.follow(Api::all(client), watcher::Config::default(), watch).await
-    });
+    tokio::spawn(
+        async move { server.follow::<Lean<Service>>(&client, watcher::Config::default(), None, Need::Must).await },
+    );
     while !matches!(events.recv().await, Some(Event::Apply(_))) {}
     let times = script.lock().unwrap().times.clone();
     let pauses: Vec<Duration> = times.windows(2).take(6).map(|pair| pair[1] - pair[0]).collect();
