@@ -5,10 +5,11 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// The netlink library reports as errors what is handled here, or is merely unknown to it, and the Kubernetes client each
-/// failure of each request, of which the agent itself tells once; aya tells at length that a kernel dislikes the debug
-/// information, which nothing needs.
-const QUIET: &str = "aya=error,kube_client=off,netlink_proto=off,netlink_packet_route=off";
+/// The netlink library reports as errors what is handled here, or is merely unknown to it; the Kubernetes client and its watcher
+/// report each attempt that fails, where the source tells of an outage once; aya tells at length that a kernel dislikes the
+/// debug information, which nothing needs.
+const QUIET: &str = "aya=error,kube_client::client=off,kube_client::client::tls=warn,kube_runtime::watcher=off,\
+                     netlink_proto=off,netlink_packet_route=off";
 
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -500,8 +500,8 @@ pub fn device_name(ifindex: u32) -> Option<String> {
     if_indextoname(ifindex).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }
 
-/// Gives freed memory of the heap back to the kernel, which glibc keeps otherwise. The static build's allocator can give back
-/// only what lies at the end of its heap, and does so by itself.
+/// Gives freed memory of the heap back to the kernel, which glibc keeps otherwise. The static build's allocator can give
+/// back only parts of its heap that are free as a whole, and does so by itself.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no addresses, and locks whatever it changes.

@@ -77,7 +77,7 @@ pub fn measure_cluster(shape: Shape, changes: u32) -> Result<Outside> {
     measure(&site, &namespace, &source.collect::<Vec<_>>(), shape, changes, put)
 }
 
-/// An object as a real server sends it: with a note of who wrote which field, which is nearly half of it.
+/// An object as a real server sends it: with a note of who wrote which field, which is nearly half of it where it is small.
 fn served(object: &Object) -> serde_json::Result<Value> {
     let mut value = value(object)?;
     let port = json!({ ".": {}, "f:name": {}, "f:port": {}, "f:protocol": {}, "f:targetPort": {} });
