@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{chart::Shall, iptables, nftables};
+use super::{chart::Shall, cpu::on_one_cpu, iptables, nftables};
 use crate::world::{Echo, Family, LinkKind, Namespace, Options, Process, World, echo_port, http_port, wait_until};
 
 const SERVICE_LIMIT: Duration = Duration::from_secs(600);
@@ -212,7 +212,7 @@ impl Scene {
         for (node, letter) in [("node-a", "a"), ("node-b", "b")] {
             let server = format!("server-{letter}");
             world.add_web_pod(&server, node, 201, LinkKind::Routed)?;
-            let echo = Echo::start(world.pod(&server).namespace(), &server)?;
+            let echo = on_one_cpu(|| Echo::start(world.pod(&server).namespace(), &server))??;
             world.pod_mut(&server).run(echo);
             let mut command = world.pod(&server).namespace().command("iperf3");
             command.args(["--server", "--interval", "0"]).stdout(Stdio::null());

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 use shunt_tests::{
-    bench::{Aim, Place},
+    bench::{Aim, Place, on_one_cpu},
     world::{Family, Namespace},
 };
 
@@ -126,7 +126,7 @@ pub fn run(kind: Kind, from: &Namespace, to: SocketAddr, ports: RangeInclusive<u
         Kind::Stream(streams) => iperf3(from, to, streams),
         Kind::Requests => wrk(from, to, &[]),
         Kind::Connections => wrk(from, to, &["-H", "Connection: close"]),
-        Kind::Datagrams { is_connected } => from.enter(|| echo(to, is_connected))?,
+        Kind::Datagrams { is_connected } => from.enter(|| on_one_cpu(|| echo(to, is_connected)))??,
     }
 }
 
