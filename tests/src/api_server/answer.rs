@@ -154,6 +154,7 @@ fn watch(
         if wants_bookmarks && version == now {
             let bookmark = json!({"metadata": {"resourceVersion": now.to_string()}});
             answer.line(&typed("BOOKMARK", resource, bookmark))?;
+            shared.change(|state| state.bookmarked.insert(resource, now));
         }
         version = now;
     }

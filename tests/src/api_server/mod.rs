@@ -19,7 +19,10 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -91,7 +94,9 @@ impl ApiServer {
     /// # Errors
     /// When no port is free.
     pub fn start_locally() -> Result<Self> {
-        Self::start(SocketAddr::from(([127, 0, 0, 1], 0)))
+        /// Each has an address of its own: while it is away nobody else takes its port.
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        Self::start(SocketAddr::from(([127, 0, 78, NEXT.fetch_add(1, Ordering::Relaxed)], 0)))
     }
 
     /// Where it listens.
@@ -231,6 +236,15 @@ impl ApiServer {
     pub fn wait_for(&self, resource: Resource, verb: Verb, count: usize) -> Result<()> {
         let what = format!("request {count} to {verb:?} {}", resource.plural());
         self.wait(&what, |state| state.counts.get(&(resource, verb)).is_some_and(|now| *now >= count))
+    }
+
+    /// Waits until a watch of this kind has been told by a bookmark how far it has come.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub fn wait_for_bookmark(&self, resource: Resource) -> Result<()> {
+        let what = format!("a bookmark for {}", resource.plural());
+        self.wait(&what, |state| state.bookmarked.get(&resource).is_some_and(|told| *told == state.store.version()))
     }
 
     /// The Events that were posted, oldest first, each as it is after the last change to it.

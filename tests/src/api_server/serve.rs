@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) unknown: BTreeSet<Resource>,
     /// Fields by which requests can't select.
     pub(super) unknown_fields: BTreeSet<&'static str>,
+    /// Versions up to which watches that want bookmarks have been told that nothing happened.
+    pub(super) bookmarked: BTreeMap<Resource, u64>,
     pub(super) counts: BTreeMap<(Resource, Verb), usize>,
     pub(super) events: Vec<Value>,
     /// Who is answered; everybody without any.

@@ -83,6 +83,14 @@ impl Kernel {
         Ok(Some(Ran { verdict, frame: output.split_off(metadata), ticks }))
     }
 
+    /// The tick that it is.
+    ///
+    /// # Errors
+    /// When the clock can't be read.
+    pub fn tick() -> Result<u32> {
+        tick()
+    }
+
     /// Waits until the tick has some time left, so that a few packets fall into the same one.
     pub fn settle() -> Result<()> {
         const MARGIN: i64 = 200_000_000;

@@ -270,6 +270,11 @@ impl Maps {
         clear(&self.young_v6)?;
         clear(&self.affinity)?;
         self.fragments.as_ref().map_or(Ok(()), clear)?;
+        self.renew_reject_budget()
+    }
+
+    /// Gives this tick's budget of ICMP errors back.
+    pub fn renew_reject_budget(&self) -> Result<()> {
         Ok(self.reject_budget.zero(&0)?)
     }
 

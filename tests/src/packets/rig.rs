@@ -128,6 +128,11 @@ impl Rig {
             arrival.ifindex,
             arrival.frame
         );
+        if ran.ticks.0 != ran.ticks.1 {
+            // In which of them an error was paid for doesn't show, until one is refused later.
+            self.kernel.maps.renew_reject_budget()?;
+            self.model.renew_reject_budget();
+        }
         Ok(seen)
     }
 

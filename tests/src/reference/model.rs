@@ -323,6 +323,11 @@ impl Model {
         }
     }
 
+    /// Gives this tick's budget of ICMP errors back.
+    pub fn renew_reject_budget(&mut self) {
+        self.rejects = (0, 0);
+    }
+
     /// Turns a packet into an ICMP error about it, unless such a packet is never answered, or too many were.
     fn send_error(&mut self, run: &mut Run<'_>, packet: &Packet, message: Message) -> Verdict {
         if answer::is_unanswerable(&run.frame, packet) {

@@ -62,7 +62,6 @@ fn a_node_without_an_address_answers_as_the_service() -> Result<()> {
 fn errors_beyond_the_budget_are_drops() -> Result<()> {
     with_rig(node::setup, |rig| {
         rig.change(|setup| setup.rejects_per_tick = 2)?;
-        Kernel::settle()?;
         let version = Version::V4;
         let (client, index) = (end(CALLER, version, 40_000), EMPTY.index(version));
         let frame = first(protocol::TCP, client, EMPTY.at_cluster_ip(version)).build();
@@ -78,7 +77,15 @@ fn errors_beyond_the_budget_are_drops() -> Result<()> {
             moved: moved.clone(),
         };
         let spent = format!("no-endpoints=1 reject-limit=1 service{index}.rejected=1");
-        take(rig, [sent(), sent(), Step::dropped("spent", at, frame.clone(), &spent)])
+        loop {
+            Kernel::settle()?;
+            let tick = Kernel::tick()?;
+            let taken = take(rig, [sent(), sent(), Step::dropped("spent", at, frame.clone(), &spent)]);
+            // Where it ended meanwhile, there was another budget.
+            if taken.is_ok() || Kernel::tick()? == tick {
+                return taken;
+            }
+        }
     })
 }
 

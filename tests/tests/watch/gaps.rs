@@ -102,8 +102,7 @@ fn bookmarks_keep_a_quiet_watch_from_being_forgotten() -> Result<()> {
         server.apply(service("busy", 100 + round));
     }
     agent.wait_served(&serving(&[(1, &["10.0.0.1"]), (2, &[]), (119, &[])]))?;
-    // Longer than the server's interval of bookmarks: by now the watch of slices knows the present version.
-    std::thread::sleep(Duration::from_millis(500));
+    server.wait_for_bookmark(Resource::EndpointSlices)?;
     server.forget_history();
     server.disconnect();
     server.wait_for(Resource::EndpointSlices, Verb::Watch, 2)?;

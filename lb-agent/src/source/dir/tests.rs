@@ -37,6 +37,19 @@ async fn followed(path: &Path) -> mpsc::Receiver<Event> {
     events
 }
 
+/// Changes are seen sooner than by the poll: once in a while at least, on a machine that may stop for as long.
+async fn are_noticed(events: &mut mpsc::Receiver<Event>, directory: &Path) {
+    for last in 10..20 {
+        let start = Clock::now();
+        fs::write(directory.join("web.yaml"), web(last)).unwrap();
+        assert_eq!(applied(events).await, last.to_string());
+        if start.elapsed() < POLL / 2 {
+            return;
+        }
+    }
+    panic!("seen by the poll, not by a notice");
+}
+
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_an_error_at_the_start() {
     let directory = TempDir::new().unwrap();
@@ -50,10 +63,7 @@ async fn a_directory_that_is_not_there_is_an_error_at_the_start() {
 async fn changes_are_noticed_at_once() {
     let directory = TempDir::new().unwrap();
     let mut events = followed(directory.path()).await;
-    let start = Clock::now();
-    fs::write(directory.path().join("web.yaml"), web(2)).unwrap();
-    assert_eq!(applied(&mut events).await, "2");
-    assert!(start.elapsed() < POLL, "seen by the poll, not by a notice: {:?}", start.elapsed());
+    are_noticed(&mut events, directory.path()).await;
 
     fs::write(directory.path().join(".web.tmp"), web(3)).unwrap();
     fs::rename(directory.path().join(".web.tmp"), directory.path().join("web.yaml")).unwrap();
@@ -119,10 +129,7 @@ async fn a_directory_swapped_by_a_link_is_followed_to_the_new_one() {
     fs::rename(directory.path().join("next"), &link).unwrap();
     assert_eq!(applied(&mut events).await, "2");
 
-    let start = Clock::now();
-    fs::write(new.join("web.yaml"), web(3)).unwrap();
-    assert_eq!(applied(&mut events).await, "3");
-    assert!(start.elapsed() < POLL, "the new directory is not watched: {:?}", start.elapsed());
+    are_noticed(&mut events, &new).await;
 }
 
 #[tokio::test]
@@ -139,15 +146,15 @@ async fn a_directory_that_vanishes_is_named_once_and_followed_again() {
     assert!(matches!(&news[..], [Event::Problem(problem)] if problem.subject.ends_with("/manifests")), "{news:?}");
     assert!(follower.look().await.is_empty());
 
+    // Before Linux 6.13 times are those of the kernel's own tick, and a new directory may have the old one's inode.
+    tokio::time::sleep(Duration::from_millis(20)).await;
     fs::create_dir(&path).unwrap();
     fs::write(path.join("web.yaml"), web(2)).unwrap();
     assert!(matches!(&follower.look().await[..], [Event::Apply(_)]));
     follower.change().await;
     follower.look().await;
-    let start = Clock::now();
     fs::write(path.join("web.yaml"), web(3)).unwrap();
-    follower.change().await;
-    assert!(start.elapsed() < POLL, "the new directory is not watched: {:?}", start.elapsed());
+    timeout(PATIENCE, follower.notices.recv()).await.expect("the new directory is watched");
     assert!(matches!(&follower.look().await[..], [Event::Apply(_)]));
 }
 

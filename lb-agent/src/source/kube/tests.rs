@@ -290,11 +290,15 @@ async fn pauses_grow_while_a_server_fails() {
     assert!(pauses[5] > pauses[0] * 5, "{pauses:?}");
 }
 
+/// Where a server will be, and none is yet. `number` is of one test alone: no other takes the port meanwhile.
+async fn nobodys_address(number: u8) -> SocketAddr {
+    let listener = TcpListener::bind(format!("127.0.77.{number}:0")).await.unwrap();
+    listener.local_addr().unwrap()
+}
+
 #[tokio::test]
 async fn requests_to_the_api_are_counted() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = nobodys_address(1).await;
     let requests = ApiRequests::default();
     let mut events = follow_counted(&format!("http://{address}"), requests.clone());
     next(&mut events).await;
@@ -311,9 +315,7 @@ async fn requests_to_the_api_are_counted() {
 
 #[tokio::test]
 async fn rule_8_a_server_that_is_not_there_is_named_and_waited_for() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = nobodys_address(2).await;
     let mut events = follow(&format!("http://{address}"));
     let problem = next(&mut events).await;
     assert!(problem.contains(&format!("http://{address}/: can't list")), "{problem}");
