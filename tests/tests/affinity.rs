@@ -24,9 +24,9 @@ use shunt_tests::{
 const NAME: &str = "sticky";
 const HOST: u8 = 71;
 const NODE_PORT: u16 = 30_071;
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(4);
 /// The programs count time in ticks of 1.07 s: this much later an entry has expired for certain.
-const EXPIRED: Duration = Duration::from_millis(4500);
+const EXPIRED: Duration = Duration::from_millis(6500);
 const FLOWS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Two nodes that know one seed choose alike.
@@ -188,7 +188,7 @@ fn rules_55_to_57_affinity_lasts_until_its_timeout_or_its_endpoint_or_itself_end
     let start = Instant::now();
     while start.elapsed() < 2 * TIMEOUT {
         meets(&world, other)?;
-        sleep(TIMEOUT / 4);
+        sleep(TIMEOUT / 8);
     }
     world.nodes_mut().try_for_each(|node| node.agent_mut().kill())?;
     world.start_agents()?;
@@ -200,7 +200,7 @@ fn rules_55_to_57_affinity_lasts_until_its_timeout_or_its_endpoint_or_itself_end
     set_endpoints(&world, [&[other[0]], &[other[1]]])?;
     waits_to_meet(&world, [&[other[0]], &[other[1]]])?;
     set_endpoints(&world, ALL)?;
-    sleep(TIMEOUT / 4);
+    sleep(TIMEOUT / 8);
     meets(&world, other)?;
 
     world.put([object("None")])?;

@@ -26,7 +26,8 @@ fn backends_change_under_load(options: Options) -> Result<()> {
             sleep(SETTLE / 2);
         }
     }
-    world.set_web_endpoints(&["web-2", "web-4"])?;
+    world.route_web_to(&["web-2", "web-4"])?;
+    // What was asked before may be answered yet.
     sleep(SETTLE);
     load.next_phase();
     sleep(SETTLE);

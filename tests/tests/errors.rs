@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +13,9 @@ use shunt_tests::{
         Protocol,
         talk::{self, Outcome},
     },
-    world::{Captures, Family, Far, Namespace, Options, World, for_each_kind, objects, wait_for, wait_to_meet},
+    world::{
+        Captures, Family, Far, Namespace, Options, World, for_each_kind, is_quick, objects, wait_for, wait_to_meet,
+    },
 };
 
 const NAME: &str = "shop";
@@ -68,12 +70,14 @@ fn closed_ports(options: Options) -> Result<()> {
     for_each_kind(|protocol, family| {
         for (from, to) in ways(&far, &world, family) {
             wait_for(from, protocol, to, &Outcome::Refused)?;
-            let start = Instant::now();
-            for _ in 0..3 {
-                let outcome = talk::attempt(from, protocol, to)?;
-                ensure!(outcome == Outcome::Refused, "{} to {to}: {outcome:?}", from.name());
-            }
-            ensure!(start.elapsed() < AT_ONCE, "{} to {to}: {:?}", from.name(), start.elapsed());
+            let refuses = || {
+                for _ in 0..3 {
+                    let outcome = talk::attempt(from, protocol, to)?;
+                    ensure!(outcome == Outcome::Refused, "{outcome:?}");
+                }
+                Ok(())
+            };
+            is_quick(AT_ONCE, refuses).with_context(|| format!("{} to {to}", from.name()))?;
         }
         Ok(())
     })?;
@@ -114,9 +118,13 @@ fn true_hops(options: Options) -> Result<()> {
             [&[bridge, node_b, service], &[router, node_a, node_b, node_a], &[router, node_b, node_b]];
         for ((from, to), expected) in ways(&far, &world, family).into_iter().zip(expected) {
             wait_to_meet(from, protocol, to, &[BACKEND])?;
-            let hops = hops(from, protocol, to)?;
             let expected: Vec<String> = expected.iter().map(IpAddr::to_string).collect();
-            ensure!(hops == expected, "{} to {to}: {hops:?} instead of {expected:?}", from.name());
+            // It asks each hop once, and waits for a second.
+            let mut found = hops(from, protocol, to)?;
+            if found != expected {
+                found = hops(from, protocol, to)?;
+            }
+            ensure!(found == expected, "{} to {to}: {found:?} instead of {expected:?}", from.name());
         }
         Ok(())
     })?;

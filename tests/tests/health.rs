@@ -15,7 +15,7 @@ use shunt_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
-const STEP: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_secs(5);
 /// The Service's `healthCheckNodePort`.
 const PORT: u16 = 32_000;
 const HEALTHZ_PORT: u16 = 10_256;

@@ -2,7 +2,7 @@
 //! Which of a Service's endpoints a client may have, with real clients: traffic policies, what terminates, topology hints
 //! (rules 5, 20 to 24, 37 to 42, 48).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use shunt_tests::{
 const NAME: &str = "shop";
 const HOST: u8 = 73;
 const NODE_PORT: u16 = 30_073;
+const LIMIT: Duration = Duration::from_secs(5);
 /// On node-a, as are all clients in pods.
 const HERE: &str = "web-1";
 /// On node-b.
@@ -86,7 +87,7 @@ fn external_policy(options: Options) -> Result<()> {
         for node in ["node-a", "node-b"] {
             let to = at_node(&world, node, family);
             for _ in 0..4 {
-                let answer = world.outside().enter(|| talk::ask(protocol, to, talk::patience(protocol, to)))??;
+                let answer = world.outside().enter(|| talk::ask(protocol, to, LIMIT))??;
                 ensure!(answer.client == answer.local, "{node}: {answer:?}");
             }
         }

@@ -203,8 +203,8 @@ fn pitfall_5_connections_survive_a_flood_of_first_packets_with_xdp() -> Result<(
 /// when they began, now there are three: datagrams go to any of them, and a connection to another one is none.
 #[test]
 fn rule_63_idle_flows_are_decided_anew_and_those_in_use_are_not() -> Result<()> {
-    const FLAGS: [&str; 4] = ["--udp-timeout-replied", "2s", "--tcp-timeout-established", "2s"];
-    const TIME: Duration = Duration::from_millis(4500);
+    const FLAGS: [&str; 4] = ["--udp-timeout-replied", "4s", "--tcp-timeout-established", "4s"];
+    const TIME: Duration = Duration::from_millis(6500);
     let world = serve(Options::TC, &FLAGS, &["web-1"])?;
     let (mut used, mut idle) = (flows(&world, 1)?, flows(&world, 5)?);
     world.put(world.slices(NAME, &ALL))?;
@@ -233,6 +233,7 @@ fn forged_segments(options: Options) -> Result<()> {
     let mut talks = Vec::new();
     for family in Family::BOTH {
         let node_b = SocketAddr::new(world.node("node-b").address(family), NODE_PORT);
+        wait_to_meet(world.outside(), Protocol::Tcp, node_b, &["web-1"])?;
         let places = [
             (world.pod("client").namespace(), inside(family)),
             (world.outside(), node_port(&world, family)),

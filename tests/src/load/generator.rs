@@ -20,7 +20,7 @@ use crate::world::{Namespace, check_interrupt};
 /// No answer within this is a failure: several times what TCP needs to send a lost first packet again.
 const LIMIT: Duration = Duration::from_secs(5);
 /// The same for a DNS query, which nobody sends again.
-const DNS_LIMIT: Duration = Duration::from_secs(2);
+const DNS_LIMIT: Duration = Duration::from_secs(5);
 /// Threads that share a given number of requests.
 const THREADS: usize = 4;
 /// After so many failures of one thread the rest would fail too, each after its time-out.

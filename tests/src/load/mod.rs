@@ -6,6 +6,7 @@ pub mod dns;
 pub mod forge;
 mod generator;
 pub mod http;
+pub mod iperf;
 pub mod talk;
 mod tally;
 

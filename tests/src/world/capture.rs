@@ -17,6 +17,8 @@ use nix::{
 use super::{Namespace, Node, Site, World, wait_until};
 
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// Of a file without packets.
+const HEADER_BYTES: u64 = 24;
 
 /// A capture under way.
 pub struct Capture {
@@ -59,12 +61,11 @@ impl Capture {
     /// # Errors
     /// When a checksum is wrong, or nothing was captured at all.
     pub fn finish(self) -> Result<String> {
-        let file = self.file.display().to_string();
-        let text = self.read()?;
-        if text.trim().is_empty() {
-            bail!("no packet in {file}");
-        }
-        Ok(text)
+        // It may not have had the time yet: once it is told to end it takes no more.
+        wait_until(&format!("a packet in {}", self.file.display()), START_LIMIT, || {
+            Ok(fs::metadata(&self.file)?.len() > HEADER_BYTES)
+        })?;
+        self.read()
     }
 
     /// The same, also of nothing.

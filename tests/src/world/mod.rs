@@ -51,7 +51,7 @@ pub use self::{
     publish::{for_each_kind, kinds, wait_for, wait_to_meet},
     server::{Process, dns_port, http_port},
     site::{Site, remove_all},
-    wait::{check_interrupt, wait_until},
+    wait::{check_interrupt, is_quick, wait_until},
 };
 
 /// How the agents attach to their uplinks by XDP, as the agent's `--xdp` says it.

@@ -4,9 +4,9 @@
 use std::{net::SocketAddr, thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use shunt_tests::{
-    load::dns,
+    load::{dns, iperf},
     world::{Family, Namespace, Options, Process, World, dns_port, objects, sample, wait_until},
 };
 
@@ -107,9 +107,8 @@ fn pitfall_8_a_resolver_with_one_socket_follows_its_service() -> Result<()> {
 fn iperf3_is_served() -> Result<()> {
     const PORT: u16 = 5201;
     let mut world = world(Options::ALL_SOCKETS, &[])?;
-    let mut server = world.pod("web-2").namespace().command("iperf3");
-    server.args(["-s", "-p", &PORT.to_string()]);
-    let server = Process::start(server, &world.site().directory().join("iperf3.log"))?;
+    let log = world.site().directory().join("iperf3.log");
+    let (server, log) = iperf::serve(world.pod("web-2").namespace(), PORT, &log)?;
     world.pod_mut("web-2").run(server);
     let mut slices = world.slices("bulk", &["web-2"]);
     for port in slices.iter_mut().filter_map(|slice| slice["ports"].as_array_mut()).flatten() {
@@ -119,13 +118,7 @@ fn iperf3_is_served() -> Result<()> {
     for from in [node(&world), world.pod("client").namespace()] {
         for family in Family::BOTH {
             let to = objects::cluster_ip(79, family);
-            let run = |more: &[&str]| -> Result<Value> {
-                let (address, port) = (to.ip().to_string(), to.port().to_string());
-                let arguments = [&["-c", &address, "-p", &port, "-J", "--connect-timeout", "3000"], more].concat();
-                let report: Value = serde_json::from_str(&from.run("iperf3", &arguments)?)?;
-                ensure!(report["error"].is_null(), "{to} {more:?}: {}", report["error"]);
-                Ok(report)
-            };
+            let run = |more: &[&str]| iperf::run(&log, from, to, more);
             wait_until("iperf3 through the Service", LIMIT, || Ok(run(&["-n", "1K"]).is_ok()))?;
             for more in
                 [&["-n", "32M", "-P", "4"][..], &["-n", "32M", "-R"], &["-u", "-t", "1", "-b", "1M", "-l", "1200"]]
