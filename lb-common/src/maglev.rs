@@ -43,11 +43,7 @@ pub fn table_size(total_weight: u64) -> u32 {
 #[must_use]
 pub fn build(candidates: &[Candidate]) -> Vec<u32> {
     let contenders = contenders(candidates);
-    let total_weight: u64 = contenders.iter().map(|contender| contender.weight).sum();
-    if total_weight == 0 {
-        return Vec::new();
-    }
-    fill(&contenders, table_size(total_weight))
+    if contenders.is_empty() { Vec::new() } else { fill(&contenders, table_size(total_weight(&contenders))) }
 }
 
 /// Builds a table of a given size, for comparing sizes; see [`build`].
@@ -190,6 +186,10 @@ fn contenders(candidates: &[Candidate]) -> Vec<Contender> {
     contenders
 }
 
+fn total_weight(contenders: &[Contender]) -> u64 {
+    contenders.iter().map(|contender| contender.weight).sum()
+}
+
 fn fill(contenders: &[Contender], size: u32) -> Vec<u32> {
     let price = contenders.iter().map(|contender| contender.weight).max().unwrap_or(1);
     let mut walks: Vec<Walk> = contenders.iter().map(|contender| Walk::start(contender, size)).collect();
@@ -198,8 +198,7 @@ fn fill(contenders: &[Contender], size: u32) -> Vec<u32> {
     let mut taken = vec![0_u64; (size as usize).div_ceil(64)];
     let mut free = Vec::new();
     // Where few backends have most of the slots, their own next one is free, more often than not.
-    let total: u64 = contenders.iter().map(|contender| contender.weight).sum();
-    let few = if price * 16 > total { 0 } else { few(size) };
+    let few = if price * 16 > total_weight(contenders) { 0 } else { few(size) };
     let mut left = size;
     loop {
         for walk in &mut walks {

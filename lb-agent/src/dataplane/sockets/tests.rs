@@ -40,8 +40,8 @@ fn what_a_kernel_lacks_is_named_with_what_it_costs() {
     assert_eq!(new.globals(SocketMode::All).map(|(_, value)| value), [1, 7, 1]);
 }
 
-/// Nobody waits for this: less than `curl` does, and more than a busy machine takes to start it.
-const TOO_LONG: Duration = Duration::from_secs(20);
+/// Nobody waits for this: less than `curl` does.
+const TOO_LONG: Duration = Duration::from_secs(2);
 
 /// A cgroup of this test's own, below the first cgroup v2 file system.
 struct OwnCgroup(PathBuf);
@@ -56,7 +56,7 @@ impl OwnCgroup {
 
     /// Runs `curl` in it. Returns its exit status, and the address that it believes to be connected to.
     fn curl(&self, url: &str) -> (i32, String) {
-        let script = "echo 0 > \"$0/cgroup.procs\" && exec curl --silent --output /dev/null --max-time 60 \
+        let script = "echo 0 > \"$0/cgroup.procs\" && exec curl --silent --output /dev/null --max-time 5 \
                       --write-out '%{remote_ip}' \"$1\"";
         let output = Command::new("sh").args(["-c", script]).arg(&self.0).arg(url).output().unwrap();
         (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
@@ -107,19 +107,26 @@ fn tcp_is_translated_and_refused_with_and_without_new_features() {
     };
     ip("link set lo up");
     ip("addr add 10.0.0.1/32 dev lo");
+    // What no door takes gets no answer there, instead of an error at once.
+    ip("route add 10.96.0.0/16 dev lo");
     let listener = TcpListener::bind((Ipv4Addr::new(10, 0, 0, 1), 8080)).unwrap();
     thread::spawn(move || answer(&listener));
     let service = "http://10.96.0.1/";
+    assert_eq!(cgroup.curl(service).0, 28, "curl says that nothing came in time");
     for features in [SocketFeatures::detect(), SocketFeatures { namespace: None, has_set_retval: false }] {
         let dataplane = serve(&place, &cgroup, &features, true);
         assert_eq!(cgroup.curl(service), (0, "10.96.0.1".to_owned()), "{features:?}");
         assert_eq!(dataplane.maps().socket_uses().unwrap(), [], "a socket that was closed is forgotten");
         drop(dataplane);
         let dataplane = serve(&place, &cgroup, &features, false);
-        let start = Instant::now();
-        let (status, _) = cgroup.curl(service);
-        assert_eq!(status, 7, "{features:?}: curl says that the connection failed");
-        assert!(start.elapsed() < TOO_LONG, "{features:?}: after {:?}", start.elapsed());
+        // A busy machine may take its time to start it.
+        let is_at_once = (0..3).any(|_| {
+            let start = Instant::now();
+            let (status, _) = cgroup.curl(service);
+            assert_eq!(status, 7, "{features:?}: curl says that the connection failed");
+            start.elapsed() < TOO_LONG
+        });
+        assert!(is_at_once, "{features:?}");
         drop(dataplane);
         fs::remove_dir_all(&place.options.bpffs).unwrap();
     }
