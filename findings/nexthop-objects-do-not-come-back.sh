@@ -27,7 +27,7 @@ seen=$(
 		ip nexthop add id 2 via 10.2.0.2 dev right
 		ip nexthop add id 9 group 1/2
 		ip route add 10.60.0.0/16 nhid 9
-		ip monitor route nexthop >"$WORK/messages" & watcher=$!
+		ip -4 monitor route nexthop >"$WORK/messages" & watcher=$!
 		sleep 0.3
 		show() { echo "$1: plain $(ways -4 10.50.0.0/16); objects $(ways -4 10.60.0.0/16); group $(ip nexthop show id 9 | grep -o 'group [0-9/]*')"; }
 		show before
