@@ -43,7 +43,7 @@ pub const fn multiply(a: u32, b: u32) -> u32 {
 /// The checksum field of an SCTP packet after its first word, the ports, was replaced; all three as they stand in memory.
 /// `rest` is the number of bytes behind that word.
 ///
-/// The product is an argument so that the eBPF programs can have it proven apart.
+/// The product is an argument so that it can be a global function of the eBPF programs.
 #[inline(always)]
 #[must_use]
 pub fn correct(check: u32, old_ports: u32, new_ports: u32, rest: u16, multiply: impl Fn(u32, u32) -> u32) -> u32 {

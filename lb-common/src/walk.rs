@@ -2,7 +2,7 @@
 //! From an IP header to what stands behind all IP headers: options (RFC 791 section 3.1) and extension headers (RFC 8200
 //! section 4), within bounds.
 //!
-//! A [`Walk`] is one plain word that goes from step to step, so that the eBPF programs can have each step proven apart.
+//! A [`Walk`] is one plain word that goes from step to step, so that each step can be a global function of the eBPF programs.
 //! Offsets count from the start of the IP header.
 
 /// Extension headers that are followed.

@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
+#[path = "packet/wire.rs"]
 mod wire;
 
 use aya_ebpf::{

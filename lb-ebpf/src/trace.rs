@@ -4,12 +4,13 @@
 use lb_common::{
     address::Family,
     flow::{Flow, flow_flags::ANSWERED},
+    frontend::{Frontend, Scope},
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::{Fate, Stop},
 };
 
 use crate::{
-    maps,
+    kernel::maps,
     packet::{Exit, Packet},
 };
 
@@ -21,6 +22,16 @@ pub fn note<P: Packet>(packet: &P, write: impl FnOnce(&mut TraceRecord)) {
     {
         write(record);
     }
+}
+
+/// Writes which frontend it is, and for whom.
+#[inline(always)]
+pub fn note_frontend<P: Packet>(packet: &P, frontend: &Frontend, scope: Scope) {
+    note(packet, |record| {
+        record.step = trace_step::FRONTEND;
+        record.service = frontend.service;
+        record.internal = u32::from(scope == Scope::Internal);
+    });
 }
 
 /// Writes whose flow it is.

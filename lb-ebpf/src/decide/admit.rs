@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Admission: which frontend a packet is for, which of its two tables serves this client, and whether it may
+//! come in at all.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use lb_common::{
+    config::{family_index, role},
+    frontend::{Frontend, FrontendKey, Scope, SourceRange, Target, frontend_flags},
+    verdict::{Fate, Reason, Stage, Stop},
+};
+
+use crate::{
+    kernel::{
+        maps,
+        work::{Admitted, Parsed, Scratch},
+    },
+    packet::{Packet, header::Header},
+    trace,
+};
+
+/// Finds the frontend of the packet in the scratch space, and the table for its client.
+#[inline(always)]
+pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+    let parsed = &scratch.parsed;
+    let key = &mut scratch.frontend_key;
+    *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
+    // An IPv6 packet may bear a mapped IPv4 address; the IPv4 frontend that stands under it is not meant.
+    if key.address.is_v4() != F::IS_V4 {
+        return Err(Stop::NOT_OURS);
+    }
+    let frontend = find_frontend(key, F::IS_V4)?;
+    let comes_from_pod = comes_from_pod(packet.ifindex());
+    let scope = scope(&scratch.parsed, comes_from_pod)?;
+    trace::note_frontend(packet, &frontend, scope);
+    // Before the question whether anything serves (rule 36).
+    if frontend.flags & frontend_flags::SOURCE_RANGES != 0 {
+        let client = SourceRange { service: frontend.service, address: F::widen(&scratch.parsed.key.src) };
+        scratch.source = Key::new(SourceRange::FULL_LEN, client);
+        if !maps::is_in_source_ranges(&scratch.source) {
+            return Err(refuse(packet, frontend.service, Stop::drop(Reason::SourceRange)));
+        }
+    }
+    let target = match find_target(&frontend, scope) {
+        Ok(target) => target,
+        Err(stop) => return Err(refuse(packet, frontend.service, stop)),
+    };
+    let list = u32::from(frontend.list(scope));
+    scratch.admitted = Admitted { frontend, target, list, comes_from_pod: u32::from(comes_from_pod) };
+    Ok(())
+}
+
+/// The frontend of a destination, of which `key` has address, port and protocol: a Service's own address, or a NodePort on
+/// an address of this node. Another port of a ClusterIP is refused (rule 44).
+#[inline(always)]
+pub fn find_frontend(key: &mut FrontendKey, is_v4: bool) -> Stage<Frontend> {
+    if let Some(frontend) = maps::find_frontend(key) {
+        return Ok(frontend);
+    }
+    if maps::answers_node_ports(&key.address) {
+        key.address = FrontendKey::any_address(is_v4);
+        return maps::find_frontend(key).ok_or(Stop::NOT_OURS);
+    }
+    *key = FrontendKey::any_port(key.address);
+    match maps::find_frontend(key) {
+        Some(_) => Err(Stop::reject(Reason::UndefinedPort)),
+        None => Err(Stop::NOT_OURS),
+    }
+}
+
+/// The table that serves clients of a scope, or why none does.
+#[inline(always)]
+pub fn find_target(frontend: &Frontend, scope: Scope) -> Stage<Target> {
+    let target = frontend.target(scope);
+    if target.slots != 0 {
+        Ok(target)
+    } else if frontend.is_drop(scope) {
+        Err(Stop::drop(Reason::NoLocalEndpoints))
+    } else {
+        Err(Stop::reject(Reason::NoEndpoints))
+    }
+}
+
+#[inline(always)]
+fn comes_from_pod(ifindex: u32) -> bool {
+    maps::find_interface(ifindex).is_some_and(|interface| interface.role & role::POD != 0)
+}
+
+/// Pods are internal clients, those of this node by the device that they come by and those of others by their address;
+/// whoever else comes, comes from outside.
+#[inline(always)]
+fn scope<F: Header>(parsed: &Parsed<F>, comes_from_pod: bool) -> Stage<Scope> {
+    let cidr = &maps::config()?.cluster_cidrs[family_index(F::IS_V4)];
+    let is_pod = comes_from_pod || cidr.contains(&F::widen(&parsed.key.src));
+    Ok(if is_pod { Scope::Internal } else { Scope::External })
+}
+
+/// Counts a refusal for its Service. XDP leaves rejects to TC, which will count them.
+#[inline(always)]
+fn refuse<P: Packet>(packet: &P, service: u32, stop: Stop) -> Stop {
+    let is_drop = stop.fate() == Fate::Drop;
+    if !packet.is_trace()
+        && (is_drop || !P::IS_XDP)
+        && let Some(counters) = maps::service_counters(service)
+    {
+        if is_drop {
+            counters.dropped += 1;
+        } else {
+            counters.rejected += 1;
+        }
+    }
+    stop
+}

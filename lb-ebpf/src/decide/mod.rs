@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Decide it: a new flow gets a backend, and the decision is written down as a pair of flow entries.
+//!
+//! `young flow? | admit -> select -> source -> install`. The outcome is the original direction's entry in the scratch space.
+//! Knows `flow`, and of `send` the way to a next hop: that gives the source address.
+
+pub mod admit;
+mod install;
+pub mod select;
+mod source;
+
+use lb_common::{
+    trace::trace_step,
+    verdict::{Fate, Stage, Stop},
+};
+
+use crate::{
+    flow::find::find_young_global,
+    kernel::{global_fn, log, maps, work},
+    packet::{Packet, header::Header},
+    trace,
+};
+
+global_fn! {
+    /// [`decide`].
+    pub fn decide_global<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()>
+        = decide => decide_xdp_v4 | decide_xdp_v6 | decide_tc_v4 | decide_tc_v6
+}
+
+/// Decides the packet in the scratch space, which belongs to no grown flow. On success the scratch space holds the original entry.
+#[inline(always)]
+fn decide<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()> {
+    let scratch = work::scratch::<F>()?;
+    match find_young_global::<F>(now, packet.is_trace()) {
+        Ok(()) if scratch.original.is_at_egress() => return Err(Stop::NOT_OURS),
+        Ok(()) => {
+            trace::note_flow(packet, &scratch.original);
+            return Ok(());
+        }
+        Err(stop) if stop.fate() != Fate::NotOurs => {
+            trace::note_flow(packet, &scratch.original);
+            return Err(stop);
+        }
+        Err(_) => {}
+    }
+    admit::admit(packet, scratch)?;
+    let hash = F::hash(&maps::config()?.seed, &scratch.parsed.key);
+    select::select_global::<F>((hash >> 32) as u32, now, packet.is_trace())?;
+    let (service, backend) = (scratch.admitted.frontend.service, scratch.original.backend);
+    trace::note(packet, |record| {
+        record.step = trace_step::DECIDED;
+        record.backend = backend;
+    });
+    source::translate_global::<P, F>(packet)?;
+    // The low half of the hash: the high one chose the backend.
+    install::install_global::<F>(hash as u32, now, packet.is_trace())?;
+    log::debug!(packet, "service {}: new flow to backend {}", service, backend);
+    if !packet.is_trace() {
+        count_flow(service, backend);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn count_flow(service: u32, backend: u32) {
+    if let Some(counters) = maps::service_counters(service) {
+        counters.flows += 1;
+    }
+    if let Some(counters) = maps::backend_counters(backend) {
+        counters.flows += 1;
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! Working memory: what stages hand on to each other, as plain data, and the scratch space on each CPU that it stands in.
+//!
+//! The stack has 512 bytes, and global functions take plain numbers only.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{PerCpuArray, lpm_trie::Key},
+};
+use lb_common::{
+    address::{Family, V4, V6},
+    flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
+    frontend::{Affinity, AffinityKey, Frontend, FrontendKey, SourceRange, Target},
+    verdict::{Reason, Stage, Stop},
+};
+
+#[map]
+static SCRATCH_V4: PerCpuArray<Scratch<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static SCRATCH_V6: PerCpuArray<Scratch<V6>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static QUOTE: PerCpuArray<Quote> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the later stages need of a packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Parsed<F: Family> {
+    pub key: FlowKey<F>,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TCP's flags; 0 for UDP.
+    pub tcp_flags: u8,
+}
+
+/// What a walk over headers has found.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Offsets {
+    /// Of the IP header; at least the length of an Ethernet header.
+    pub l3: u32,
+    /// Of layer 4.
+    pub l4: u32,
+}
+
+/// What a packet that is not plain has turned out to be.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Dissected {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// Of a fragment, whose: its datagram's identification as it stands in memory.
+    pub identification_be: u32,
+    /// Where its headers begin.
+    pub at: Offsets,
+    /// Where the packet ends by its own account; not behind the frame's end.
+    pub end: u32,
+    /// Of an ICMP error, where the headers begin of the packet that it is about.
+    pub quote: Offsets,
+}
+
+/// What a packet is to us.
+pub mod kind {
+    /// One with ports.
+    pub const SEGMENT: u32 = 0;
+    /// One with ports that is the beginning of a datagram.
+    pub const FIRST_FRAGMENT: u32 = 1;
+    /// One without, that is what follows.
+    pub const LATER_FRAGMENT: u32 = 2;
+    /// An ICMP error about a packet.
+    pub const ERROR: u32 = 3;
+}
+
+/// A packet that may have a backend.
+#[repr(C)]
+pub struct Admitted {
+    pub frontend: Frontend,
+    /// The table that serves it; never empty.
+    pub target: Target,
+    /// The [`backend_flags`](lb_common::frontend::backend_flags) bit of the list behind that table.
+    pub list: u32,
+    /// 1 where it entered this node from one of its pods: a reply finds its way back by itself. Else 0.
+    pub comes_from_pod: u32,
+}
+
+/// A way to a destination. The slow path's, until it stands in a flow.
+#[repr(C)]
+pub struct NextHop<F: Family> {
+    /// The question.
+    pub dst: F::Addr,
+    pub ifindex: u32,
+    /// The generation in which it was found; 0 where the neighbour is not known.
+    pub generation: u32,
+    pub macs: [u32; 3],
+    /// 0 where it is not known.
+    pub mtu: u32,
+}
+
+/// Parameters of `bpf_fib_lookup`: `struct bpf_fib_lookup` of the kernel's UAPI, with its unions resolved to the
+/// members that are used here.
+#[repr(C)]
+pub struct FibParameters {
+    pub family: u8,
+    pub protocol: u8,
+    pub sport_be: u16,
+    pub dport_be: u16,
+    /// In: length of the packet, to be checked against the route's MTU. Out: that MTU.
+    pub total_len: u16,
+    /// In: the device of arrival. Out: the device to leave by.
+    pub ifindex: u32,
+    pub flow_info: u32,
+    /// An IPv4 address stands in the first word.
+    pub src: [u32; 4],
+    pub dst: [u32; 4],
+    pub vlan: u32,
+    pub source_mac: [u16; 3],
+    pub destination_mac: [u16; 3],
+}
+
+impl FibParameters {
+    /// Both Ethernet addresses as they stand at the start of a frame.
+    #[inline(always)]
+    pub fn macs(&self) -> [u32; 3] {
+        let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        let (to, from) = (&self.destination_mac, &self.source_mac);
+        [pair(to[0], to[1]), pair(to[2], from[0]), pair(from[1], from[2])]
+    }
+}
+
+/// Working memory of the slow path: its keys and values would not fit into 512 bytes of stack.
+///
+/// One per CPU and family. Programs of one CPU don't interleave: XDP and both TC hooks run with softirqs off.
+#[repr(C)]
+pub struct Scratch<F: Family> {
+    /// The packet in question.
+    pub parsed: Parsed<F>,
+    /// What it is, if it is not a plain one.
+    pub dissected: Dissected,
+    pub fragment_key: FragmentKey,
+    pub fragment: Fragment,
+    /// The original direction's entry.
+    pub original: Flow<F>,
+    /// The key of the reply's entry.
+    pub peer_key: FlowKey<F>,
+    /// The reply's entry.
+    pub peer: Flow<F>,
+    pub frontend_key: FrontendKey,
+    /// The answer of `admit`.
+    pub admitted: Admitted,
+    pub affinity_key: AffinityKey,
+    pub affinity: Affinity,
+    /// A [`SourceRange`] of full length, as the trie wants it.
+    pub source: Key<SourceRange>,
+    pub fib: FibParameters,
+    /// The answer of `next_hop`.
+    pub next_hop: NextHop<F>,
+}
+
+/// The slow path's working memory on this CPU.
+#[inline(always)]
+pub fn scratch<F: Family>() -> Stage<&'static mut Scratch<F>> {
+    let scratch: Option<*mut Scratch<F>> = if F::IS_V4 {
+        SCRATCH_V4.get_ptr_mut(0).map(<*mut _>::cast)
+    } else {
+        SCRATCH_V6.get_ptr_mut(0).map(<*mut _>::cast)
+    };
+    // SAFETY: element 0 exists, is zeroed by the kernel, is of the family that the constant names, and is this CPU's own (see
+    // `Scratch`). References that overlap in time are those of a function and of a global function that it calls; the compiler
+    // can't see through such a call.
+    scratch.map(|scratch| unsafe { &mut *scratch }).ok_or(Stop::drop(Reason::MapMissing))
+}
+
+/// Longest quote in an ICMP error, in bytes: errors stay below 576 (RFC 1812 section 4.3.2.3), and a checksum helper takes no
+/// more than 512 at once.
+pub const QUOTE_LEN: usize = 508;
+
+/// Where a quote is kept while its packet is reshaped. Twice as long as it need be, so that an offset and a length that are
+/// bounded each by itself fit.
+#[repr(C, align(8))]
+pub struct Quote(pub [u8; 2 * (QUOTE_LEN + 4)]);
+
+/// This CPU's room for a quote.
+#[inline(always)]
+pub fn quote() -> Option<&'static mut Quote> {
+    // SAFETY: this CPU's own element, see `Scratch`.
+    QUOTE.get_ptr_mut(0).map(|quote| unsafe { &mut *quote })
+}
