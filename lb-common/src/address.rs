@@ -8,8 +8,6 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::flow::FlowKey;
-
 /// An address of either family in 16 bytes; IPv4 is v4-mapped (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
 ///
 /// The slow path and the agent use this one shape, so that frontends and backends need one map and not two.
@@ -163,14 +161,6 @@ pub trait Family: Copy + 'static {
     const WORDS: usize;
     /// The address in the first words of sixteen bytes, the rest zero.
     fn first_words(addr: &Self::Addr) -> [u32; 4];
-    /// The keyed hash of a client alone, for session affinity.
-    #[inline(always)]
-    fn hash_client(seed: &[u64; 2], addr: &Self::Addr) -> u64 {
-        let words = Self::first_words(addr);
-        crate::hash::siphash13(seed, &[join(words[0], words[1]), join(words[2], words[3])])
-    }
-    /// The keyed hash of a flow, from which Maglev takes its slot. See [`crate::hash`].
-    fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64;
 }
 
 /// IPv4 (RFC 791).
@@ -209,11 +199,6 @@ impl Family for V4 {
     fn first_words(addr: &u32) -> [u32; 4] {
         [*addr, 0, 0, 0]
     }
-
-    #[inline(always)]
-    fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64 {
-        crate::hash::siphash13(seed, &[join(key.src, key.dst), key.ports_and_protocol()])
-    }
 }
 
 impl Family for V6 {
@@ -244,26 +229,6 @@ impl Family for V6 {
     fn first_words(addr: &[u32; 4]) -> [u32; 4] {
         *addr
     }
-
-    #[inline(always)]
-    fn hash(seed: &[u64; 2], key: &FlowKey<Self>) -> u64 {
-        let (src, dst) = (&key.src, &key.dst);
-        crate::hash::siphash13(
-            seed,
-            &[
-                join(src[0], src[1]),
-                join(src[2], src[3]),
-                join(dst[0], dst[1]),
-                join(dst[2], dst[3]),
-                key.ports_and_protocol(),
-            ],
-        )
-    }
-}
-
-#[inline(always)]
-fn join(low: u32, high: u32) -> u64 {
-    u64::from(low) | (u64::from(high) << 32)
 }
 
 #[cfg(test)]

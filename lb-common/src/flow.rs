@@ -18,6 +18,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     address::{Family, V4, V6},
     checksum::{Delta, negate},
+    hash::{join, siphash13},
 };
 
 /// IP protocol numbers (IANA).
@@ -96,10 +97,20 @@ impl<F: Family> FlowKey<F> {
         Self { src, dst, sport_be, dport_be, protocol, pad: [0; 3] }
     }
 
-    /// Ports and protocol in one word, for hashing.
+    /// The keyed hash of a flow, from which Maglev takes its slot.
     #[inline(always)]
     #[must_use]
-    pub fn ports_and_protocol(&self) -> u64 {
+    pub fn keyed_hash(&self, seed: &[u64; 2]) -> u64 {
+        let (src, dst) = (F::first_words(&self.src), F::first_words(&self.dst));
+        if F::IS_V4 {
+            return siphash13(seed, &[join(src[0], dst[0]), self.ports_and_protocol()]);
+        }
+        let (src, dst) = ([join(src[0], src[1]), join(src[2], src[3])], [join(dst[0], dst[1]), join(dst[2], dst[3])]);
+        siphash13(seed, &[src[0], src[1], dst[0], dst[1], self.ports_and_protocol()])
+    }
+
+    #[inline(always)]
+    fn ports_and_protocol(&self) -> u64 {
         u64::from(self.sport_be) | (u64::from(self.dport_be) << 16) | (u64::from(self.protocol) << 32)
     }
 }
@@ -384,10 +395,28 @@ mod pod {
 
 #[cfg(test)]
 mod tests {
+    use core::hash::Hasher as _;
+
     use proptest::prelude::*;
+    use siphasher::sip::SipHasher13;
 
     use super::*;
     use crate::checksum::apply;
+
+    /// Nodes of different versions must send a client to the same backend.
+    #[test]
+    fn the_hash_of_a_flow_is_that_of_its_key_in_memory() {
+        let seed = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        let reference = |bytes: &[u8]| {
+            let mut hasher = SipHasher13::new_with_keys(seed[0], seed[1]);
+            hasher.write(bytes);
+            hasher.finish()
+        };
+        let v4 = FlowKey::<V4>::new(1, 2, 3, 4, protocol::TCP);
+        let v6 = FlowKey::<V6>::new([1, 2, 3, 4], [5, 6, 7, 8], 9, 10, protocol::UDP);
+        assert_eq!(v4.keyed_hash(&seed), reference(bytemuck::bytes_of(&v4)));
+        assert_eq!(v6.keyed_hash(&seed), reference(bytemuck::bytes_of(&v6)));
+    }
 
     fn flow(key: &FlowKey<V4>, to: (u32, u32, u16, u16)) -> Flow<V4> {
         let mut flow: Flow<V4> = Zeroable::zeroed();

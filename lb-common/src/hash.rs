@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Hashes: the keyed one that chooses backends, and the quick one of the address filter.
 
-use crate::address::Address;
-
 /// SipHash-1-3 (Aumasson and Bernstein, 2012) over whole 64-bit words.
 ///
 /// Keyed, so that outsiders who choose their own source ports can't aim at one backend. The result is that of the
@@ -57,16 +55,29 @@ pub const fn scale(hash: u64, len: u32) -> u32 {
     (((hash >> 32) * len as u64) >> 32) as u32
 }
 
+/// The keyed hash of a client alone, by the words of its address: for session affinity.
+#[inline(always)]
+#[must_use]
+pub fn of_client(seed: &[u64; 2], words: &[u32; 4]) -> u64 {
+    siphash13(seed, &[join(words[0], words[1]), join(words[2], words[3])])
+}
+
+/// Two words as one, for [`siphash13`].
+#[inline(always)]
+#[must_use]
+pub const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
 /// Bits in one plane of the address filter: 64 KiB.
 pub const FILTER_BITS: u32 = 1 << 19;
 
-/// The bit of an address in a plane of the address filter, below [`FILTER_BITS`].
+/// The bit of an address of 16 bytes, in words as it stands in memory, in a plane of the address filter, below [`FILTER_BITS`].
 ///
 /// Not keyed: a collision costs one flow look-up that finds nothing.
 #[inline(always)]
 #[must_use]
-pub const fn filter_bit(address: &Address) -> u32 {
-    let words = address.words_be();
+pub const fn filter_bit(words: &[u32; 4]) -> u32 {
     filter_bit_of_words(words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(14), words[3])
 }
 
@@ -91,6 +102,7 @@ mod tests {
     use siphasher::sip::SipHasher13;
 
     use super::*;
+    use crate::address::Address;
 
     proptest! {
         #[test]
@@ -110,8 +122,8 @@ mod tests {
         #[test]
         fn the_short_filter_is_the_long_one(ip in any::<[u8; 4]>()) {
             let address = Address::from(IpAddr::from(ip));
-            prop_assert_eq!(filter_bit(&address), filter_bit_v4(u32::from_ne_bytes(ip)));
-            prop_assert!(filter_bit(&address) < FILTER_BITS);
+            prop_assert_eq!(filter_bit(address.words_be()), filter_bit_v4(u32::from_ne_bytes(ip)));
+            prop_assert!(filter_bit(address.words_be()) < FILTER_BITS);
         }
     }
 }

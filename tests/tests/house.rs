@@ -17,6 +17,11 @@ fn no_import_of_the_programs_runs_in_a_circle() -> Result<()> {
     check("lb-ebpf/src", &["bench.rs"])
 }
 
+#[test]
+fn no_import_of_the_contract_runs_in_a_circle() -> Result<()> {
+    check("lb-common/src", &[])
+}
+
 fn check(source: &str, others: &[&str]) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.join(source);
     let mut imports = Imports::new();

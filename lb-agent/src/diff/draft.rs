@@ -304,7 +304,7 @@ impl<'a> Draft<'a> {
     }
 
     fn filter_bit(&mut self, plane: u32, address: Address) {
-        if !self.mirror.filter.contains(plane, &address) && self.bits.insert((plane, filter_bit(&address))) {
+        if !self.mirror.filter.contains(plane, &address) && self.bits.insert((plane, filter_bit(address.words_be()))) {
             self.steps.filter.push(Operation::SetFilterBit { plane, address });
         }
     }

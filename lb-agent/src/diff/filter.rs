@@ -55,7 +55,7 @@ impl Filter {
 /// Word and bit of an address in a plane. The one place that knows how bits lie in the map's words.
 #[must_use]
 pub fn position(plane: u32, address: &Address) -> (usize, u64) {
-    let bit = filter_bit(address);
+    let bit = filter_bit(address.words_be());
     (plane as usize * WORDS + (bit / 64) as usize, 1 << (bit % 64))
 }
 

@@ -44,7 +44,7 @@ fn decide<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()> {
         Err(_) => {}
     }
     admit::admit(packet, scratch)?;
-    let hash = F::hash(&maps::config()?.seed, &scratch.parsed.key);
+    let hash = scratch.parsed.key.keyed_hash(&maps::config()?.seed);
     select::select_global::<F>((hash >> 32) as u32, now, packet.is_trace())?;
     let (service, backend) = (scratch.admitted.frontend.service, scratch.original.backend);
     trace::note(packet, |record| {

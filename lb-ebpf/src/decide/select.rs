@@ -61,7 +61,7 @@ fn select<F: Header>(hash: u32, now: u32, dry: bool) -> Stage<()> {
     let source = &scratch.parsed.key.src;
     let client = Client {
         address: F::widen(source),
-        hash: |seed: &[u64; 2]| F::hash_client(seed, source),
+        hash: |seed: &[u64; 2]| hash::of_client(seed, &F::first_words(source)),
         key: &mut scratch.affinity_key,
         affinity: &mut scratch.affinity,
         dry,

@@ -268,7 +268,7 @@ impl Header for V6 {
 
     #[inline(always)]
     fn filter_bit(addr: &[u32; 4]) -> u32 {
-        hash::filter_bit(&Self::widen(addr))
+        hash::filter_bit(addr)
     }
 
     #[inline(always)]

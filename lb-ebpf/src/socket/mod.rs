@@ -22,7 +22,7 @@ mod datagram;
 
 use aya_ebpf::{bindings::bpf_sock_addr, maps::lpm_trie::Key, programs::SockContext};
 use lb_common::{
-    address::{Address, Family as _, V4, V6},
+    address::{Address, Family as _, V4},
     config::family_index,
     flow::protocol,
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
@@ -71,7 +71,7 @@ pub fn release(context: &SockContext) -> i32 {
 /// The sender of a datagram: of a connected socket its peer, else where it may be a backend at all.
 #[inline(always)]
 pub fn show_sender<F: SocketFamily>(socket: &Socket<F>) -> i32 {
-    if !maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+    if !maps::filter_contains(FILTER_EGRESS, hash::filter_bit(socket.peer().words_be())) {
         return ALLOW;
     }
     if socket.is_connected() {
@@ -152,7 +152,7 @@ fn conclude<F: SocketFamily>(socket: &Socket<F>, call: Call, stop: Stop) -> i32 
 fn forget<F: SocketFamily>(socket: &Socket<F>, call: Call) {
     if call == Call::Connect {
         maps::remove_socket(socket.cookie());
-    } else if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(&socket.peer())) {
+    } else if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(socket.peer().words_be())) {
         maps::remove_talk(&TalkKey::new(socket.cookie(), socket.peer(), socket.peer_port_be(), talk_side::BACKEND));
     }
 }
@@ -243,7 +243,7 @@ fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
         key.address = FrontendKey::any_address(is_v4);
         return maps::find_frontend(&key).ok_or(Stop::NOT_OURS);
     }
-    if !maps::filter_contains(FILTER_INGRESS, hash::filter_bit(&key.address)) {
+    if !maps::filter_contains(FILTER_INGRESS, hash::filter_bit(key.address.words_be())) {
         return Err(Stop::NOT_OURS);
     }
     admit::find_frontend(&mut key, is_v4)
@@ -299,9 +299,9 @@ fn choose<F: SocketFamily>(
         address,
         hash: |seed: &[u64; 2]| {
             if address.is_v4() {
-                V4::hash_client(seed, &V4::narrow(&address))
+                hash::of_client(seed, &V4::first_words(&V4::narrow(&address)))
             } else {
-                V6::hash_client(seed, address.words_be())
+                hash::of_client(seed, address.words_be())
             }
         },
         key: &mut AffinityKey { client: Address::UNSPECIFIED, service: 0 },

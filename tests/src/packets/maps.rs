@@ -158,7 +158,7 @@ impl Maps {
     fn apply_filter<'a>(&self, plane: u32, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Result<()> {
         let mut bits: FilterPlane = [0; _];
         for &address in addresses {
-            let bit = hash::filter_bit(&address.into());
+            let bit = hash::filter_bit(Address::from(address).words_be());
             bits[bit as usize / 64] |= 1 << (bit % 64);
         }
         Ok(self.filter.put(&plane, &bits)?)

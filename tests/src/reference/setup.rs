@@ -7,7 +7,7 @@ use std::{
     ops::RangeInclusive,
 };
 
-use lb_common::{flow::FlowState, hash};
+use lb_common::{address::Address, flow::FlowState, hash};
 
 use super::route::{Prefix, Route, Way, way_to};
 
@@ -190,6 +190,6 @@ impl Setup {
 }
 
 fn contains(filter: &BTreeSet<IpAddr>, address: IpAddr) -> bool {
-    let bit = hash::filter_bit(&address.into());
-    filter.iter().any(|&known| hash::filter_bit(&known.into()) == bit)
+    let bit = hash::filter_bit(Address::from(address).words_be());
+    filter.iter().any(|&known| hash::filter_bit(Address::from(known).words_be()) == bit)
 }
