@@ -44,10 +44,12 @@ END
 	export PATH="$WORK/kube:$PATH" KUBECONFIG=/dev/null
 }
 
-# cargo_run FOLDER: builds the small project there with the toolchain that the tree pins, and runs it.
+# cargo_run FOLDER ARGUMENT ... : builds the small project there with the toolchain that the tree pins, and runs it.
 cargo_run() {
-	cp "$(dirname "$0")/../rust-toolchain.toml" "$1/"
-	(cd "$1" && CARGO_TARGET_DIR="$WORK/target" CARGO_PROFILE_DEV_DEBUG=0 cargo run -q)
+	local folder=$1
+	shift
+	cp "$(dirname "${BASH_SOURCE[0]}")/../rust-toolchain.toml" "$folder/"
+	(cd "$folder" && CARGO_TARGET_DIR="$WORK/target" CARGO_PROFILE_DEV_DEBUG=0 nice cargo run -q -- "$@")
 }
 
 # In a network namespace of its own, which goes when the command ends.
