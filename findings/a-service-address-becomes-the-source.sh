@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: Linux 6.18 (seen there), its choice of IPv6 source addresses.
 # One would expect: on a node whose uplink has a link-local address only (unnumbered, as in routed fabrics), connections start from
 #   the node's own address on the loopback device. Service addresses (/128) put there too, to be announced, were added later and
@@ -6,8 +7,8 @@
 # Instead: for IPv6 the source is whichever address shares most leading bits with the destination, and the one added last if equal:
 #   most destinations are spoken to from a Service's address.
 # Why it matters: the answers to the node's own connections come to a Service's address. A port that is also the Service's is taken
-#   for a new connection, every other one is refused as no port of it. Such addresses must be added with `preferred_lft 0`, which
-#   keeps them from being chosen.
+#   for a new connection's, and what becomes of the others depends on what is done with ports that the Service does not have. Such
+#   addresses should be added with `preferred_lft 0`, which keeps them from being chosen.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: Linux 6.18 (seen there), its choice of source ports.
 # One would expect: a client's source ports are spread over the whole of `net.ipv4.ip_local_port_range`.
 # Instead: TCP's connect() takes only even ones while half of the range is free, and bind() to port 0 only odd ones. UDP takes both.

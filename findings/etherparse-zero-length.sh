@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: the crate etherparse 0.21.0.
 # One would expect: a packet that says its length is 0 is treated alike in all families: refused, or taken to the end of what was
 #   captured. Such packets are real: captures on a sender with segmentation offload (BIG TCP) have a length of 0 in IPv4 and IPv6.

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: HAProxy 2.6.12 of Debian 12, `hash-type consistent`.
 # One would expect: a consistent hash knows servers by name or address. A server removed from the configuration moves its own clients
 #   and no others.

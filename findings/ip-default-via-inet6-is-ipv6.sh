@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: iproute2 6.1.0 of Debian 12 (6.15 does the same).
 # One would expect: `ip route add 10.0.0.0/8 via inet6 NEXTHOP` makes an IPv4 route over an IPv6 next hop (RFC 5549), and `default` in
 #   the place of 10.0.0.0/8 makes the IPv4 default route, as `ip route` without a family does everywhere else.

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: iproute2 6.1.0 of Debian 12.
 # One would expect: in the JSON of a route that encapsulates (`encap ip6 ... dst ENDPOINT`), the tunnel's addresses stand in an object
 #   of their own, or under keys of their own.

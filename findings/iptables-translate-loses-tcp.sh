@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: iptables 1.8.9 (iptables-translate) and nftables 1.0.6, both of Debian 12.
 # One would expect: the rule with which kube-proxy sends a connection to an endpoint can be translated for nft.
 # Instead: `-p tcp -m tcp -j DNAT --to-destination ADDRESS:PORT` comes out without any mention of TCP. nft refuses the result

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: kubectl 1.37.1 reading YAML.
 # One would expect: numbers with leading zeros are all read alike: as octal (YAML 1.1), as decimal (YAML 1.2), or refused.
 # Instead: it depends on the digits. 0443 is octal, 291. 0808 is no octal number, so it is read once more, as a decimal fraction,

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: kubectl 1.37.1.
 # One would expect: `kubectl create service nodeport --tcp=80 --tcp=443 --node-port=30080` refuses, or gives the node port to the
 #   first port and leaves the second to the API server.

@@ -1,12 +1,13 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: kustomize as built into kubectl 1.37.1.
 # One would expect: `labels` with `includeSelectors: true` extends the selectors that are there. A Service without a selector (its
 #   EndpointSlices are written by hand) and an ExternalName Service keep having none.
 # Instead: both are given a selector that is the new label alone. No pod needs to carry it: then Kubernetes' own controller writes
 #   an empty EndpointSlice beside the handwritten one; and where pods of the same overlay do carry it, because they get it from the
 #   same lines, every one of them becomes an endpoint of the database behind the selectorless Service.
-# Why it matters: connections to an outside database go in part to the team's own web pods. The load balancer does as it is told;
-#   who looks for the fault there must find it said which slices an endpoint came from.
+# Why it matters: connections to an outside database go in part to the team's own web pods. The load balancer does as it is told,
+#   so it has to show which EndpointSlice an endpoint came from.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: kustomize as built into kubectl 1.37.1.
 # One would expect: `namePrefix` renames a Service and all that refers to it by name. It does so in an Ingress, and the Endpoints
 #   object of the same name is renamed alike.

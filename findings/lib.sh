@@ -1,15 +1,9 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # What the findings share: a folder that is removed at the end, pinned packages unpacked into it, and the comparison that decides.
 # To be sourced. Nothing is installed on the machine; Debian packages come from the suites that it already knows.
 
 WORK=$(mktemp -d)
-STARTED=()
-
-finish() {
-	local id
-	for id in "${STARTED[@]}"; do kill "$id" 2>/dev/null && wait "$id" 2>/dev/null; done
-	rm -rf "$WORK"
-}
-trap finish EXIT
+trap 'rm -rf "$WORK"' EXIT
 
 # debian NAME=VERSION ... : unpacks the packages and puts their programs and libraries first.
 debian() {

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: Linux 6.18 (seen there), with iproute2.
 # One would expect: a neighbour marked `managed`, which the kernel promises to keep resolved, stays managed when the cable is out
 #   for a moment; at the latest it is resolved again when the carrier is back.

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: Linux 6.18 (seen there), with iproute2.
 # One would expect: with `net.ipv4.nexthop_compat_mode` on, its default, programs that know nothing of nexthop objects are told of
 #   every change of the routes that use them; that is what the mode is for.
@@ -24,7 +25,8 @@ seen=$(
 		ip nexthop add id 9 group 1/2/3
 		ip route add 10.60.0.0/16 nhid 9
 		ip route add 10.61.0.0/16 nhid 3
-		ip -4 monitor route nexthop >>"$WORK/messages" & watcher=$!
+		ip -4 monitor route nexthop >>"$WORK/messages" &
+		trap 'kill '$! EXIT
 		tell() {
 			: >"$WORK/messages"
 			sleep 0.3
@@ -37,7 +39,6 @@ seen=$(
 		tell ip nexthop del id 2
 		tell ip nexthop del id 3
 		echo "the routes: $(ip route show root 10.60.0.0/15)"
-		kill $watcher
 	END
 )
 

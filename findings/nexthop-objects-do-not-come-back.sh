@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: Linux 6.18 (seen there), with iproute2.
 # One would expect: two routes over the same two uplinks, one with `nexthop via ...` and one with a group of nexthop objects, behave
 #   alike when an uplink's cable is out for a moment. Both have both ways before, one way meanwhile, both ways after.
@@ -27,7 +28,8 @@ seen=$(
 		ip nexthop add id 2 via 10.2.0.2 dev right
 		ip nexthop add id 9 group 1/2
 		ip route add 10.60.0.0/16 nhid 9
-		ip -4 monitor route nexthop >"$WORK/messages" & watcher=$!
+		ip -4 monitor route nexthop >"$WORK/messages" &
+		trap 'kill '$! EXIT
 		sleep 0.3
 		show() { echo "$1: plain $(ways -4 10.50.0.0/16); objects $(ways -4 10.60.0.0/16); group $(ip nexthop show id 9 | grep -o 'group [0-9/]*')"; }
 		show before
@@ -37,7 +39,6 @@ seen=$(
 		ip link set far-right up
 		sleep 0.5
 		show "carrier back"
-		kill $watcher
 		echo "messages about nexthops: $(grep -c 'id [0-9]' "$WORK/messages")"
 		echo "messages about 10.60.0.0/16: $(grep -c '10.60' "$WORK/messages")"
 	END

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: nftables 1.0.6 of Debian 12, its JSON.
 # One would expect: `nft -j -f` takes back what `nft -j list ruleset` wrote.
 # Instead: a verdict map whose elements lead to chains, such as kube-proxy's `service-ips`, stands before those chains in the JSON,

@@ -1,12 +1,12 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: nginx 1.22.1 of Debian 12, `hash ... consistent` in an upstream.
 # One would expect: weights are relative. Ten servers of weight 1 and ten of weight 10 are the same load balancer, so changing all of
 #   them moves no client.
 # Instead: weight is the number of points on the ring, so most clients get another server. (The order of the servers, which matters
 #   in other load balancers, moves nobody here.)
-# Why it matters: who counts a rolling change of weights, 1 to 100 and back, as harmless to sessions has learnt otherwise from such
-#   software, and one who has not expects nothing to move. A table that is made from weights divided by what they have in common
-#   keeps that promise; it is worth a test.
+# Why it matters: people rewrite weights from "1 each" to "100 each" before they shift a few percent, and expect that first step to
+#   move nobody. A table that is made from weights divided by what they have in common keeps that promise; it is worth a test.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: kubectl 1.37.1, its `patch` and its built-in kustomize.
 # One would expect: one strategic merge patch means one thing, whichever half of the same program applies it. A patch that names
 #   port 53 over TCP, for a Service that has port 53 over UDP, adds a port.

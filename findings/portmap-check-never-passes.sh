@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: the CNI plugin portmap 1.1.1 of Debian 12 (containernetworking-plugins), over iptables 1.8.9.
 # One would expect: CHECK right after a successful ADD, with the same configuration, says that all is well.
 # Instead: it fails, for a pod with an IPv4 address as for one with both, on every node that has ip6tables: CHECK looks for the

@@ -1,10 +1,11 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: the CNI plugin portmap 1.1.1 of Debian 12 (containernetworking-plugins), over iptables 1.8.9.
 # One would expect: a second container that asks for a host port which another one holds is refused, as bind() would.
 # Instead: the plugin reports success and writes its rules behind those of the first. All connections go to the first container, for
 #   as long as it lives; then, without any event, they go to the second.
-# Why it matters: a runtime takes success for granted, so the pod runs, is ready, and its host port leads to another pod. With a
-#   load balancer in front that answers before iptables does, it differs again: whose port it is must be decided, and said.
+# Why it matters: a runtime takes success for granted, so the pod runs, is ready, and its host port leads to another pod. A
+#   load balancer that takes such ports over has to decide whose port it is, and to say so.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: the crate prometheus-client 0.25.2, read by promtool and Prometheus 2.42.0 of Debian 12.
 # One would expect: a help text may hold any character, as label values may (those are escaped), and a name registered twice is an
 #   error or a panic.

@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: promtool of Prometheus 2.42.0, Debian 12.
 # One would expect: `promtool check metrics` says of an exposition with the same series twice that it can't be right; it is strict
 #   enough to complain of a missing help text.
@@ -18,9 +19,9 @@ try() {
 head='# HELP flows_total Flows.\n# TYPE flows_total counter\n'
 other='# HELP other_total Others.\n# TYPE other_total counter\nother_total 1\n'
 seen=$(
-	printf "${head}flows_total{service=\"a\"} 1\nflows_total{service=\"a\"} 2\n" | try "one series twice"
-	printf "${head}flows_total{service=\"a\"} 1\n${other}flows_total{service=\"a\"} 1\n" | try "one family in two places"
-	printf "${head}flows_total 1\n${head}flows_total 1\n" | try "HELP twice"
+	printf '%b' "${head}flows_total{service=\"a\"} 1\nflows_total{service=\"a\"} 2\n" | try "one series twice"
+	printf '%b' "${head}flows_total{service=\"a\"} 1\n${other}flows_total{service=\"a\"} 1\n" | try "one family in two places"
+	printf '%b' "${head}flows_total 1\n${head}flows_total 1\n" | try "HELP twice"
 	printf '# TYPE flows_total counter\nflows_total 1\n' | try "no HELP"
 )
 
