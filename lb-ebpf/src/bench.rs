@@ -2,7 +2,8 @@
 //! Programs for `cargo xtask bench packet`; nothing of this runs on a node.
 //!
 //! The kernel does not restore the packet between the repeats of a test run, so a wrapper writes a fresh frame, makes it
-//! that of the next flow, and tail-calls the program that is measured.
+//! that of the next flow, and tail-calls the program that is measured. It finds the packet as that program has left it the last
+//! time: so it knows from where to where an answer goes.
 
 #![no_std]
 #![no_main]
@@ -13,98 +14,304 @@
 mod wire;
 
 use aya_ebpf::{
-    bindings::xdp_action,
-    macros::{map, xdp},
-    maps::{Array, LruHashMap, ProgramArray},
-    programs::XdpContext,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    macros::{classifier, map, xdp},
+    maps::{Array, ProgramArray},
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    address::V4,
-    bench::{FLOWS, FRAME_LEN_V4, FRAME_LEN_V6, PORTS_LOG2, Template},
-    checksum,
-    flow::{Flow, FlowKey, protocol},
+    bench::{
+        BARE_BACKEND, BARE_MACS, BARE_PORT, BARE_SETS, BareEntry, BareSet, FRAME_LEN_V4, FRAME_LEN_V6, PORTS_LOG2,
+        STEPS, Script, bare_set,
+    },
+    checksum::{self, Delta},
 };
 
 use crate::wire::Wire;
 
-#[map]
-static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
-#[map]
-static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
-static LOOKUP: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(FLOWS, 0);
+static SCRIPT: Array<Script> = Array::with_max_entries(1, 0);
+#[map]
+static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
+static TC_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+#[map]
+static BARE: Array<BareSet> = Array::with_max_entries(BARE_SETS, BPF_F_MMAPABLE);
 
 const ETHERNET_LEN: usize = 14;
-/// Offset of IPv4's header checksum.
-const CHECK_V4: usize = ETHERNET_LEN + 10;
-/// Offset of the TCP checksum in its header.
+/// Offsets in an IPv4 header.
+const CHECK_V4: usize = 10;
+const PROTOCOL_V4: usize = 9;
+/// Where layer 4 begins.
+const L4_V4: usize = ETHERNET_LEN + 20;
+/// Offset of a TCP checksum.
 const TCP_CHECK: usize = 16;
 
-/// The floor: what the kernel, the wrapper and the tail call cost by themselves.
 #[xdp]
-pub fn bench_floor(_context: XdpContext) -> u32 {
+pub fn bench_xdp_floor(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// What one look-up costs by itself: with many flows, that of a line of memory that is not in the cache.
-#[xdp]
-pub fn bench_lookup(context: XdpContext) -> u32 {
-    let (start, end) = (context.data(), context.data_end());
-    if start + FRAME_LEN_V4 > end {
-        return xdp_action::XDP_ABORTED;
-    }
-    // SAFETY: the frame was checked to be that long.
-    let key = unsafe {
-        let (ip, l4) = (start + ETHERNET_LEN, start + ETHERNET_LEN + 20);
-        FlowKey::new(u32::load(ip + 12), u32::load(ip + 16), u16::load(l4), u16::load(l4 + 2), protocol::TCP)
-    };
-    if LOOKUP.get_ptr(key).is_some() { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
+#[classifier]
+pub fn bench_tc_floor(_context: TcContext) -> i32 {
+    TC_ACT_UNSPEC
 }
 
 #[xdp]
-pub fn bench_wrapper_v4(context: XdpContext) -> u32 {
-    wrap::<{ FRAME_LEN_V4 / 8 }>(&context, ETHERNET_LEN + 20, Some(CHECK_V4))
+pub fn bench_xdp_v4(context: XdpContext) -> u32 {
+    wrap_xdp::<{ FRAME_LEN_V4 / 8 }, 1>(&context)
 }
 
 #[xdp]
-pub fn bench_wrapper_v6(context: XdpContext) -> u32 {
-    wrap::<{ FRAME_LEN_V6 / 8 }>(&context, ETHERNET_LEN + 40, None)
+pub fn bench_xdp_v6(context: XdpContext) -> u32 {
+    wrap_xdp::<{ FRAME_LEN_V6 / 8 }, 4>(&context)
 }
 
-/// Adds a flow's number to source address and port, and to the checksums: where the template has zeroes, no carry goes
-/// beyond a field, and a sum changes by just what is added.
+#[classifier]
+pub fn bench_tc_v4(context: TcContext) -> i32 {
+    wrap_tc::<{ FRAME_LEN_V4 / 8 }, 1>(&context)
+}
+
+#[classifier]
+pub fn bench_tc_v6(context: TcContext) -> i32 {
+    wrap_tc::<{ FRAME_LEN_V6 / 8 }, 4>(&context)
+}
+
 #[inline(always)]
-fn wrap<const WORDS: usize>(context: &XdpContext, l4: usize, ip_check: Option<usize>) -> u32 {
-    let Some(template) = TEMPLATE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
-    let start = context.data();
-    if start + 8 * WORDS > context.data_end() {
-        return xdp_action::XDP_ABORTED;
-    }
-    // The end of the source address: the destination's length before layer 4.
-    let src = l4 - if ip_check.is_some() { 4 } else { 16 } - 2;
-    // SAFETY: the element exists, and one test run at a time uses it; the frame was checked to have WORDS words.
-    unsafe {
-        let template = &mut *template;
-        let flow = template.counter.wrapping_mul(template.stride) & template.mask;
-        template.counter = template.counter.wrapping_add(1);
-        let mut index = 0;
-        while index < WORDS {
-            template.frame[index].store(start + 8 * index);
-            index += 1;
-        }
-        let address = ((flow >> PORTS_LOG2) as u16).to_be();
-        let port = ((flow & ((1 << PORTS_LOG2) - 1)) as u16).to_be();
-        fill(start + src, address);
-        fill(start + l4, port);
-        add_to_check(start + l4 + TCP_CHECK, u64::from(address) + u64::from(port));
-        if let Some(check) = ip_check {
-            add_to_check(start + check, u64::from(address));
-        }
-        // It returns only when there is no program.
-        PROGRAMS.tail_call(context, 0);
+fn wrap_xdp<const WORDS: usize, const ADDRESS: usize>(context: &XdpContext) -> u32 {
+    if write_next::<WORDS, ADDRESS>(context.data(), context.data_end()).is_some() {
+        // SAFETY: the array holds XDP programs. It returns only when there is none.
+        unsafe { XDP_PROGRAMS.tail_call(context, 0) };
     }
     xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn wrap_tc<const WORDS: usize, const ADDRESS: usize>(context: &TcContext) -> i32 {
+    if let Some(program) = write_next::<WORDS, ADDRESS>(context.data(), context.data_end()) {
+        // SAFETY: the array holds TC programs. It returns only when there is none.
+        unsafe { TC_PROGRAMS.tail_call(context, program) };
+    }
+    TC_ACT_SHOT
+}
+
+/// Writes the script's next packet, of so many 8-byte words and with addresses of so many 4-byte words. Gives the number of
+/// the program that it is for.
+#[inline(always)]
+fn write_next<const WORDS: usize, const ADDRESS: usize>(start: usize, end: usize) -> Option<u32> {
+    let script = SCRIPT.get_ptr_mut(0)?;
+    if start + 8 * WORDS > end {
+        return None;
+    }
+    // SAFETY: the element exists, and one test run at a time uses it; the frame was checked to have WORDS words, and the headers of
+    // its family lie within them.
+    unsafe {
+        let script = &mut *script;
+        let next = script.next as usize;
+        if next >= STEPS {
+            return None;
+        }
+        let step = &script.steps[next];
+        let flow = script.counter.wrapping_mul(script.stride) & script.mask;
+        let l4 = start + ETHERNET_LEN + if ADDRESS == 1 { 20 } else { 40 };
+        let src = l4 - 8 * ADDRESS;
+        let before = Ends::<ADDRESS>::load(src, l4);
+        let mut index = 0;
+        while index < WORDS {
+            step.frame[index].store(start + 8 * index);
+            index += 1;
+        }
+        let (sum, ip_sum) = if step.is_answer != 0 {
+            before.turned().store(src, l4);
+            (before.sum(), before.sum_of_addresses())
+        } else {
+            let address = ((flow >> PORTS_LOG2) as u16).to_be();
+            let port = ((flow & ((1 << PORTS_LOG2) - 1)) as u16).to_be();
+            fill(l4 - 4 * ADDRESS - 2, address);
+            fill(l4, port);
+            (u64::from(address) + u64::from(port), u64::from(address))
+        };
+        // verifier: two stores, as an offset that it does not know is one that it does not allow.
+        if step.check_offset() == TCP_CHECK {
+            add_to_check(l4 + TCP_CHECK, sum);
+        } else {
+            add_to_check(l4 + 6, sum);
+        }
+        if ADDRESS == 1 {
+            add_to_check(start + ETHERNET_LEN + CHECK_V4, ip_sum);
+        }
+        let program = step.program;
+        script.counter = script.counter.wrapping_add(step.ends_flow);
+        script.next = if script.next + 1 < script.count { script.next + 1 } else { 0 };
+        Some(program)
+    }
+}
+
+/// From where to where a packet goes.
+struct Ends<const ADDRESS: usize> {
+    src: [u32; ADDRESS],
+    dst: [u32; ADDRESS],
+    sport: u16,
+    dport: u16,
+}
+
+impl<const ADDRESS: usize> Ends<ADDRESS> {
+    /// # Safety
+    /// Both addresses must stand at `src`, and both ports at `l4`.
+    #[inline(always)]
+    unsafe fn load(src: usize, l4: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                src: <[u32; ADDRESS]>::load(src),
+                dst: <[u32; ADDRESS]>::load(src + 4 * ADDRESS),
+                sport: u16::load(l4),
+                dport: u16::load(l4 + 2),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Ends::load`].
+    #[inline(always)]
+    unsafe fn store(&self, src: usize, l4: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.src.store(src);
+            self.dst.store(src + 4 * ADDRESS);
+            self.sport.store(l4);
+            self.dport.store(l4 + 2);
+        }
+    }
+
+    #[inline(always)]
+    fn turned(&self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport }
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        self.sum_of_addresses() + u64::from(self.sport) + u64::from(self.dport)
+    }
+
+    #[inline(always)]
+    fn sum_of_addresses(&self) -> u64 {
+        let (mut sum, mut index) = (0, 0);
+        while index < ADDRESS {
+            sum += u64::from(self.src[index]) + u64::from(self.dst[index]);
+            index += 1;
+        }
+        sum
+    }
+}
+
+#[xdp]
+pub fn bench_xdp_fill(context: XdpContext) -> u32 {
+    let Some(packet) = BarePacket::of(context.data(), context.data_end()) else { return xdp_action::XDP_ABORTED };
+    if enter(&packet).is_some() { xdp_action::XDP_PASS } else { xdp_action::XDP_ABORTED }
+}
+
+#[xdp]
+pub fn bench_xdp_bare(context: XdpContext) -> u32 {
+    match rewrite_bare(context.data(), context.data_end()) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+#[classifier]
+pub fn bench_tc_bare(context: TcContext) -> i32 {
+    match rewrite_bare(context.data(), context.data_end()) {
+        Some(()) => TC_ACT_UNSPEC,
+        None => TC_ACT_SHOT,
+    }
+}
+
+/// What the bare table must know of a packet.
+struct BarePacket {
+    addresses: [u32; 2],
+    ports: u32,
+    protocol: u32,
+}
+
+impl BarePacket {
+    #[inline(always)]
+    fn of(start: usize, end: usize) -> Option<Self> {
+        if start + FRAME_LEN_V4 > end {
+            return None;
+        }
+        // SAFETY: the frame was checked to be that long.
+        unsafe {
+            Some(Self {
+                addresses: <[u32; 2]>::load(start + L4_V4 - 8),
+                ports: u32::load(start + L4_V4),
+                protocol: u32::from(u8::load(start + ETHERNET_LEN + PROTOCOL_V4)),
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn set(&self) -> Option<*mut BareSet> {
+        BARE.get_ptr_mut(bare_set(self.addresses, self.ports, self.protocol))
+    }
+
+    #[inline(always)]
+    fn is_of(&self, entry: &BareEntry) -> bool {
+        entry.addresses[0] == self.addresses[0]
+            && entry.addresses[1] == self.addresses[1]
+            && entry.ports == self.ports
+            && entry.protocol == self.protocol
+    }
+}
+
+/// Enters a packet's flow: as of one to the node's port that goes on to a backend elsewhere, and keeps its port.
+#[inline(always)]
+fn enter(packet: &BarePacket) -> Option<()> {
+    // SAFETY: the element exists, and nothing else writes it while a test run fills the table.
+    let set = unsafe { &mut *packet.set()? };
+    for entry in set {
+        if entry.protocol != 0 && !packet.is_of(entry) {
+            continue;
+        }
+        let [src, dst] = packet.addresses;
+        let new_addresses = [dst, u32::from_ne_bytes(BARE_BACKEND)];
+        let new_ports = packet.ports & 0xffff | u32::from(BARE_PORT.to_be()) << 16;
+        let ip_delta = Delta::ZERO.replace(src, new_addresses[0]).replace(dst, new_addresses[1]);
+        let l4_delta = ip_delta.replace(packet.ports, new_ports);
+        *entry = BareEntry {
+            addresses: packet.addresses,
+            ports: packet.ports,
+            protocol: packet.protocol,
+            new_addresses,
+            new_ports,
+            macs: BARE_MACS,
+            ip_delta: ip_delta.fold().into(),
+            l4_delta: l4_delta.fold().into(),
+            pad: [0; 4],
+        };
+        return Some(());
+    }
+    None
+}
+
+/// The physical limit: one look-up in a table of lines of memory, and the stores that an established packet needs.
+#[inline(always)]
+fn rewrite_bare(start: usize, end: usize) -> Option<()> {
+    let packet = BarePacket::of(start, end)?;
+    // SAFETY: the element exists, and nothing writes it once the table is filled.
+    let set = unsafe { &*packet.set()? };
+    let entry = set.iter().find(|entry| packet.is_of(entry))?;
+    // SAFETY: the frame was checked to be that long.
+    unsafe {
+        entry.macs.store(start);
+        entry.new_addresses.store(start + L4_V4 - 8);
+        entry.new_ports.store(start + L4_V4);
+        add_to_check(start + ETHERNET_LEN + CHECK_V4, entry.ip_delta.into());
+        add_to_check(start + L4_V4 + TCP_CHECK, entry.l4_delta.into());
+    }
+    Some(())
 }
 
 /// # Safety

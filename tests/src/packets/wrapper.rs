@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The bench's wrapper program: runs the XDP door again and again, each time on a fresh frame of the next flow.
+//! The bench's wrapper programs: run a door again and again, each time on a fresh frame, the next of a script.
 
 use std::time::Duration;
 
@@ -7,54 +7,53 @@ use anyhow::{Context, Result};
 use aya::{
     Ebpf,
     maps::ProgramArray,
-    programs::{ProgramFd, Xdp},
+    programs::{Program, ProgramFd},
 };
-use bytemuck::Pod;
-use lb_common::{
-    address::{Family, V4, V6},
-    bench::{self, FRAME_LEN_V4, FRAME_LEN_V6, Template},
-    flow::{Flow, FlowKey},
-    maps,
-};
+use lb_common::bench::{self, FRAME_LEN_V4, FRAME_LEN_V6, Frame, Script};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
     bpf::{Map, TestRun, test_run},
     build::Segment,
-    network::UPLINK,
     object::{Object, bpf_directory, map_fd, read},
 };
-use crate::reference::{Door, Version};
+use crate::reference::{Door, Verdict, Version};
 
-const PROGRAMS: [&str; 4] =
-    [bench::programs::FLOOR, bench::programs::LOOKUP, bench::programs::WRAPPER_V4, bench::programs::WRAPPER_V6];
+const PROGRAMS: [&str; 9] = {
+    use bench::programs::{TC_BARE, TC_FLOOR, TC_V4, TC_V6, XDP_BARE, XDP_FILL, XDP_FLOOR, XDP_V4, XDP_V6};
+    [XDP_FLOOR, XDP_FILL, XDP_BARE, XDP_V4, XDP_V6, TC_FLOOR, TC_BARE, TC_V4, TC_V6]
+};
 
-/// What the wrapper hands its frames to.
+/// Programs of TC, by [`lb_common::bench::Step::program`].
+const TC_DOORS: [Door; 2] = [Door::Ingress, Door::Egress];
+
+/// What the wrappers hand their frames to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A program that does nothing.
+    /// Programs that do nothing.
     Floor,
-    /// One that looks the flow up, and nothing else.
-    Lookup,
-    /// The XDP door.
-    Xdp,
+    /// One that enters flows in the bare table, at XDP.
+    Fill,
+    /// Programs that rewrite by the bare table.
+    Bare,
+    /// Ours.
+    Doors,
 }
 
 /// What came of a run.
 pub struct Ran {
     /// CPU time of all packets together.
     pub time: Duration,
-    /// The last one's `XDP_*`.
-    pub action: u32,
+    /// Of the last one; `None` where no program of ours says so.
+    pub verdict: Option<Verdict>,
     /// The last one as it left.
     pub frame: Vec<u8>,
 }
 
-/// The loaded wrapper.
+/// The loaded wrappers.
 pub struct Wrapper {
     ebpf: Ebpf,
-    template: Map<u32, Template>,
-    lookup: Map<FlowKey<V4>, Flow<V4>>,
+    script: Map<u32, Script>,
 }
 
 impl Wrapper {
@@ -66,67 +65,81 @@ impl Wrapper {
         let path = bpf_directory().join("bench");
         let mut ebpf = Ebpf::load(&read(&path)?).with_context(|| format!("can't load {}", path.display()))?;
         for name in PROGRAMS {
-            let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-            program.load().with_context(|| format!("the kernel refuses {name}"))?;
+            let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+            let loaded = match program {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => continue,
+            };
+            loaded.with_context(|| format!("the kernel refuses {name}"))?;
         }
-        let fd = |name| map_fd(ebpf.map(name).with_context(|| format!("the object has no map {name}"))?);
-        let template = Map::new(fd(bench::TEMPLATE)?, 1)?;
-        let lookup = Map::new(fd(bench::LOOKUP)?, 1)?;
-        Ok(Self { ebpf, template, lookup })
+        let script = ebpf.map(bench::SCRIPT).context("the object has no map SCRIPT")?;
+        let script = Map::new(map_fd(script)?, 1)?;
+        Ok(Self { ebpf, script })
     }
 
-    /// Aims at a program. The templates of the runs that follow go to it.
+    /// Aims at programs. The scripts of the runs that follow go to them.
     ///
     /// # Errors
-    /// When the kernel won't have it in one array with what it has seen before.
+    /// When the kernel won't have them in one array with what it has seen before.
     pub fn aim(&mut self, object: &Object, target: Target) -> Result<()> {
-        let program = match target {
-            Target::Floor => self.program(bench::programs::FLOOR)?.try_clone().context("no descriptor left")?,
-            Target::Lookup => self.program(bench::programs::LOOKUP)?.try_clone().context("no descriptor left")?,
-            Target::Xdp => object.program(Door::Xdp).try_clone().context("no descriptor left")?,
-        };
-        let map = self.ebpf.map_mut(bench::PROGRAMS).context("the object has no map PROGRAMS")?;
-        ProgramArray::try_from(map)?.set(0, &program, 0).context("can't aim the wrapper")
+        self.aim_at(object, target, bench::XDP_PROGRAMS, &[Door::Xdp])?;
+        self.aim_at(object, target, bench::TC_PROGRAMS, &TC_DOORS)
     }
 
-    /// Lets all flows grow up, as answers and the clients' next packets would.
-    ///
-    /// # Errors
-    /// When they can't be read or written.
-    pub fn grow_flows(&self, object: &Object) -> Result<()> {
-        grow::<V4>(object, maps::YOUNG_V4, maps::FLOWS_V4)?;
-        grow::<V6>(object, maps::YOUNG_V6, maps::FLOWS_V6)
+    fn aim_at(&mut self, object: &Object, target: Target, array: &str, doors: &[Door]) -> Result<()> {
+        for (index, &door) in (0..).zip(doors) {
+            let own = match (target, door) {
+                (Target::Doors, _) => None,
+                (Target::Fill, Door::Xdp) => Some(bench::programs::XDP_FILL),
+                (Target::Bare, Door::Xdp) => Some(bench::programs::XDP_BARE),
+                (Target::Bare, _) => Some(bench::programs::TC_BARE),
+                (_, Door::Xdp) => Some(bench::programs::XDP_FLOOR),
+                (..) => Some(bench::programs::TC_FLOOR),
+            };
+            let program = match own {
+                Some(name) => self.program(name)?,
+                None => object.program(door),
+            };
+            let program = program.try_clone().context("no descriptor left")?;
+            let map = self.ebpf.map_mut(array).with_context(|| format!("the object has no map {array}"))?;
+            ProgramArray::try_from(map)?.set(index, &program, 0).context("can't aim the wrapper")?;
+        }
+        Ok(())
     }
 
-    /// Gives the bare look-up the flows that the programs have.
-    ///
-    /// # Errors
-    /// When they can't be read or written.
-    pub fn copy_flows(&self, object: &Object) -> Result<()> {
-        let flows: Map<FlowKey<V4>, Flow<V4>> = object.map(maps::FLOWS_V4, 1)?;
-        flows.pairs()?.iter().try_for_each(|(key, flow)| self.lookup.put(key, flow)).context("can't copy flows")
-    }
-
-    /// Runs so many packets of a template.
+    /// Runs so many packets of a script, from its next step on, at the hook of a door.
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn run(&self, version: Version, template: &Template, packets: u32) -> Result<Ran> {
-        self.template.put(&0, template)?;
-        let (name, len) = match version {
-            Version::V4 => (bench::programs::WRAPPER_V4, FRAME_LEN_V4),
-            Version::V6 => (bench::programs::WRAPPER_V6, FRAME_LEN_V6),
+    pub fn run(&self, door: Door, version: Version, script: &Script, packets: u32) -> Result<Ran> {
+        let first = frame_bytes(&script.steps[0].frame, version);
+        self.run_after(&first, door, version, script, packets)
+    }
+
+    /// Runs the next packet of a script, which may be the answer to one that has left as this frame.
+    ///
+    /// # Errors
+    /// As [`Wrapper::run`].
+    pub fn step(&self, before: &[u8], door: Door, version: Version, script: &Script) -> Result<Ran> {
+        self.run_after(before, door, version, script, 1)
+    }
+
+    fn run_after(&self, packet: &[u8], door: Door, version: Version, script: &Script, repeat: u32) -> Result<Ran> {
+        self.script.put(&0, script)?;
+        let name = match (door, version) {
+            (Door::Xdp, Version::V4) => bench::programs::XDP_V4,
+            (Door::Xdp, Version::V6) => bench::programs::XDP_V6,
+            (_, Version::V4) => bench::programs::TC_V4,
+            (_, Version::V6) => bench::programs::TC_V6,
         };
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, len as u32, 0, UPLINK, 0, 0];
-        let packet = vec![0; len];
-        let run =
-            TestRun { packet: &packet, context: bytemuck::cast_slice(&context), repeat: packets, ..TestRun::default() };
+        let context = context(door, packet.len() as u32, script.ifindex);
+        let run = TestRun { packet, context: bytemuck::cast_slice(&context), repeat, ..TestRun::default() };
         let mut frame = Vec::new();
         let before = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
         let action = test_run(self.program(name)?, &run, &mut frame).context("BPF_PROG_TEST_RUN")?;
         let time = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)? - before);
-        Ok(Ran { time, action, frame })
+        Ok(Ran { time, verdict: verdict(door, action), frame })
     }
 
     fn program(&self, name: &str) -> Result<&ProgramFd> {
@@ -134,25 +147,42 @@ impl Wrapper {
     }
 }
 
-/// A segment as a template, of which each packet is the same.
+/// `struct xdp_md`, or as much of `struct __sk_buff` as names the device.
+fn context(door: Door, len: u32, ifindex: u32) -> Vec<u32> {
+    const IFINDEX: usize = 10;
+    if door == Door::Xdp {
+        // data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        return vec![0, len, 0, ifindex, 0, 0];
+    }
+    let mut context = vec![0; IFINDEX + 1];
+    context[IFINDEX] = ifindex;
+    context
+}
+
+/// What `enum xdp_action`, and TC's `TC_ACT_UNSPEC`, `SHOT` and `REDIRECT` say. `XDP_ABORTED` is the bench's own failure.
+const fn verdict(door: Door, action: u32) -> Option<Verdict> {
+    match (door, action) {
+        (Door::Xdp, 1) => Some(Verdict::Drop),
+        (Door::Xdp, 2) => Some(Verdict::Pass),
+        (Door::Xdp, 3) => Some(Verdict::Transmit),
+        (Door::Xdp, 4) => Some(Verdict::Redirect),
+        (Door::Ingress | Door::Egress, u32::MAX) => Some(Verdict::Pass),
+        (Door::Ingress | Door::Egress, 2) => Some(Verdict::Drop),
+        (Door::Ingress | Door::Egress, 7) => Some(Verdict::Redirect),
+        _ => None,
+    }
+}
+
+/// A segment's frame as a wrapper writes it, padded.
 #[must_use]
-pub fn template(segment: &Segment) -> Template {
+pub fn template(segment: &Segment) -> Frame {
     let mut frame = [0; FRAME_LEN_V6];
     let bytes = segment.build();
     frame[..bytes.len()].copy_from_slice(&bytes);
-    Template { frame: bytemuck::cast(frame), counter: 0, mask: 0, stride: 1, pad: 0 }
+    bytemuck::cast(frame)
 }
 
-/// Moves all entries from one flow table to the other.
-fn grow<F: Family>(object: &Object, young: &str, grown: &str) -> Result<()>
-where
-    FlowKey<F>: Pod,
-    Flow<F>: Pod,
-{
-    let young: Map<FlowKey<F>, Flow<F>> = object.map(young, 1)?;
-    let grown: Map<FlowKey<F>, Flow<F>> = object.map(grown, 1)?;
-    for (key, flow) in young.pairs().context("can't read young flows")? {
-        grown.put(&key, &flow).and_then(|()| young.remove(&key)).context("can't move a flow")?;
-    }
-    Ok(())
+fn frame_bytes(frame: &Frame, version: Version) -> Vec<u8> {
+    let len = if version == Version::V4 { FRAME_LEN_V4 } else { FRAME_LEN_V6 };
+    bytemuck::bytes_of(frame)[..len].to_vec()
 }

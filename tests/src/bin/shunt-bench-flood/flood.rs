@@ -4,14 +4,15 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use anyhow::{Result, ensure};
+use bytemuck::Zeroable;
 use lb_common::{
-    bench::Template,
+    bench::{Script, Step},
     flow::{protocol, tcp_flags::SYN},
     verdict::Reason,
 };
 use shunt_tests::{
-    packets::{Rig, Room, Segment, Target, Wrapper, template, with_rig_for},
-    reference::Version,
+    packets::{Rig, Room, Segment, Target, UPLINK, Wrapper, template, with_rig_for},
+    reference::{Door, Verdict, Version},
 };
 
 use crate::{
@@ -24,10 +25,6 @@ use crate::{
 const TURN: u32 = 50_000;
 /// Of the flows that must be left as they were.
 pub const SHALL: f64 = 0.99;
-
-/// Where no source port is free.
-const XDP_DROP: u32 = 1;
-const XDP_TX: u32 = 3;
 
 /// What to do.
 #[derive(Clone)]
@@ -56,10 +53,10 @@ pub fn measure(plan: &Plan) -> Result<Row> {
             ensure!(grown == all, "before the flood only {grown} of {all} flows had their entries");
             let mut wrapper = Wrapper::load()?;
             let mut floods: Vec<_> = plan.versions.iter().map(|&version| Flood::new(version)).collect();
-            pour(rig, &mut wrapper, Target::Xdp, &mut floods, plan.syns / 2)?;
+            pour(rig, &mut wrapper, Target::Doors, &mut floods, plan.syns / 2)?;
             rig.change(|setup| scene::serve(setup, Served::New))?;
             let rest = plan.syns - plan.syns / 2;
-            let time = pour(rig, &mut wrapper, Target::Xdp, &mut floods, rest)?;
+            let time = pour(rig, &mut wrapper, Target::Doors, &mut floods, rest)?;
             let floor = pour(rig, &mut wrapper, Target::Floor, &mut floods, rest)?;
 
             let refused = rig.counters()?.reasons.get(Reason::NoSourcePort.as_str()).copied().unwrap_or_default();
@@ -105,7 +102,7 @@ fn count(rig: &Rig, living: &[Living]) -> Result<usize> {
 /// First packets of one family, no two of one flow.
 struct Flood {
     version: Version,
-    template: Template,
+    script: Script,
 }
 
 impl Flood {
@@ -116,8 +113,10 @@ impl Flood {
         };
         // The lower bits are free for the number of the flow.
         let client = SocketAddr::new(address.parse().expect("an address"), 0x4000);
-        let syn = template(&Segment::tcp(client, scene::frontend(version), SYN));
-        Self { version, template: Template { mask: (1 << 22) - 1, ..syn } }
+        let frame = template(&Segment::tcp(client, scene::frontend(version), SYN));
+        let mut script: Script = Zeroable::zeroed();
+        script.steps[0] = Step { ends_flow: 1, ..Step::new(frame, protocol::TCP, 0) };
+        Self { version, script: Script { count: 1, mask: (1 << 22) - 1, stride: 1, ifindex: UPLINK, ..script } }
     }
 }
 
@@ -129,10 +128,11 @@ fn pour(rig: &Rig, wrapper: &mut Wrapper, target: Target, floods: &mut [Flood], 
     while left > 0 {
         let turn = left.min(TURN);
         for flood in &mut *floods {
-            let ran = wrapper.run(flood.version, &flood.template, turn)?;
-            let is_fine = target == Target::Floor || [XDP_TX, XDP_DROP].contains(&ran.action);
-            ensure!(is_fine, "action {} within the flood", ran.action);
-            flood.template.counter += turn;
+            let ran = wrapper.run(Door::Xdp, flood.version, &flood.script, turn)?;
+            // Where no source port is free, a SYN is dropped.
+            let is_fine = target == Target::Floor || matches!(ran.verdict, Some(Verdict::Transmit | Verdict::Drop));
+            ensure!(is_fine, "{:?} within the flood", ran.verdict);
+            flood.script.counter += turn;
             time += ran.time;
         }
         left -= turn;
