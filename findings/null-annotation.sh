@@ -1,4 +1,5 @@
-#!/bin/bash
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
 # Software: kubectl 1.37.1; the crates k8s-openapi 0.29.0 with serde-saphyr 2.1.1 and serde_json; the Python client kubernetes 37.0.2.
 # One would expect: an annotation without a value (`example.org/weight:`, as templates leave it when a value is unset) is read alike
 #   by all that read Kubernetes' objects.
