@@ -3,8 +3,8 @@
 # Software: kubectl 1.37.1; the crates k8s-openapi 0.29.0 with serde-saphyr 2.1.1 and serde_json; the Python client kubernetes 37.0.2.
 # One would expect: an annotation without a value (`example.org/weight:`, as templates leave it when a value is unset) is read alike
 #   by all that read Kubernetes' objects.
-# Instead: the API and kubectl, where it decodes Services, read it as the empty string. The Rust types and the Python client refuse the whole object:
-#   a null is no string. Lists are forgiving by comparison: `endpoints: null` is taken by all.
+# Instead: the API, and kubectl where it decodes Services, read it as the empty string. The Rust types and the Python client refuse the
+#   whole object, because a null is no string. (For lists they are as forgiving as the API: `endpoints: null` is taken by all.)
 # Why it matters: a manifest that a cluster accepts is refused when it is read from a file, and the Service is served in one mode and
 #   not in the other. A reader of files has to take a null in a map of strings for the empty string, as the API does.
 set -euo pipefail
