@@ -13,7 +13,7 @@ pub const SLOTS_PER_WEIGHT: u64 = 100;
 
 /// Table sizes: primes about a factor of two apart. Few steps, because a table that changes its size moves most flows
 /// that have no entry; the lowest is for four backends, which most Services don't pass.
-const SIZES: [u32; 12] = [401, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_537, 131_071, 262_139, 524_287, 655_373];
+pub const SIZES: [u32; 12] = [401, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_537, 131_071, 262_139, 524_287, 655_373];
 
 /// The largest table. More weight than a hundredth of it gets fewer slots per unit.
 pub const MAX_SLOTS: u32 = SIZES[SIZES.len() - 1];
@@ -46,7 +46,8 @@ pub fn build(candidates: &[Candidate]) -> Vec<u32> {
     if contenders.is_empty() { Vec::new() } else { fill(&contenders, table_size(total_weight(&contenders))) }
 }
 
-/// Builds a table of a given size, for comparing sizes; see [`build`].
+/// Builds a table of a given size, one of [`SIZES`]; see [`build`]. Where it has fewer slots than there are backends, the last
+/// of them get none.
 #[must_use]
 pub fn build_sized(candidates: &[Candidate], size: u32) -> Vec<u32> {
     let contenders = contenders(candidates);

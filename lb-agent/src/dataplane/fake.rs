@@ -45,6 +45,12 @@ impl Fake {
         }
     }
 
+    /// How much they can hold.
+    #[must_use]
+    pub const fn capacities(&self) -> Capacities {
+        self.capacities
+    }
+
     /// Refuses one write, after `writes` more that succeed.
     pub fn fail_after(&mut self, writes: usize) {
         self.fails_after = Some(writes);

@@ -49,6 +49,11 @@ impl Judgement {
         &self.won
     }
 
+    /// Makes it get no more than these of them.
+    pub fn retain(&mut self, is_wanted: impl Fn(&FrontendKey) -> bool) {
+        self.won.retain(is_wanted);
+    }
+
     /// The frontends it does not get, by their owners.
     pub fn losses(&self) -> BTreeMap<&ServiceKey, Vec<FrontendKey>> {
         let mut losses: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -94,6 +99,11 @@ impl Claims {
         judgement.won.sort_unstable();
         judgement.won.dedup();
         judgement
+    }
+
+    /// Whether no other Service owns a frontend.
+    pub fn is_free_for(&self, service: &ServiceKey, key: &FrontendKey) -> bool {
+        self.owners.get(key).is_none_or(|owner| **owner == *service)
     }
 
     /// Makes a judgement true. Returns the Services for which it changes something.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A plan in the making: what one Service needs, reserved piece by piece, so that all of it comes or none.
+//! A plan in the making: what one Service needs, reserved piece by piece. What there is no room for is left out and noted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,6 @@ use lb_common::{
     address::Address,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, Target, backend_flags, backend_state, frontend_flags},
     hash::filter_bit,
-    maglev,
     maps::{FILTER_EGRESS, FILTER_INGRESS, SERVICE_NAME_LEN, ServiceName},
 };
 use litemap::LiteMap;
@@ -22,36 +21,31 @@ use super::{
     extent::Extent,
     mirror::Mirror,
     pools::{Pools, Release},
-    state::{Content, Record, Table, UnitRecord},
+    shortage::{Order, Shortage},
+    state::{Record, UnitRecord},
 };
 use crate::compile::{BackendKey, BackendSpec, FrontendPlan, List, Unit, UnitId};
 
-/// A map without room for a Service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage {
-    /// What there is not enough of.
-    pub what: &'static str,
-    /// The flag that gives more.
-    pub flag: &'static str,
+/// How many entries a plan may add to the maps that take any key.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Of frontends.
+    pub frontends: usize,
+    /// Of source ranges.
+    pub source_ranges: usize,
 }
-
-const NO_SERVICES: Shortage = Shortage { what: "Service ports", flag: "--max-services" };
-const NO_BACKENDS: Shortage = Shortage { what: "backends", flag: "--max-backends" };
-const NO_SLOTS: Shortage = Shortage { what: "table slots", flag: "--max-table-slots" };
-/// No room for another source range.
-pub const NO_SOURCE_RANGES: Shortage = Shortage { what: "source ranges", flag: "--max-source-ranges" };
-/// No room for another frontend.
-pub const NO_FRONTENDS: Shortage = Shortage { what: "frontends", flag: "--max-frontends" };
 
 /// The operations by the step in which they are carried out.
 #[derive(Debug, Default)]
-struct Steps {
+pub(super) struct Steps {
     activate: Vec<Operation>,
-    tables: Vec<Operation>,
+    pub tables: Vec<Operation>,
     filter: Vec<Operation>,
     names: Vec<Operation>,
+    /// Sources that are shut out before others are admitted, which need their room.
+    make_room: Vec<Operation>,
     source_ranges: Vec<Operation>,
-    frontends: Vec<Operation>,
+    pub frontends: Vec<Operation>,
     /// Backends that get no new flows from here on, after the last table that names them has gone out of use.
     drain: Vec<Operation>,
     /// Sources that no frontend admits from here on.
@@ -60,48 +54,77 @@ struct Steps {
 
 /// See the module's text.
 pub struct Draft<'a> {
-    mirror: &'a Mirror,
-    pools: &'a mut Pools,
-    now: Instant,
+    pub(super) mirror: &'a Mirror,
+    pub(super) pools: &'a mut Pools,
+    pub(super) now: Instant,
+    order: Order,
+    room: Room,
     /// Frontends that the Service has been given before.
     held: &'a [FrontendKey],
-    steps: Steps,
+    pub(super) steps: Steps,
     /// Filter bits that this plan sets.
     bits: BTreeSet<(u32, u32)>,
     /// What was taken from the pools, to be given back if the plan comes to nothing.
     pub reserved: Release,
     /// What the Service gives up.
     pub release: Release,
+    /// What there was not enough of.
+    pub lacking: BTreeSet<Shortage>,
+    /// Frontends that are the Service's and are not written.
+    pub left_out: BTreeSet<FrontendKey>,
 }
 
 impl<'a> Draft<'a> {
     /// An empty one, for a Service with this record.
     pub fn new(mirror: &'a Mirror, pools: &'a mut Pools, now: Instant, old: &'a Record) -> Self {
-        let (steps, bits, reserved) = (Steps::default(), BTreeSet::new(), Release::default());
-        Self { mirror, pools, now, held: &old.frontends, steps, bits, reserved, release: old.withheld.clone() }
+        Self {
+            mirror,
+            pools,
+            now,
+            order: Order::AddFirst,
+            room: Room { frontends: 0, source_ranges: 0 },
+            held: &old.frontends,
+            steps: Steps::default(),
+            bits: BTreeSet::new(),
+            reserved: Release::default(),
+            release: old.withheld.clone(),
+            lacking: BTreeSet::new(),
+            left_out: BTreeSet::new(),
+        }
     }
 
-    /// Plans a unit that shall be there.
+    /// One that may add so much, in this order.
+    pub fn within(self, room: Room, order: Order) -> Self {
+        Self { room, order, ..self }
+    }
+
+    /// Plans a unit that shall be there. `None` where there is no room for any of it.
     pub fn unit(
         &mut self,
         id: &UnitId,
         unit: &Unit,
         old: Option<&UnitRecord>,
         judgement: &Judgement,
-    ) -> Result<UnitRecord, Shortage> {
+    ) -> Option<UnitRecord> {
         let service = match old {
             Some(old) => old.service,
-            None => {
-                let index = self.pools.services.take(self.now).ok_or(NO_SERVICES)?;
-                self.reserved.services.insert(index);
-                index
-            }
+            None => match self.pools.services.take(self.now) {
+                Some(index) => {
+                    self.reserved.services.insert(index);
+                    index
+                }
+                None => {
+                    self.lacking.insert(Shortage::Services);
+                    self.left_out.extend(unit.frontends.keys().filter(|key| judgement.has_won(key)));
+                    return None;
+                }
+            },
         };
         if !self.mirror.names.contains(&service) {
             self.steps.names.push(Operation::SetName { service, name: Box::new(service_name(id)) });
         }
         self.source_ranges(service, unit);
-        let backends = self.backends(service, unit, old)?;
+        let backends = self.backends(service, unit, old);
         let owned: BTreeMap<_, _> = unit.frontends.iter().filter(|(key, _)| judgement.has_won(key)).collect();
         let is_used = |list| owned.values().any(|plan| plan.internal == list || plan.external == list);
         let (cluster, local) = (shares(&unit.cluster, &backends), shares(&unit.local, &backends));
@@ -135,10 +158,14 @@ impl<'a> Draft<'a> {
             let wanted = frontends(&|list| (!list.is_empty()).then_some(*only));
             self.is_changed_alone(*only, &wanted)
         });
-        let tables = self.tables(&lists, &backends, old, changeable)?;
+        let old_tables = old.map(|old| &old.tables[..]).unwrap_or_default();
+        let tables = self.tables(&lists, &backends, old_tables, changeable);
         let find = |list: &_| tables.iter().find(|table| table.content.is_list(list)).map(|table| table.extent);
-        frontends(&find).into_iter().for_each(|(key, frontend)| self.frontend(key, frontend));
-        Ok(UnitRecord { service, backends, tables })
+        let mut frontends: Vec<_> = frontends(&find).into_iter().collect();
+        // If there is not room for all, refusals are what is missed least.
+        frontends.sort_by_key(|(key, _)| *key == FrontendKey::any_port(key.address));
+        frontends.into_iter().for_each(|(key, frontend)| self.frontend(key, frontend));
+        Some(UnitRecord { service, backends, tables })
     }
 
     /// Plans the end of a unit.
@@ -152,11 +179,12 @@ impl<'a> Draft<'a> {
     /// Service's: a frontend that another has taken over since is not ours to remove.
     pub fn finish(mut self, is_own: impl Fn(u32) -> bool) -> (Vec<Operation>, Release) {
         let Self { mirror, release, .. } = &mut self;
-        let removed_frontends = release
+        let removed_frontends: Vec<_> = release
             .frontends
             .iter()
             .filter(|key| mirror.frontends.get(key).is_some_and(|frontend| is_own(frontend.service)))
-            .map(|&key| Operation::RemoveFrontend { key });
+            .map(|&key| Operation::RemoveFrontend { key })
+            .collect();
         let gone = release.services.iter().flat_map(|&service| mirror.source_ranges(service));
         let removed_ranges = gone.map(Operation::RemoveSourceRange);
         let removed_names = release
@@ -174,48 +202,52 @@ impl<'a> Draft<'a> {
                     Operation::SetBackend { index, backend }
                 },
             );
-        let removals: Vec<_> =
-            removed_frontends.chain(removed_ranges).chain(removed_names).chain(freed_backends).collect();
-        let Steps { activate, tables, filter, names, source_ranges, frontends, drain, shut_out } = self.steps;
-        let steps = [activate, tables, filter, names, source_ranges, frontends, drain, shut_out, removals];
-        (steps.into_iter().flatten().collect(), self.release)
+        let removals: Vec<_> = removed_ranges.chain(removed_names).chain(freed_backends).collect();
+        let (first, last) = match self.order {
+            Order::AddFirst => (Vec::new(), removed_frontends),
+            Order::RemoveFirst => (removed_frontends, Vec::new()),
+        };
+        let Steps { activate, tables, filter, names, make_room, source_ranges, frontends, drain, shut_out } =
+            self.steps;
+        let before = [first, activate, tables, filter, names, make_room, source_ranges];
+        let after = [frontends, drain, shut_out, last, removals];
+        (before.into_iter().chain(after).flatten().collect(), self.release)
     }
 
-    /// Number of frontends that this plan adds to the map.
-    pub fn new_frontends(&self) -> usize {
-        let is_new = |operation: &&Operation| matches!(operation, Operation::UpsertFrontend { key, .. } if !self.mirror.frontends.contains_key(key));
-        self.steps.frontends.iter().filter(is_new).count()
-    }
-
-    /// Number of source ranges that this plan adds to the map.
-    pub fn new_source_ranges(&self) -> usize {
-        self.steps.source_ranges.len()
-    }
-
+    /// What can't be added is not admitted: a source too few, never one too many.
     fn source_ranges(&mut self, service: u32, unit: &Unit) {
         let key = |range: &IpNet| SourceRangeKey::new(service, range.addr().into(), range.prefix_len());
         let wanted: BTreeSet<_> = unit.source_ranges.iter().map(key).collect();
         let held: BTreeSet<_> = self.mirror.source_ranges(service).collect();
-        self.steps.source_ranges.extend(wanted.difference(&held).copied().map(Operation::UpsertSourceRange));
-        self.steps.shut_out.extend(held.difference(&wanted).copied().map(Operation::RemoveSourceRange));
+        let gone: Vec<_> = held.difference(&wanted).copied().map(Operation::RemoveSourceRange).collect();
+        let mut new: Vec<_> = wanted.difference(&held).copied().map(Operation::UpsertSourceRange).collect();
+        let makes_room = self.order == Order::RemoveFirst && !new.is_empty();
+        if makes_room {
+            self.room.source_ranges += gone.len();
+        }
+        if new.len() > self.room.source_ranges {
+            self.lacking.insert(Shortage::SourceRanges);
+            new.truncate(self.room.source_ranges);
+        }
+        self.room.source_ranges -= new.len();
+        self.steps.source_ranges.extend(new);
+        if makes_room { &mut self.steps.make_room } else { &mut self.steps.shut_out }.extend(gone);
     }
 
-    fn backends(
-        &mut self,
-        service: u32,
-        unit: &Unit,
-        old: Option<&UnitRecord>,
-    ) -> Result<LiteMap<BackendKey, u32>, Shortage> {
+    /// Those that are there already, and as many new ones as there is room for: first those that get new flows, and of them
+    /// those on this node, which no other can stand in for.
+    fn backends(&mut self, service: u32, unit: &Unit, old: Option<&UnitRecord>) -> LiteMap<BackendKey, u32> {
+        let index_of = |key: &BackendKey| old.and_then(|old| old.backends.get(key)).copied();
+        let mut new: Vec<_> = unit.backends.iter().filter(|(key, _)| index_of(key).is_none()).collect();
+        let are_scarce = new.len() > self.pools.backends.count_free(self.now);
+        if are_scarce {
+            new.sort_by_key(|(_, spec)| (!spec.active, !spec.local));
+            self.lacking.insert(Shortage::Backends);
+        }
+        let taken: BTreeMap<_, _> = new.iter().map_while(|(key, _)| Some((**key, self.take_backend()?))).collect();
         let mut backends = LiteMap::with_capacity(unit.backends.len());
         for (key, spec) in &unit.backends {
-            let index = match old.and_then(|old| old.backends.get(key)) {
-                Some(&index) => index,
-                None => {
-                    let index = self.pools.backends.take(self.now).ok_or(NO_BACKENDS)?;
-                    self.reserved.backends.insert(index);
-                    index
-                }
-            };
+            let Some(index) = index_of(key).or_else(|| taken.get(key).copied()) else { continue };
             backends.insert(*key, index);
             let wanted = Backend {
                 address: key.address,
@@ -236,7 +268,13 @@ impl<'a> Draft<'a> {
             let gone = old.backends.iter().filter(|(key, _)| !backends.contains_key(key));
             self.release.backends.extend(gone.map(|(_, index)| index));
         }
-        Ok(backends)
+        backends
+    }
+
+    fn take_backend(&mut self) -> Option<u32> {
+        let index = self.pools.backends.take(self.now)?;
+        self.reserved.backends.insert(index);
+        Some(index)
     }
 
     /// Whether all frontends that lead to a table stay as they are: one that changed otherwise, or went, would serve with the new
@@ -248,53 +286,15 @@ impl<'a> Draft<'a> {
         leading.all(|(key, frontend)| wanted.get(key) == Some(frontend))
     }
 
-    /// One table for each list: those of before where they hold the same, else new ones. The unit's only table, if it is
-    /// `changeable` and keeps its size, is changed in place: a new one would take as much room again and a write to each
-    /// frontend, and a packet, which reads one slot, sees no difference.
-    fn tables(
-        &mut self,
-        lists: &[&BTreeMap<BackendKey, u32>],
-        backends: &LiteMap<BackendKey, u32>,
-        old: Option<&UnitRecord>,
-        changeable: Option<Extent>,
-    ) -> Result<Vec<Table>, Shortage> {
-        let mut tables: Vec<Table> = Vec::new();
-        for list in lists {
-            let old_tables = || old.into_iter().flat_map(|old| &old.tables);
-            let same = old_tables()
-                .find(|table| table.content.is_list(list) && self.mirror.tables.contains(&table.extent.offset));
-            if let Some(table) = same {
-                tables.push(table.clone());
-                continue;
-            }
-            let slots = maglev::build(&candidates(list, backends));
-            let extent = match old_tables().find(|table| table.content.is_adopted(&slots)) {
-                Some(table) => table.extent,
-                None => self.fill(slots, changeable)?,
-            };
-            tables.push(Table { extent, content: Content::of_list(list) });
-        }
-        for table in old.into_iter().flat_map(|old| &old.tables) {
-            if tables.iter().all(|kept| kept.extent != table.extent) {
-                self.release.add_extent(table.extent);
-            }
-        }
-        Ok(tables)
-    }
-
-    fn fill(&mut self, slots: Vec<u32>, changeable: Option<Extent>) -> Result<Extent, Shortage> {
-        if let Some(extent) = changeable.filter(|extent| extent.slots as usize == slots.len()) {
-            // Not before all that it names, nor what it names no more after that has gone: at the commit point.
-            self.steps.frontends.push(Operation::ChangeTable { offset: extent.offset, slots });
-            return Ok(extent);
-        }
-        let extent = self.pools.extents.take(slots.len() as u32, self.now).ok_or(NO_SLOTS)?;
-        self.reserved.add_extent(extent);
-        self.steps.tables.push(Operation::FillTable { offset: extent.offset, slots });
-        Ok(extent)
-    }
-
     fn frontend(&mut self, key: FrontendKey, frontend: Frontend) {
+        if !self.mirror.frontends.contains_key(&key) {
+            let Some(left) = self.room.frontends.checked_sub(1) else {
+                self.lacking.insert(Shortage::Frontends);
+                self.left_out.insert(key);
+                return;
+            };
+            self.room.frontends = left;
+        }
         if !key.address.is_unspecified() && key.address != FrontendKey::any_address(true) {
             self.filter_bit(FILTER_INGRESS, key.address);
         }
@@ -336,15 +336,6 @@ fn shares(list: &BTreeMap<BackendKey, u32>, backends: &LiteMap<BackendKey, u32>)
 
 const fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// The list as Maglev wants it.
-fn candidates(list: &BTreeMap<BackendKey, u32>, backends: &LiteMap<BackendKey, u32>) -> Vec<maglev::Candidate> {
-    let candidate = |(key, &weight): (&BackendKey, &u32)| {
-        let index = *backends.get(key)?;
-        Some(maglev::Candidate { address: key.address, port: key.port, weight, index })
-    };
-    list.iter().filter_map(candidate).collect()
 }
 
 /// The name of a unit, as the map holds it.

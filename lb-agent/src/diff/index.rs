@@ -39,6 +39,12 @@ impl Indices {
         })
     }
 
+    /// How many can be taken now.
+    pub fn count_free(&mut self, now: Instant) -> usize {
+        self.wake(now);
+        self.free.len() + self.limit.saturating_sub(self.next) as usize
+    }
+
     /// Lets what has rested long enough be taken.
     pub fn wake(&mut self, now: Instant) {
         while let Some((_, index)) = self.resting.pop_front_if(|(until, _)| *until <= now) {

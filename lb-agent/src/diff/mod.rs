@@ -23,7 +23,9 @@ mod mirror;
 mod operation;
 mod plan;
 mod pools;
+mod shortage;
 mod state;
+mod tables;
 #[cfg(test)]
 mod tests;
 

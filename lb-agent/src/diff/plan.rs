@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Plans one Service: what must be written so that the maps hold exactly its units.
+//!
+//! Where a map has no room for that, what has gone goes first, which needs none, and then comes as much as fits: no table ever
+//! names an endpoint because its successor has no room.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,11 +12,11 @@ use std::{
 use litemap::LiteMap;
 
 use super::{
-    Capacities, FrontendText, Operation, State,
+    FrontendText, Operation, State,
     claims::Judgement,
-    draft::{Draft, NO_FRONTENDS, NO_SOURCE_RANGES, Shortage},
-    mirror::Mirror,
+    draft::{Draft, Room},
     pools::Release,
+    shortage::{Order, Shortage},
     state::{Record, UnitRecord},
 };
 use crate::{
@@ -31,91 +34,114 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     /// What is wrong with the Service as it stands now; nothing is remembered from one plan to the next.
     pub problems: Vec<Problem>,
+    /// What there was not enough of for all that is desired.
+    pub(super) lacking: BTreeSet<Shortage>,
     pub(super) release: Release,
+}
+
+impl Plan {
+    /// Whether all the Service's endpoints are served at all its addresses and ports once this is written, but for those that
+    /// another Service has.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.lacking.iter().all(|shortage| shortage.is_bearable())
+    }
+}
+
+/// What a Service holds, and shall hold.
+struct Change<'a> {
+    old: &'a Record,
+    desired: &'a BTreeMap<UnitId, Unit>,
+    now: Instant,
+}
+
+/// A draft that has come to its end.
+struct Drafted {
+    record: Record,
+    operations: Vec<Operation>,
+    release: Release,
+    reserved: Release,
+    lacking: BTreeSet<Shortage>,
 }
 
 impl State {
     /// Plans what makes the maps hold exactly `desired` for one Service; nothing desired = the Service is gone.
     ///
     /// `created` is the Service's creation time in seconds: of several Services that want one frontend the oldest gets
-    /// it (rule 18). A Service for which a map has no room keeps what it has.
+    /// it (rule 18). A Service for which a map has no room gets as much as fits, and is planned again when there may be more;
+    /// until then it takes no frontend from another.
     pub fn plan(&mut self, service: &ServiceKey, created: i64, desired: &BTreeMap<UnitId, Unit>, now: Instant) -> Plan {
         let old = self.records.remove(service).unwrap_or_default();
         let wanted = desired.values().flat_map(|unit| unit.frontends.keys());
-        let judgement = self.claims.judge(service, created, wanted);
+        let mut judgement = self.claims.judge(service, created, wanted);
         let mut problems = lost_frontends(service, &judgement);
-        match self.draft(&old, desired, &judgement, now) {
-            Ok((record, operations, release)) => {
-                self.dirty.extend(self.claims.settle(&judgement));
-                self.starved.remove(service);
-                if record != Record::default() {
-                    self.records.insert(service.clone(), record);
-                }
-                Plan { service: service.clone(), operations, problems, release }
-            }
-            Err(shortage) => {
-                problems.push(no_room(service, shortage));
-                self.starved.insert(service.clone());
-                self.records.insert(service.clone(), old);
-                Plan { service: service.clone(), operations: Vec::new(), problems, release: Release::default() }
-            }
+        let change = Change { old: &old, desired, now };
+        let mut drafted = self.draft(&change, &judgement, Order::AddFirst);
+        if !drafted.lacking.is_empty() {
+            self.pools.give_back(&drafted.reserved);
+            drafted = self.draft(&change, &judgement, Order::RemoveFirst);
         }
+        if !drafted.lacking.is_empty() {
+            self.pools.give_back(&drafted.reserved);
+            let lacking = std::mem::take(&mut drafted.lacking);
+            judgement.retain(|key| self.claims.is_free_for(service, key));
+            drafted = self.draft(&change, &judgement, Order::RemoveFirst);
+            drafted.lacking.extend(lacking);
+        }
+        let Drafted { record, operations, release, lacking, .. } = drafted;
+        judgement.retain(|key| record.frontends.binary_search(key).is_ok());
+        self.dirty.extend(self.claims.settle(&judgement));
+        if lacking.is_empty() {
+            self.starved.remove(service);
+        } else {
+            self.starved.insert(service.clone());
+        }
+        if record != Record::default() {
+            self.records.insert(service.clone(), record);
+        }
+        problems.extend(lacking.iter().map(|shortage| shortage.problem(service)));
+        Plan { service: service.clone(), operations, problems, lacking, release }
     }
 
-    fn draft(
-        &mut self,
-        old: &Record,
-        desired: &BTreeMap<UnitId, Unit>,
-        judgement: &Judgement,
-        now: Instant,
-    ) -> Result<(Record, Vec<Operation>, Release), Shortage> {
-        let mut draft = Draft::new(&self.mirror, &mut self.pools, now, old);
-        let units = plan_units(&mut draft, old, desired, judgement);
-        let units = match units.and_then(|units| fits(&self.mirror, &draft, &self.capacities).map(|()| units)) {
-            Ok(units) => units,
-            Err(shortage) => {
-                let reserved = std::mem::take(&mut draft.reserved);
-                self.pools.give_back(&reserved);
-                return Err(shortage);
-            }
+    fn draft(&mut self, change: &Change<'_>, judgement: &Judgement, order: Order) -> Drafted {
+        let old = change.old;
+        let services: BTreeSet<u32> = old.units.values().map(|unit| unit.service).collect();
+        let is_own = |service: u32| services.contains(&service) || old.withheld.services.contains(&service);
+        let gone = old.frontends.iter().chain(&old.withheld.frontends).filter(|key| !judgement.has_won(key));
+        let gone: BTreeSet<_> = gone.copied().collect();
+        let mut room = Room {
+            frontends: (self.capacities.frontends as usize).saturating_sub(self.mirror.frontends.len()),
+            source_ranges: (self.capacities.source_ranges as usize).saturating_sub(self.mirror.count_source_ranges()),
         };
-        let frontends = judgement.won().to_vec();
+        if order == Order::RemoveFirst {
+            let held = |key| self.mirror.frontends.get(key).is_some_and(|frontend| is_own(frontend.service));
+            room.frontends += gone.iter().filter(|key| held(key)).count();
+        }
+        let mut draft = Draft::new(&self.mirror, &mut self.pools, change.now, old).within(room, order);
+        let units = plan_units(&mut draft, change, judgement);
+        let left_out = std::mem::take(&mut draft.left_out);
+        let frontends: Vec<_> = judgement.won().iter().filter(|key| !left_out.contains(key)).copied().collect();
         draft.release.frontends.extend(&old.frontends);
-        draft.release.frontends.retain(|key| !judgement.has_won(key));
-        let own: BTreeSet<u32> = old.units.values().chain(units.values()).map(|unit| unit.service).collect();
-        let withheld = &old.withheld.services;
-        let (operations, release) = draft.finish(|service| own.contains(&service) || withheld.contains(&service));
-        Ok((Record { units, frontends, withheld: Release::default() }, operations, release))
+        draft.release.frontends.retain(|key| frontends.binary_search(key).is_err());
+        let (reserved, lacking) = (draft.reserved.clone(), std::mem::take(&mut draft.lacking));
+        let (operations, release) = draft.finish(is_own);
+        let record = Record { units, frontends, withheld: Release::default() };
+        Drafted { record, operations, release, reserved, lacking }
     }
 }
 
-fn plan_units(
-    draft: &mut Draft<'_>,
-    old: &Record,
-    desired: &BTreeMap<UnitId, Unit>,
-    judgement: &Judgement,
-) -> Result<LiteMap<UnitId, UnitRecord>, Shortage> {
+fn plan_units(draft: &mut Draft<'_>, change: &Change<'_>, judgement: &Judgement) -> LiteMap<UnitId, UnitRecord> {
+    let Change { old, desired, .. } = change;
     let mut units = LiteMap::with_capacity(desired.len());
-    for (id, unit) in desired {
-        let unit = draft.unit(id, unit, old.units.get(id), judgement)?;
-        units.insert(id.clone(), unit);
+    for (id, unit) in *desired {
+        if let Some(unit) = draft.unit(id, unit, old.units.get(id), judgement) {
+            units.insert(id.clone(), unit);
+        }
     }
     for (_, gone) in old.units.iter().filter(|(id, _)| !desired.contains_key(id)) {
         draft.forget(gone);
     }
-    Ok(units)
-}
-
-/// Whether the maps have room for what is written before anything is removed.
-fn fits(mirror: &Mirror, draft: &Draft<'_>, capacities: &Capacities) -> Result<(), Shortage> {
-    if mirror.frontends.len() + draft.new_frontends() > capacities.frontends as usize {
-        return Err(NO_FRONTENDS);
-    }
-    let new_ranges = draft.new_source_ranges();
-    if new_ranges > 0 && mirror.count_source_ranges() + new_ranges > capacities.source_ranges as usize {
-        return Err(NO_SOURCE_RANGES);
-    }
-    Ok(())
+    units
 }
 
 fn lost_frontends(service: &ServiceKey, judgement: &Judgement) -> Vec<Problem> {
@@ -128,12 +154,4 @@ fn lost_frontends(service: &ServiceKey, judgement: &Judgement) -> Vec<Problem> {
         )
     };
     judgement.losses().into_iter().map(problem).collect()
-}
-
-fn no_room(service: &ServiceKey, shortage: Shortage) -> Problem {
-    Problem::new(
-        format!("Service {service}"),
-        format!("there is no room for its {}, so it stays as it was", shortage.what),
-        format!("raise {} and run `lb-agent cleanup` before the next start", shortage.flag),
-    )
 }

@@ -90,6 +90,11 @@ impl Content {
         Self::Adopted(digest(slots))
     }
 
+    /// Whether it was found at the start, and nothing is known of it but the digest.
+    pub const fn is_found(&self) -> bool {
+        matches!(self, Self::Adopted(_))
+    }
+
     pub fn is_adopted(&self, slots: &[u32]) -> bool {
         matches!(self, Self::Adopted(own) if *own == digest(slots))
     }

@@ -2,6 +2,7 @@
 //! Examples of planning against the fake. The random sequences are in [`property`].
 
 mod property;
+mod scarcity;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,45 +219,6 @@ fn a_freed_index_rests_and_comes_back_with_its_generation() {
     assert_eq!(world.want("web", 10, unit(&[(1, 1), (3, 1)], &[(1, List::Cluster)])), []);
     assert_eq!(world.fake.dump().backends[2].generation, 1);
     assert_eq!(world.fake.dump().backends[2].address, address(3));
-}
-
-#[test]
-fn a_full_map_names_the_service_and_the_flag_and_leaves_the_last_good_state() {
-    let ranges = ["192.0.2.0/24", "198.51.100.0/24"].map(|range| range.parse().unwrap());
-    let three =
-        |n| Unit { source_ranges: ranges.into(), ..unit(&[(n, 1), (n + 1, 1), (n + 2, 1)], &[(n, List::Cluster)]) };
-    let cases = [
-        ("--max-backends", Capacities { backends: 6, ..Capacities::default() }),
-        ("--max-table-slots", Capacities { table_slots: 800, ..Capacities::default() }),
-        ("--max-frontends", Capacities { frontends: 1, ..Capacities::default() }),
-        ("--max-services", Capacities { services: 2, ..Capacities::default() }),
-        ("--max-source-ranges", Capacities { source_ranges: 3, ..Capacities::default() }),
-    ];
-    for (flag, capacities) in cases {
-        let mut world = World::new(capacities);
-        world.want("first", 10, three(1));
-        let before = world.fake.to_string();
-        let problems = world.want("second", 10, three(4));
-        assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].subject, "Service default/second");
-        assert!(problems[0].remedy.contains(flag), "{}", problems[0]);
-        assert_eq!(world.fake.to_string(), before);
-        world.remove("first");
-        world.now += GRACE;
-        assert!(world.state.take_dirty(world.now).contains(&ServiceKey::new("default", "second")), "{flag}");
-        assert_eq!(world.want("second", 10, three(4)), [], "{flag}");
-    }
-}
-
-#[test]
-fn a_shortage_takes_nothing() {
-    let mut world = World::new(small());
-    for _ in 0..5 {
-        let problems =
-            world.want("big", 10, unit(&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)], &[(1, List::Cluster)]));
-        assert_eq!(problems.len(), 1);
-    }
-    assert_eq!(world.want("fits", 10, unit(&[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)], &[(1, List::Local)])), []);
 }
 
 #[test]

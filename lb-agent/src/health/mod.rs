@@ -38,8 +38,12 @@ pub struct Health {
 
 #[derive(Debug, Default)]
 struct Facts {
-    /// When everything known was in the maps for the last time; never before the first sync.
+    /// Whether the first sync is over.
+    is_synced: bool,
+    /// When everything known was in the maps for the last time.
     last_sync: Option<Timestamp>,
+    /// Whether something has no room in the maps since then.
+    is_partial: bool,
     /// Since when something has been waiting to be written.
     waiting_since: Option<Instant>,
     /// Whether the node may be sent traffic, as far as the cluster says.
@@ -92,17 +96,22 @@ impl Health {
         self.facts().waiting_since.get_or_insert(now);
     }
 
-    /// Everything known is in the maps, but for what was reported as a problem. Returns since when it had been waiting.
-    pub fn set_synced(&self, wall: Timestamp) -> Option<Instant> {
+    /// Everything known is in the maps, or, if not `is_whole`, all that there is room for. Returns since when it had
+    /// been waiting.
+    pub fn set_synced(&self, wall: Timestamp, is_whole: bool) -> Option<Instant> {
         let mut facts = self.facts();
-        facts.last_sync = Some(wall);
+        facts.is_synced = true;
+        facts.is_partial = !is_whole;
+        if is_whole {
+            facts.last_sync = Some(wall);
+        }
         facts.waiting_since.take()
     }
 
     /// Whether everything known has been in the maps once.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        self.facts().last_sync.is_some()
+        self.facts().is_synced
     }
 
     /// What the cluster says of this node.
@@ -130,13 +139,14 @@ impl Health {
     fn report(&self, now: Instant, wall: Timestamp) -> Report {
         let facts = self.facts();
         let healthy = facts.is_healthy(now);
-        let last_updated = if healthy { wall } else { facts.last_sync.unwrap_or(Timestamp::UNIX_EPOCH) };
+        let is_up_to_date = healthy && !facts.is_partial;
+        let last_updated = if is_up_to_date { wall } else { facts.last_sync.unwrap_or(Timestamp::UNIX_EPOCH) };
         let is_wanted = match facts.node {
             NodeStatus::Unknown => !self.requires_node,
             NodeStatus::Present => true,
             NodeStatus::Leaving => false,
         };
-        let node_eligible = Some(is_wanted && facts.last_sync.is_some());
+        let node_eligible = Some(is_wanted && facts.is_synced);
         let status = ["IPv4", "IPv6"].map(|family| (family, FamilyReport { last_updated, healthy })).into();
         Report { last_updated, current_time: wall, node_eligible, healthy, status }
     }
@@ -197,7 +207,7 @@ mod tests {
         assert!(!first.healthy);
         assert_eq!(first.last_updated, Timestamp::UNIX_EPOCH);
 
-        assert_eq!(health.set_synced(WALL), Some(start));
+        assert_eq!(health.set_synced(WALL, true), Some(start));
         assert!(health.report(start + 10 * PATIENCE, WALL).healthy, "nothing waits");
 
         health.set_waiting(start);
@@ -207,12 +217,23 @@ mod tests {
     }
 
     #[test]
+    fn a_full_map_leaves_a_node_healthy_and_is_not_told_as_an_update() {
+        let (health, start) = (Health::default(), Instant::now());
+        let later = Timestamp::constant(1_800_000_060, 0);
+        for (is_whole, last_updated) in [(false, Timestamp::UNIX_EPOCH), (true, later), (false, WALL), (true, later)] {
+            health.set_synced(WALL, is_whole);
+            let report = health.report(start, later);
+            assert_eq!((report.healthy, report.node_eligible, report.last_updated), (true, Some(true), last_updated));
+        }
+    }
+
+    #[test]
     fn rule_69_a_node_is_eligible_once_synced_and_while_it_takes_part() {
         let is_eligible = |health: &Health| health.report(Instant::now(), WALL).node_eligible;
         let health = Health::requiring_node();
         health.set_node(NodeStatus::Present);
         assert_eq!(is_eligible(&health), Some(false), "its maps may be empty");
-        health.set_synced(WALL);
+        health.set_synced(WALL, true);
         for (node, expected) in
             [(NodeStatus::Present, true), (NodeStatus::Unknown, false), (NodeStatus::Leaving, false)]
         {
@@ -220,14 +241,14 @@ mod tests {
             assert_eq!(is_eligible(&health), Some(expected), "{node:?}");
         }
         let machine = Health::default();
-        machine.set_synced(WALL);
+        machine.set_synced(WALL, true);
         assert_eq!(is_eligible(&machine), Some(true), "a machine without a cluster has no Node");
     }
 
     #[test]
     fn rule_69_the_body_is_kube_proxys() {
         let health = Health::default();
-        health.set_synced(WALL);
+        health.set_synced(WALL, true);
         health.set_node(NodeStatus::Leaving);
         let family = serde_json::json!({"lastUpdated": "2027-01-15T08:00:00Z", "healthy": true});
         let expected = serde_json::json!({

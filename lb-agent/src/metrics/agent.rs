@@ -45,6 +45,7 @@ pub struct Metrics {
     endpoint_changes: Changes,
     service_changes: Changes,
     no_local_endpoints: Family<Labels<2>, Gauge>,
+    not_programmed: Gauge,
     healthz: Family<[(&'static str, u16); 1], Counter>,
     livez: Family<[(&'static str, u16); 1], Counter>,
     standing_problems: Gauge,
@@ -70,6 +71,7 @@ impl Default for Metrics {
             endpoint_changes: Changes::default(),
             service_changes: Changes::default(),
             no_local_endpoints: Family::default(),
+            not_programmed: Gauge::default(),
             healthz: Family::default(),
             livez: Family::default(),
             standing_problems: Gauge::default(),
@@ -132,6 +134,23 @@ impl Metrics {
         [&self.service_changes, &self.endpoint_changes].map(|changes| changes.pending.get())
     }
 
+    /// Services that are not in the maps as they should be.
+    #[cfg(test)]
+    pub(crate) fn not_programmed(&self) -> i64 {
+        self.not_programmed.get()
+    }
+
+    /// Changes of IPv4 endpoints that have got into the maps.
+    #[cfg(test)]
+    pub(crate) fn programmed(&self) -> usize {
+        let mut registry = Registry::default();
+        self.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        const COUNT: &str = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} ";
+        text.lines().find_map(|line| line.strip_prefix(COUNT)).map_or(0, |count| count.parse().unwrap())
+    }
+
     /// A change of endpoints got into the maps so long after it happened in the cluster.
     pub fn observe_programming(&self, is_v4: bool, duration: SignedDuration) {
         // Clocks of two machines: what seems to come from the future took no time.
@@ -146,6 +165,11 @@ impl Metrics {
         };
         let labels = [("traffic_policy", policy), family(is_v4)];
         self.no_local_endpoints.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many Services are not in the maps as they should be.
+    pub fn set_not_programmed(&self, count: usize) {
+        self.not_programmed.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A probe was answered.
@@ -206,6 +230,11 @@ impl Metrics {
         );
         proxy.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
         proxy.register("proxy_livez", "Answers of /livez", self.livez.clone());
+        registry.register(
+            "shunt_services_not_programmed",
+            "Services that are not in the maps as they should be: a write failed, or a map has no room",
+            self.not_programmed.clone(),
+        );
         registry.register("shunt_problems_current", "Problems that stand now", self.standing_problems.clone());
         registry.register_collector(Box::new(self.named_problems.clone()));
         registry.register("shunt_problems", "Problems that have been reported", self.problems.clone());

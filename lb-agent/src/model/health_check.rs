@@ -22,6 +22,14 @@ pub struct HealthCheck {
     pub local_endpoints: [Option<usize>; 2],
 }
 
+impl HealthCheck {
+    /// The same for a node that has none of the endpoints.
+    #[must_use]
+    pub fn without_endpoints(self) -> Self {
+        Self { local_endpoints: self.local_endpoints.map(|count| count.map(|_| 0)), ..self }
+    }
+}
+
 /// The port of the object, if it has one.
 pub(super) fn parse_health_check_port(spec: &core::ServiceSpec) -> Option<u16> {
     spec.health_check_node_port.and_then(parse_port)

@@ -215,6 +215,7 @@ impl<D: Doors> Loop<D> {
             // Those too that concerned nothing that is served.
             self.metrics.clear_pending();
         }
+        self.metrics.set_not_programmed(self.services.count_not_programmed());
         self.tell_service_cidrs();
         let ports = self.watch_ports(now);
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
@@ -266,14 +267,17 @@ impl<D: Doors> Loop<D> {
         }
     }
 
-    /// Everything known is in the maps.
+    /// Everything known is in the maps, but for that for which there is no room.
     fn finish(&mut self, now: Instant) {
         self.was_done = true;
         let is_first = !self.health.is_synced();
         let time = Timestamp::now();
-        let waiting_since = self.health.set_synced(time);
+        let is_whole = self.services.count_not_programmed() == 0;
+        let waiting_since = self.health.set_synced(time, is_whole);
         let duration = waiting_since.map(|since| since.elapsed()).unwrap_or_default();
-        self.metrics.observe_sync(duration, time);
+        if is_whole {
+            self.metrics.observe_sync(duration, time);
+        }
         for group in NoLocalEndpoints::GROUPS {
             self.metrics.set_no_local_endpoints(group, self.services.no_local_endpoints().count(group));
         }

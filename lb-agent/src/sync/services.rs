@@ -5,10 +5,12 @@
 //! sources have told what there is (rule 7).
 //!
 //! A write that failed is still to be done: until it is, the maps are not complete ([`Services::is_done`]), and the node
-//! gets unhealthy with time. What waiting can't mend is only reported: a Service for which a map has no room (its plan
-//! says so and writes nothing, or the kernel does), and a port that another process holds. Else one Service too many would
-//! keep a node's first sync from ever ending: the node would stay without its socket door, with an earlier agent's programs
-//! serving ever older state, and be restarted by its probes, to no avail.
+//! gets unhealthy with time. What waiting can't mend is only reported: a Service for all of which a map has no room (its plan
+//! says so and writes what fits, or the kernel refuses it), and a port that another process holds. Else one Service too many
+//! would keep a node's first sync from ever ending: the node would stay without its socket door, with an earlier agent's
+//! programs serving ever older state, and be restarted by its probes, to no avail. But nobody is told that such a Service is
+//! in the maps: load balancers hear at its health check port that there is nothing here, and what changed of it does not
+//! count as programmed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,6 +55,8 @@ pub struct Services {
     kept: BTreeSet<ServiceKey>,
     /// Services whose last write failed, and may succeed later.
     unwritten: BTreeSet<ServiceKey>,
+    /// Services that are not wholly in the maps because there is no room.
+    partial: BTreeSet<ServiceKey>,
 }
 
 impl Services {
@@ -70,6 +74,7 @@ impl Services {
             adopted: BTreeSet::new(),
             kept: BTreeSet::new(),
             unwritten: BTreeSet::new(),
+            partial: BTreeSet::new(),
         }
     }
 
@@ -169,22 +174,19 @@ impl Services {
             self.kept.remove(&key);
             let (units, mut problems) = self.model.compile(&key);
             problems.extend(source_port_problems(&key, &units, self.source_ports));
-            // Before the maps: they drop what a load balancer goes on sending to a node without endpoints (kubernetes 85643).
-            let check = self.model.health_check(&key);
-            self.health_ports.lower(&key, check);
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);
+            let is_whole = plan.is_whole();
+            // Before the maps: they drop what a load balancer goes on sending to a node without endpoints (kubernetes 85643).
+            let check =
+                self.model.health_check(&key).map(|check| if is_whole { check } else { check.without_endpoints() });
+            self.health_ports.lower(&key, check);
             problems.append(&mut plan.problems);
             let written = maps.state.carry_out(plan, &mut maps.doors, now);
-            match &written {
-                Ok(()) => {
-                    self.adopted.remove(&key);
-                    self.unwritten.remove(&key);
-                    self.triggers.finish(&key);
-                    self.no_local.set(&key, &units);
-                }
-                Err(error) if error.is_final() => drop(self.unwritten.remove(&key)),
-                Err(_) => drop(self.unwritten.insert(key.clone())),
+            if written.is_ok() {
+                self.adopted.remove(&key);
+                self.no_local.set(&key, &units);
             }
+            self.note_written(&key, &written, is_whole);
             // After the maps: who is told that there are endpoints here must find them.
             let outcome = match written {
                 Ok(()) => self.health_ports.set(&key, check),
@@ -198,6 +200,24 @@ impl Services {
                 }
             }
             reporter.set(Scope::Service(key), problems);
+        }
+    }
+
+    /// Takes note of how much of a Service is in the maps now.
+    fn note_written(&mut self, key: &ServiceKey, written: &Result<(), WriteError>, is_whole: bool) {
+        let (is_unwritten, is_partial) = match written {
+            Ok(()) => (false, !is_whole),
+            Err(error) => (!error.is_final(), error.is_final()),
+        };
+        for (set, is_in) in [(&mut self.unwritten, is_unwritten), (&mut self.partial, is_partial)] {
+            if is_in {
+                set.insert(key.clone());
+            } else {
+                set.remove(key);
+            }
+        }
+        if !is_unwritten && !is_partial {
+            self.triggers.finish(key);
         }
     }
 
@@ -226,6 +246,12 @@ impl Services {
     #[must_use]
     pub fn no_local_endpoints(&self) -> &NoLocalEndpoints {
         &self.no_local
+    }
+
+    /// Services that are not in the maps as they should be: a write failed, or there is no room.
+    #[must_use]
+    pub fn count_not_programmed(&self) -> usize {
+        self.unwritten.union(&self.partial).count()
     }
 
     /// Whether everything that the sources told is in the maps, but for what can't be.

@@ -137,7 +137,7 @@ impl World {
         node.apply(Change::DefaultRoute { ifindexes: vec![2] });
         let dump: Dump = doors.maps.dump();
         let adopted = dump.interfaces.clone();
-        let state = State::adopt(dump, &Capacities::default());
+        let state = State::adopt(dump, &doors.maps.capacities());
         let selection = Selection { uplinks: Vec::new(), pods: vec!["veth*".parse().unwrap()] };
         let devices = Devices::new(node, selection, node_ports, adopted);
         let services = Services::new(Model::new("node-1".into()), "61000-65535".parse().unwrap());

@@ -39,6 +39,27 @@ async fn pitfall_16_a_health_check_port_turns_before_the_maps_lose_endpoints_and
     assert_eq!(status(port).await, "200");
 }
 
+/// A load balancer would send traffic to a node where nobody serves it.
+#[tokio::test]
+async fn a_service_that_no_map_has_room_for_fails_its_health_check_port() {
+    let cases = [
+        ("frontends", Capacities { frontends: 1, ..Capacities::default() }),
+        ("backends", Capacities { backends: 2, ..Capacities::default() }),
+        ("Service ports", Capacities { services: 1, ..Capacities::default() }),
+    ];
+    for (what, capacities) in cases {
+        let port = free_port();
+        let doors = FakeDoors { maps: Fake::new(capacities), ..FakeDoors::default() };
+        let mut world = World::answering_at(NodePortAddresses::All, doors);
+        let web = service("web").of_type("LoadBalancer").tcp("http", 80).external_policy("Local");
+        let two = slice("web-1", "web").tcp("http", 8080);
+        let two = two.with(endpoint("10.0.0.1").on("node-1")).with(endpoint("10.0.0.2").on("node-1"));
+        world.event(web.edit(|spec| spec.health_check_node_port = Some(port.into())).applied());
+        let wake_at = world.event(two.applied()).event(Event::Synced).settle();
+        assert_eq!((world.agent.reporter.standing(), &*status(port).await), (1, "503"), "{what}, {wake_at:?}");
+    }
+}
+
 /// A Service that stays as it was found, because its split names nobody who is there, is served; so its health is told.
 #[tokio::test]
 async fn a_service_that_is_kept_over_a_restart_answers_for_its_health() {

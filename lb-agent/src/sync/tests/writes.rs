@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::compile::ServiceKey;
+use jiff::Timestamp;
 
 #[test]
 fn a_write_that_fails_is_tried_again_and_stops_no_other_service() {
@@ -66,9 +67,32 @@ fn a_service_that_no_map_has_room_for_holds_back_nobody() {
     for (what, mut world) in [("planned", no_room), ("refused", refused)] {
         world.events(web()).event(Event::Synced).settle();
         assert_eq!(world.agent.reporter.standing(), 1, "{what}");
+        assert_eq!(world.agent.metrics.not_programmed(), 1, "{what}");
         assert!(world.health.is_synced() && !world.health.is_waiting(), "{what}");
         assert_eq!(world.doors().take_overs.len(), 1, "{what}");
     }
+}
+
+/// What has no room is not said to be programmed, however long that lasts; once there is room it took as long as that.
+#[test]
+fn rule_74_what_a_full_map_has_no_room_for_counts_as_programmed_only_when_it_is() {
+    let capacities = Capacities { backends: 3, ..Capacities::default() };
+    let mut world = World::new(FakeDoors { maps: Fake::new(capacities), ..FakeDoors::default() });
+    world.events(web()).event(Event::Synced).settle();
+    let in_future = || (Timestamp::now() + jiff::SignedDuration::from_secs(1)).to_string();
+    let replaced = slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.3")).with(endpoint("10.0.0.4"));
+    let mut replaced = replaced.0;
+    let annotations = replaced.metadata.annotations.get_or_insert_default();
+    annotations.insert("endpoints.kubernetes.io/last-change-trigger-time".into(), in_future());
+    let wake_at = world.event(Event::Apply(Object::EndpointSlice(Box::new(replaced)))).settle().unwrap();
+    assert!(!world.text().contains(" active "), "{}", world.text());
+    assert_eq!((world.agent.metrics.programmed(), world.agent.metrics.not_programmed()), (0, 1));
+    assert!(!world.health.is_waiting());
+    world.now = wake_at;
+    world.settle();
+    assert!(world.text().contains("10.0.0.3:8080") && world.text().contains("10.0.0.4:8080"), "{}", world.text());
+    assert_eq!((world.agent.metrics.programmed(), world.agent.metrics.not_programmed()), (1, 0));
+    assert_eq!(world.agent.reporter.standing(), 0);
 }
 
 #[test]
