@@ -8,8 +8,8 @@ use super::*;
 use crate::model::builders::{EndpointBuilder, ServiceBuilder, SliceBuilder, endpoint, service, slice};
 
 fn compiled(builder: ServiceBuilder, slices: &[SliceBuilder]) -> BTreeMap<UnitId, Unit> {
-    let service = Service::parse(&builder.0).unwrap();
-    let slices: Vec<_> = slices.iter().map(|one| Slice::parse(&one.0).unwrap()).collect();
+    let service = Service::parse(&builder.0, None).unwrap();
+    let slices: Vec<_> = slices.iter().map(|one| Slice::parse(&one.0, None).unwrap()).collect();
     let part = Part { ports: &service.ports, slices: slices.iter().collect(), weight: 1 };
     compile(&service, &[part], &Node::new("node-1".into()))
 }

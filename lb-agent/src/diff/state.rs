@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     address::Address,
     config::Interface,
-    frontend::{FrontendKey, backend_state},
+    frontend::{FrontendKey, backend_state, frontend_flags},
     maps::{self, FILTER_EGRESS, FILTER_INGRESS},
 };
 use litemap::LiteMap;
@@ -257,6 +257,16 @@ impl State {
     pub fn backends_of(&self, service: &ServiceKey) -> impl Iterator<Item = &BackendKey> {
         let units = self.records.get(service).into_iter().flat_map(|record| record.units.values());
         units.flat_map(|unit| unit.backends.keys())
+    }
+
+    /// Whether frontends of a Service say that connections are reset when their backend goes.
+    #[must_use]
+    pub fn resets_on_removal(&self, service: &ServiceKey) -> bool {
+        let mut held = self.records.get(service).into_iter().flat_map(|record| &record.frontends);
+        held.any(|key| {
+            let frontend = self.mirror.frontends.get(key);
+            frontend.is_some_and(|frontend| frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0)
+        })
     }
 
     fn units(&self) -> impl Iterator<Item = (&UnitId, &UnitRecord)> {

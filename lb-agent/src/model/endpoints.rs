@@ -4,14 +4,18 @@
 //! In: the Kubernetes objects. Out: values without impossible endpoints, and the problems of those. Which endpoints are
 //! used is `compile`'s business; which node they are seen from is not known here.
 
-use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::api::discovery::v1 as discovery;
 use lb_common::address::Address;
 
 use super::{
     ServiceKey,
-    fault::{Faults, keep_last_good},
+    fault::{Bad, Faults, Field},
     value::{parse_port, parse_protocol, parse_unicast},
 };
 use crate::{compile::BackendKey, problem::Problem};
@@ -26,14 +30,18 @@ const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub struct Slice {
     /// The Service, which may not exist (yet).
     pub service: ServiceKey,
+    /// Tells it from an earlier one of the same name; `None` where there is no API server.
+    pub uid: Option<Box<str>>,
+    /// Its family; `None` where that was never told.
+    pub is_v4: Option<bool>,
     /// Ports that each of the endpoints has.
     pub ports: Vec<SlicePort>,
     /// The endpoints, all of one family.
     pub endpoints: Vec<Endpoint>,
     /// What had to be left out.
     pub problems: Vec<Problem>,
-    /// Whether there are any: all of them are impossible values.
-    pub is_impossible: bool,
+    /// Fields that could not be read and have never been good.
+    pub stopgaps: BTreeSet<Field>,
 }
 
 /// A port of the endpoints of a slice.
@@ -67,9 +75,10 @@ pub struct Endpoint {
 }
 
 impl Slice {
-    /// Reads an object; `None` where it isn't ours to use (rules 2 and 4).
+    /// Reads an object; `None` where it isn't ours to use (rules 2 and 4). Where its family or a port can't be read, it stays as
+    /// it was `before`; an endpoint that can't be served is left out alone.
     #[must_use]
-    pub fn parse(object: &discovery::EndpointSlice) -> Option<Self> {
+    pub fn parse(object: &discovery::EndpointSlice, before: Option<&Self>) -> Option<Self> {
         let labels = object.metadata.labels.as_ref()?;
         let service = labels.get(SERVICE_LABEL).filter(|name| !name.is_empty())?;
         if labels.contains_key(HEADLESS_LABEL) || object.address_type == "FQDN" {
@@ -77,24 +86,16 @@ impl Slice {
         }
         let own = ServiceKey::of(&object.metadata);
         let mut faults = Faults::new(format!("EndpointSlice {own}"));
-        let is_v4 = parse_address_type(&object.address_type, &mut faults);
-        let ports = object.ports.iter().flatten().filter_map(|port| parse_slice_port(port, &mut faults)).collect();
+        let uid = object.metadata.uid.as_deref().map(Box::from);
+        let before = before.filter(|before| before.uid == uid && before.service.name == *service);
+        let is_v4 = parse_address_type(&object.address_type, before.and_then(|before| before.is_v4), &mut faults);
+        let of_before = before.map(|before| &before.ports[..]).unwrap_or_default();
+        let ports = object.ports.iter().flatten();
+        let ports = ports.filter_map(|port| parse_slice_port(port, of_before, &mut faults)).collect();
         let endpoints = object.endpoints.iter().filter_map(|one| parse_endpoint(one, is_v4?, &mut faults)).collect();
-        Some(Self {
-            service: ServiceKey { namespace: own.namespace, name: service.clone() },
-            ports,
-            endpoints,
-            is_impossible: faults.is_impossible(),
-            problems: faults.into_problems(),
-        })
-    }
-
-    /// This version, unless it is impossible and the one before was not: that one stays then, with the problems of this.
-    #[must_use]
-    pub fn or_last_good(self, before: Option<&Self>) -> Self {
-        let good = |before: &&Self| self.is_impossible && !before.is_impossible && before.service == self.service;
-        let Some(last_good) = before.filter(good) else { return self };
-        Self { problems: keep_last_good(self.problems, "EndpointSlice"), ..last_good.clone() }
+        let (problems, stopgaps) = faults.finish();
+        let service = ServiceKey { namespace: own.namespace, name: service.clone() };
+        Some(Self { service, uid, is_v4, ports, endpoints, problems, stopgaps })
     }
 
     /// Whether an endpoint of it takes connections there.
@@ -111,34 +112,38 @@ impl Slice {
 }
 
 /// Whether a slice is of IPv4.
-fn parse_address_type(address_type: &str, faults: &mut Faults) -> Option<bool> {
+fn parse_address_type(address_type: &str, last_good: Option<bool>, faults: &mut Faults) -> Option<bool> {
     match address_type {
         "IPv4" => Some(true),
         "IPv6" => Some(false),
         other => {
-            faults.impossible(
-                format!("addressType \"{other}\" is unknown, and its endpoints are skipped"),
-                "use IPv4 or IPv6",
-            );
-            None
+            let bad = Bad {
+                cause: format!("addressType \"{other}\" is unknown"),
+                stopgap: None,
+                stopgap_text: ", and its endpoints are skipped".into(),
+                remedy: "use IPv4 or IPv6".into(),
+            };
+            faults.hold(Field::AddressType, bad, last_good.map(Some))
         }
     }
 }
 
 /// Rule 11: no name is not the empty name; no number, or 0, is no port.
-fn parse_slice_port(object: &discovery::EndpointPort, faults: &mut Faults) -> Option<SlicePort> {
+fn parse_slice_port(object: &discovery::EndpointPort, before: &[SlicePort], faults: &mut Faults) -> Option<SlicePort> {
     let name = object.name.clone()?;
     let number = object.port.filter(|number| *number != 0)?;
-    let Some(port) = parse_port(number) else {
-        faults.impossible(format!("port {number} is out of range, and is skipped"), "use 1 to 65535");
-        return None;
+    let (port, protocol) = (parse_port(number), parse_protocol(object.protocol.as_deref()));
+    let (cause, remedy) = match (port, protocol) {
+        (Some(port), Some(protocol)) => return Some(SlicePort { name, protocol, port }),
+        (None, _) => (format!("port {number} is out of range"), "use 1 to 65535"),
+        (Some(port), None) => {
+            let given = object.protocol.as_deref().unwrap_or_default();
+            (format!("port {port}: protocol \"{given}\" is unknown"), "use TCP, UDP or SCTP")
+        }
     };
-    let Some(protocol) = parse_protocol(object.protocol.as_deref()) else {
-        let given = object.protocol.as_deref().unwrap_or_default();
-        faults.impossible(format!("port {port}: protocol \"{given}\" is unknown, and is skipped"), "use TCP or UDP");
-        return None;
-    };
-    Some(SlicePort { name, protocol, port })
+    let last_good = before.iter().find(|port| port.name == name).cloned().map(Some);
+    let bad = Bad { cause, stopgap: None, stopgap_text: ", and is skipped".into(), remedy: remedy.into() };
+    faults.hold(Field::Ports, bad, last_good)
 }
 
 fn parse_endpoint(object: &discovery::Endpoint, is_v4: bool, faults: &mut Faults) -> Option<Endpoint> {
@@ -146,15 +151,14 @@ fn parse_endpoint(object: &discovery::Endpoint, is_v4: bool, faults: &mut Faults
         Ok(ip) if ip.is_ipv4() == is_v4 => ip,
         Ok(ip) => {
             let family = if is_v4 { "IPv4" } else { "IPv6" };
-            faults.impossible(
-                format!("endpoint {ip} is not of the slice's addressType {family}, and is skipped"),
+            faults.skip(
+                format!("endpoint {ip} is not of the slice's addressType {family}"),
                 "put it into a slice of its own family",
             );
             return None;
         }
         Err(cause) => {
-            faults
-                .impossible(format!("endpoint: {cause}, and is skipped"), "give it the address of a pod or a machine");
+            faults.skip(format!("endpoint: {cause}"), "give it the address of a pod or a machine");
             return None;
         }
     };

@@ -73,8 +73,8 @@ mod tests {
             slice("web-2", "web").tcp("admin", 9090).with(endpoint("10.0.0.1").on("node-1")),
             slice("web-3", "web").with(endpoint("10.0.0.5").on("node-1")),
         ];
-        let slices: Vec<Slice> = slices.iter().filter_map(|slice| Slice::parse(&slice.0)).collect();
-        health_check(&Service::parse(&builder.0).unwrap(), slices.iter(), &Node::new("node-1".into()))
+        let slices: Vec<Slice> = slices.iter().filter_map(|slice| Slice::parse(&slice.0, None)).collect();
+        health_check(&Service::parse(&builder.0, None).unwrap(), slices.iter(), &Node::new("node-1".into()))
     }
 
     fn balanced() -> ServiceBuilder {

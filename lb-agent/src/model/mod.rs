@@ -31,7 +31,7 @@ mod split;
 mod value;
 
 use endpoints::Slice;
-use fault::keep_last_good;
+use fault::Field;
 use health_check::{HealthCheck, health_check};
 use node::Node;
 use service::Service;
@@ -107,8 +107,8 @@ impl Model {
         self.is_synced && !self.is_incomplete
     }
 
-    /// Whether what is told of a Service may take the place of what an earlier agent was told: an impossible version may
-    /// not, nor one that may lack something only because a source could not read it.
+    /// Whether what is told of a Service may take the place of what an earlier agent was told: not where a field can't be read
+    /// and its last good value is not known here, nor where something may be lacking only because a source could not read it.
     #[must_use]
     pub fn is_certain(&self, key: &ServiceKey) -> bool {
         let is_told = |key: &ServiceKey| self.services.contains_key(key) && self.slices(key).next().is_some();
@@ -117,8 +117,24 @@ impl Model {
             Some(split) => split.weights.keys().all(|name| is_told(&ServiceKey::new(&*key.namespace, &**name))),
             None => is_told(key),
         };
-        let is_possible = !service.is_impossible && self.slices(key).all(|slice| !slice.is_impossible);
-        is_possible && (!self.is_incomplete || is_all_told())
+        let is_held = |field: &Field| *field != Field::OnBackendRemoval;
+        let is_readable =
+            !service.stopgaps.iter().any(is_held) && self.slices(key).all(|slice| slice.stopgaps.is_empty());
+        is_readable && (!self.is_incomplete || is_all_told())
+    }
+
+    /// Whether what becomes of a Service's connections can't be read, and was never told since the start.
+    #[must_use]
+    pub fn lacks_good_removal(&self, key: &ServiceKey) -> bool {
+        self.services.get(key).is_some_and(|service| service.stopgaps.contains(&Field::OnBackendRemoval))
+    }
+
+    /// What an earlier agent was told of that is the last good value.
+    pub fn recover_removal(&mut self, key: &ServiceKey, resets_on_removal: bool) {
+        if let Some(service) = self.services.get_mut(key) {
+            service.resets_on_removal = resets_on_removal;
+            service.stopgaps.remove(&Field::OnBackendRemoval);
+        }
     }
 
     /// Whether a Service wants a split that names Services which have not been there since the start: an earlier agent may
@@ -185,7 +201,8 @@ impl Model {
     pub fn health_check(&self, key: &ServiceKey) -> Option<HealthCheck> {
         let service = self.services.get(key)?;
         let parts = self.all_parts(service);
-        let slices = parts.iter().flat_map(|part| part.slices.iter().copied());
+        // A part without weight gets no new connection, so whoever asks must not be told of its endpoints.
+        let slices = parts.iter().filter(|part| part.weight > 0).flat_map(|part| part.slices.iter().copied());
         health_check(service, slices, &self.node)
     }
 
@@ -264,16 +281,13 @@ impl Model {
     /// A change that concerns forwarding makes the Service dirty; any other (an annotation, a resourceVersion) costs nothing.
     fn apply_service(&mut self, object: &core::Service) {
         let key = ServiceKey::of(&object.metadata);
-        let Some(new) = Service::parse(object) else { return self.remove_service(key) };
         let old = self.services.get(&key);
-        let next = match old {
-            // An impossible edit must not stop what worked.
-            Some(last_good) if new.is_impossible && !last_good.is_impossible => {
-                Service { problems: keep_last_good(new.problems, "Service"), ..last_good.clone() }
-            }
-            _ => new,
-        };
+        let Some(next) = Service::parse(object, old) else { return self.remove_service(key) };
         if old != Some(&next) {
+            if old.is_some_and(|old| old.uid != next.uid) {
+                // Another Service of the same name: the split that was in force is not its own.
+                self.splits.update(&key, None, |_| false);
+            }
             self.services.insert(key.clone(), next);
             self.note_service(key);
         }
@@ -299,15 +313,15 @@ impl Model {
     fn apply_slice(&mut self, object: &discovery::EndpointSlice) {
         let own = ServiceKey::of(&object.metadata);
         let id = (own.namespace, own.name);
-        let Some(slice) = Slice::parse(object) else { return self.remove_slice(&id) };
+        let owner = self.slice_owners.get(&id);
+        let before = owner.and_then(|owner| self.slices.get(&id.0)?.get(owner)?.get(&id.1)).map(Box::as_ref);
+        let Some(slice) = Slice::parse(object, before) else { return self.remove_slice(&id) };
         if self.slice_owners.get(&id).is_some_and(|owner| *owner != slice.service.name) {
             self.remove_slice(&id);
         }
         let key = slice.service.clone();
         let siblings = self.slices.entry(key.namespace.clone()).or_default().entry(key.name.clone()).or_default();
-        let before = siblings.get(&id.1).map(Box::as_ref);
-        let slice = slice.or_last_good(before);
-        if before != Some(&slice) {
+        if siblings.get(&id.1).map(Box::as_ref) != Some(&slice) {
             siblings.insert(id.1.clone(), Box::new(slice));
             self.slice_owners.insert(id, key.name.clone());
             self.touch(key);

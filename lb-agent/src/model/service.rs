@@ -12,14 +12,15 @@ use self::options::{Annotations, parse_affinity};
 pub use self::source_ranges::SourceRanges;
 use super::{
     ServiceKey,
-    fault::Faults,
+    fault::{Bad, Faults, Field},
     health_check::parse_health_check_port,
     split::Split,
-    value::{is_dns_label, parse_port, parse_protocol, parse_unicast},
+    value::{is_dns_label, parse_unicast},
 };
 use crate::problem::Problem;
 
 mod options;
+mod ports;
 mod source_ranges;
 
 /// Hides a Service from us, with any value (rule 1).
@@ -30,6 +31,8 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 pub struct Service {
     /// Its identity.
     pub key: ServiceKey,
+    /// Tells it from an earlier one of the same name; `None` where there is no API server.
+    pub uid: Option<Box<str>>,
     /// `metadata.creationTimestamp` in seconds since 1970; [`i64::MAX`] where there is none. The older Service keeps a
     /// contested frontend (rule 18).
     pub creation_secs: i64,
@@ -59,8 +62,8 @@ pub struct Service {
     pub split: Option<Split>,
     /// What had to be left out.
     pub problems: Vec<Problem>,
-    /// Whether some of the problems are impossible values, and not just limits of this version.
-    pub is_impossible: bool,
+    /// Fields that could not be read and have never been good: what stands there says as little as it can.
+    pub stopgaps: BTreeSet<Field>,
 }
 
 /// `spec.type`, without ExternalName, which is DNS's business.
@@ -97,38 +100,59 @@ pub struct ServicePort {
 }
 
 impl Service {
-    /// Reads an object; `None` where it isn't ours to serve (rules 1 and 3).
+    /// Reads an object; `None` where it isn't ours to serve (rules 1 and 3). Where a field can't be read, it stays as it was
+    /// `before`.
     #[must_use]
-    pub fn parse(object: &core::Service) -> Option<Self> {
+    pub fn parse(object: &core::Service, before: Option<&Self>) -> Option<Self> {
         let spec = object.spec.as_ref().filter(|_| !is_hidden(object))?;
         if spec.type_.as_deref() == Some("ExternalName") || !has_cluster_ip(spec) {
             return None;
         }
         let key = ServiceKey::of(&object.metadata);
+        let uid = object.metadata.uid.as_deref().map(Box::from);
+        let before = before.filter(|before| before.uid == uid);
+        let good = |field| before.filter(|before| !before.stopgaps.contains(&field));
         let mut faults = Faults::new(format!("Service {key}"));
-        let Annotations { resets_on_removal, split } = Annotations::parse(object, &mut faults);
+        let Annotations { resets_on_removal, split } = Annotations::parse(object, good, &mut faults);
         let are_names_good =
             check_name("namespace", &key.namespace, &mut faults) & check_name("name", &key.name, &mut faults);
-        let service_type = parse_type(spec, &mut faults);
+        let service_type = parse_type(spec, good(Field::Type), &mut faults);
         let created = object.metadata.creation_timestamp.as_ref();
-        Some(Self {
+        let own = Self {
+            uid,
             creation_secs: created.map_or(i64::MAX, |time| time.0.as_second()),
             service_type,
-            cluster_ips: parse_cluster_ips(spec, &mut faults),
+            cluster_ips: parse_cluster_ips(spec, good(Field::ClusterIps), &mut faults),
             external_ips: parse_addresses("spec.externalIPs", spec.external_ips.iter().flatten(), &mut faults),
             load_balancer_ips: parse_load_balancer_ips(object, &mut faults),
-            source_ranges: SourceRanges::parse(spec, &mut faults),
-            ports: if are_names_good { parse_ports(spec, service_type, &mut faults) } else { Vec::new() },
-            internal_policy: parse_policy("internal", spec.internal_traffic_policy.as_deref(), &mut faults),
-            external_policy: parse_policy("external", spec.external_traffic_policy.as_deref(), &mut faults),
+            source_ranges: SourceRanges::parse(
+                spec,
+                good(Field::SourceRanges).map(|good| &good.source_ranges),
+                &mut faults,
+            ),
+            ports: if are_names_good { ports::parse(spec, service_type, before, &mut faults) } else { Vec::new() },
+            internal_policy: parse_policy(
+                (Field::InternalPolicy, "internal"),
+                spec.internal_traffic_policy.as_deref(),
+                good(Field::InternalPolicy).map(|good| good.internal_policy),
+                &mut faults,
+            ),
+            external_policy: parse_policy(
+                (Field::ExternalPolicy, "external"),
+                spec.external_traffic_policy.as_deref(),
+                good(Field::ExternalPolicy).map(|good| good.external_policy),
+                &mut faults,
+            ),
             health_check_port: parse_health_check_port(spec),
-            affinity_secs: parse_affinity(spec, &mut faults),
+            affinity_secs: parse_affinity(spec, good(Field::Affinity), &mut faults),
             resets_on_removal,
             split,
-            is_impossible: faults.is_impossible(),
-            problems: faults.into_problems(),
+            problems: Vec::new(),
+            stopgaps: BTreeSet::new(),
             key,
-        })
+        };
+        let (problems, stopgaps) = faults.finish();
+        Some(Self { problems, stopgaps, ..own })
     }
 }
 
@@ -143,7 +167,7 @@ fn has_cluster_ip(spec: &core::ServiceSpec) -> bool {
 fn check_name(field: &str, name: &str, faults: &mut Faults) -> bool {
     let is_good = is_dns_label(name);
     if !is_good {
-        faults.impossible(
+        faults.tell(
             format!("its {field} \"{name}\" is not a DNS label"),
             "use at most 63 lower-case letters, digits and '-', without '-' at either end",
         );
@@ -151,52 +175,64 @@ fn check_name(field: &str, name: &str, faults: &mut Faults) -> bool {
     is_good
 }
 
-fn parse_type(spec: &core::ServiceSpec, faults: &mut Faults) -> ServiceType {
+fn parse_type(spec: &core::ServiceSpec, good: Option<&Service>, faults: &mut Faults) -> ServiceType {
     match spec.type_.as_deref() {
         None | Some("" | "ClusterIP") => ServiceType::ClusterIp,
         Some("NodePort") => ServiceType::NodePort,
         Some("LoadBalancer") => ServiceType::LoadBalancer,
         Some(other) => {
-            faults.impossible(
-                format!("spec.type \"{other}\" is unknown; only the ClusterIP is served"),
-                "use ClusterIP, NodePort, LoadBalancer or ExternalName",
-            );
-            ServiceType::ClusterIp
+            let bad = Bad {
+                cause: format!("spec.type \"{other}\" is unknown"),
+                stopgap: ServiceType::ClusterIp,
+                stopgap_text: "; only the ClusterIP is served".into(),
+                remedy: "use ClusterIP, NodePort, LoadBalancer or ExternalName".into(),
+            };
+            faults.hold(Field::Type, bad, good.map(|good| good.service_type))
         }
     }
 }
 
 /// `Local` only where it is said so; an unknown policy is a fault, and the more restrictive one is taken.
-fn parse_policy(which: &str, value: Option<&str>, faults: &mut Faults) -> Policy {
+fn parse_policy(
+    (field, which): (Field, &str),
+    value: Option<&str>,
+    good: Option<Policy>,
+    faults: &mut Faults,
+) -> Policy {
     match value {
         None | Some("" | "Cluster") => Policy::Cluster,
         Some("Local") => Policy::Local,
         Some(other) => {
-            faults.impossible(
-                format!("spec.{which}TrafficPolicy \"{other}\" is unknown and taken for Local"),
-                "use Cluster or Local",
-            );
-            Policy::Local
+            let bad = Bad {
+                cause: format!("spec.{which}TrafficPolicy \"{other}\" is unknown"),
+                stopgap: Policy::Local,
+                stopgap_text: " and taken for Local".into(),
+                remedy: "use Cluster or Local".into(),
+            };
+            faults.hold(field, bad, good)
         }
     }
 }
 
 /// Rule 27: `clusterIPs[i]` is paired with `ipFamilies[i]`; without `ipFamilies` the addresses tell their families.
-fn parse_cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpAddr> {
+fn parse_cluster_ips(spec: &core::ServiceSpec, good: Option<&Service>, faults: &mut Faults) -> Vec<IpAddr> {
     let only = spec.cluster_ip.as_slice();
     let listed = spec.cluster_ips.as_deref().filter(|ips| !ips.is_empty()).unwrap_or(only);
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let count = if families.is_empty() { listed.len() } else { families.len() };
     let mut found: Vec<IpAddr> = Vec::new();
+    let mut bad = Vec::new();
     for (index, text) in listed.iter().enumerate().take(count) {
         let family = families.get(index).map(String::as_str);
         match parse_cluster_ip(text, family, &found) {
             Ok(ip) => found.push(ip),
-            Err(cause) => faults.impossible(
-                format!("spec.clusterIPs[{index}]: {cause}"),
-                "give one valid address of each family, in the order of spec.ipFamilies",
-            ),
+            Err(cause) => bad.push(format!("spec.clusterIPs[{index}]: {cause}")),
         }
+    }
+    for cause in bad {
+        let remedy = "give one valid address of each family, in the order of spec.ipFamilies".into();
+        let bad = Bad { cause, stopgap: found, stopgap_text: String::new(), remedy };
+        found = faults.hold(Field::ClusterIps, bad, good.map(|good| good.cluster_ips.clone()));
     }
     found
 }
@@ -213,7 +249,7 @@ fn parse_cluster_ip(text: &str, family: Option<&str>, found: &[IpAddr]) -> Resul
     Ok(ip)
 }
 
-/// Rule 33: addresses of ingress entries in VIP mode.
+/// Rule 33: addresses of ingress entries in VIP mode. One that can't be served is no edit of the owner's (rule 90).
 fn parse_load_balancer_ips(object: &core::Service, faults: &mut Faults) -> Vec<IpAddr> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let entries = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
@@ -228,85 +264,10 @@ fn parse_addresses<'a>(field: &str, texts: impl Iterator<Item = &'a String>, fau
         match parse_unicast(text) {
             Ok(ip) if found.contains(&ip) => {}
             Ok(ip) => found.push(ip),
-            Err(cause) => faults.impossible(format!("{field}: {cause}, and is skipped"), "correct or remove it"),
+            Err(cause) => faults.skip(format!("{field}: {cause}"), "correct or remove it"),
         }
     }
     found
-}
-
-fn parse_ports(spec: &core::ServiceSpec, service_type: ServiceType, faults: &mut Faults) -> Vec<ServicePort> {
-    let mut ports: Vec<ServicePort> = Vec::new();
-    let mut node_ports = BTreeSet::new();
-    for object in spec.ports.iter().flatten() {
-        let Some(mut port) = parse_service_port(object, faults) else { continue };
-        if ports
-            .iter()
-            .any(|other| other.protocol == port.protocol && (other.name == port.name || other.port == port.port))
-        {
-            faults.impossible(
-                format!(
-                    "port \"{}\" ({}) repeats the name or number of another one, and is skipped",
-                    port.name, port.port
-                ),
-                "give each port a name of its own, and each protocol and number just once",
-            );
-            continue;
-        }
-        port.node_port = parse_node_port(object, service_type, faults)
-            .filter(|number| is_new_node_port(*number, &port, &mut node_ports, faults));
-        ports.push(port);
-    }
-    ports
-}
-
-/// The port without its `node_port`; `None` where it can't be served.
-fn parse_service_port(object: &core::ServicePort, faults: &mut Faults) -> Option<ServicePort> {
-    let name = object.name.clone().unwrap_or_default();
-    if !name.is_empty() && !check_name("port name", &name, faults) {
-        return None;
-    }
-    let Some(port) = parse_port(object.port) else {
-        faults.impossible(format!("port {} is out of range, and is skipped", object.port), "use 1 to 65535");
-        return None;
-    };
-    match parse_protocol(object.protocol.as_deref()) {
-        Some(protocol) => Some(ServicePort { name, protocol, port, node_port: None }),
-        None => {
-            let given = object.protocol.as_deref().unwrap_or_default();
-            faults.impossible(
-                format!("port {port}: protocol \"{given}\" is unknown, and is skipped"),
-                "use TCP, UDP or SCTP",
-            );
-            None
-        }
-    }
-}
-
-/// Rule 34: 0 means that there is none.
-fn parse_node_port(object: &core::ServicePort, service_type: ServiceType, faults: &mut Faults) -> Option<u16> {
-    let number = object.node_port.filter(|number| *number != 0)?;
-    let parsed = parse_port(number);
-    if parsed.is_none() {
-        faults.impossible(format!("nodePort {number} is out of range, and is skipped"), "use 1 to 65535");
-    } else if service_type == ServiceType::ClusterIp {
-        faults.impossible(
-            format!("nodePort {number} is skipped: the Service is of type ClusterIP"),
-            "set spec.type to NodePort, or remove nodePort",
-        );
-        return None;
-    }
-    parsed
-}
-
-fn is_new_node_port(number: u16, port: &ServicePort, seen: &mut BTreeSet<(u8, u16)>, faults: &mut Faults) -> bool {
-    let is_new = seen.insert((port.protocol, number));
-    if !is_new {
-        faults.impossible(
-            format!("nodePort {number} of port \"{}\" is another port's already, and is skipped", port.name),
-            "give each port a nodePort of its own",
-        );
-    }
-    is_new
 }
 
 #[cfg(test)]

@@ -25,14 +25,14 @@ impl ServiceCidrs {
         for text in texts {
             match parse_cidr(text) {
                 Some(range) if range.prefix_len() > 0 => drop(ranges.insert(range)),
-                _ => faults.impossible(
+                _ => faults.tell(
                     format!("\"{text}\" is no range of ClusterIPs, and is skipped"),
                     "give CIDRs such as 10.96.0.0/12",
                 ),
             }
         }
         self.of_object.insert(name, ranges);
-        faults.into_problems()
+        faults.finish().0
     }
 
     /// An object has gone.

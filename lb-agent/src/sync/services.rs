@@ -141,6 +141,8 @@ impl Services {
 
     /// Whether a Service stays as an earlier agent left it: what is told of it can't take its place, and all that it was
     /// given is still there and ready. An endpoint that has gone must get no traffic, whatever was told.
+    ///
+    /// That is for fields alone of which the maps do not tell what was told of them last.
     fn is_kept(&self, key: &ServiceKey, state: &State) -> bool {
         let mut backends = state.backends_of(key).peekable();
         let is_doubtful = !self.model.is_certain(key) || self.model.lacks_good_split(key) && backends.peek().is_some();
@@ -172,6 +174,9 @@ impl Services {
                 continue;
             }
             self.kept.remove(&key);
+            if self.adopted.contains(&key) && self.model.lacks_good_removal(&key) {
+                self.model.recover_removal(&key, maps.state.resets_on_removal(&key));
+            }
             let (units, mut problems) = self.model.compile(&key);
             problems.extend(source_port_problems(&key, &units, self.source_ports));
             let mut plan = maps.state.plan(&key, self.model.creation_secs(&key), &units, now);

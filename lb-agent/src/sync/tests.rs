@@ -291,6 +291,26 @@ fn a_service_made_impossible_before_a_restart_stays_as_it_was() {
     assert_eq!(world.agent.reporter.standing(), 0);
 }
 
+/// It used to stay as it was found until an endpoint went: more of them were not followed, on nodes whose agent was restarted.
+#[test]
+fn a_bad_annotation_met_at_the_start_holds_nothing_but_itself() {
+    let removal =
+        |value: &str| service("web").tcp("http", 80).annotation("shunt.dev/on-backend-removal", value).applied();
+    let slice_of = |ips: &[&str]| {
+        let slice = slice("web-1", "web").tcp("http", 8080);
+        ips.iter().fold(slice, |slice, ip| slice.with(endpoint(ip))).applied()
+    };
+    let mut before = World::new(fake_doors());
+    before.event(removal("reset")).event(slice_of(&["10.0.0.1"])).event(Event::Synced).settle();
+    let mut world = World::new(before.into_doors());
+    world.event(removal("Reset")).event(slice_of(&["10.0.0.1", "127.0.0.1", "10.0.0.2"])).event(Event::Synced).settle();
+    let text = world.text();
+    assert!(text.contains("10.0.0.2:8080") && text.contains("reset-on-removal"), "{text}");
+    assert_eq!(world.agent.reporter.standing(), 2);
+    world.event(removal("keep")).settle();
+    assert!(!world.text().contains("reset-on-removal"));
+}
+
 fn frontends(text: &str) -> Vec<&str> {
     text.lines().filter(|line| line.starts_with("frontend ")).collect()
 }

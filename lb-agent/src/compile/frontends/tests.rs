@@ -20,7 +20,7 @@ fn lists(cluster: &[&str], local: &[&str]) -> Lists {
 }
 
 fn plan_v4(builder: ServiceBuilder, lists: &Lists) -> BTreeMap<FrontendKey, FrontendPlan> {
-    let service = Service::parse(&builder.0).unwrap();
+    let service = Service::parse(&builder.0, None).unwrap();
     plan(&service, &service.ports[0], true, lists, false)
 }
 
@@ -54,7 +54,7 @@ fn rules_27_to_33_every_way_in_has_its_frontend() {
 #[test]
 fn rule_80_each_family_has_its_own_frontends() {
     let dual = everywhere().cluster_ips(&["10.96.0.1", "fd00::1"]).external_ips(&["192.0.2.7", "2001:db8::7"]);
-    let service = Service::parse(&dual.0).unwrap();
+    let service = Service::parse(&dual.0, None).unwrap();
     let v6 = plan(&service, &service.ports[0], false, &lists(&[], &[]), false);
     assert_eq!(v6, [at("fd00::1"), at("2001:db8::7"), node_port(false)].map(|key| (key, CLUSTER)).into());
 }
@@ -80,7 +80,7 @@ fn rule_34_without_a_node_port_there_is_no_such_frontend() {
 
 #[test]
 fn rule_36_the_source_is_asked_for_even_without_endpoints() {
-    let service = Service::parse(&everywhere().0).unwrap();
+    let service = Service::parse(&everywhere().0, None).unwrap();
     let frontends = plan(&service, &service.ports[0], true, &lists(&[], &[]), true);
     assert_eq!(frontends[&at("192.0.2.9")].flags, SOURCE_RANGES);
 }
@@ -149,7 +149,7 @@ fn rule_42_etp_local_drops_outside_clients_only() {
 #[test]
 fn rule_35_only_load_balancer_addresses_ask_for_the_source() {
     let builder = everywhere().external_ips(&["192.0.2.7", "192.0.2.9"]);
-    let service = Service::parse(&builder.0).unwrap();
+    let service = Service::parse(&builder.0, None).unwrap();
     let frontends = plan(&service, &service.ports[0], true, &lists(&[HERE], &[]), true);
     let restricted: Vec<_> =
         frontends.iter().filter(|(_, plan)| plan.flags == SOURCE_RANGES).map(|(key, _)| *key).collect();

@@ -9,7 +9,7 @@ use crate::model::{
 
 fn lists_in(zone: Option<&str>, endpoints: &[EndpointBuilder]) -> (Vec<String>, Vec<String>) {
     let builder = endpoints.iter().cloned().fold(slice("web-1", "web").tcp("", 80), |slice, one| slice.with(one));
-    let slice = Slice::parse(&builder.0).unwrap();
+    let slice = Slice::parse(&builder.0, None).unwrap();
     let merged = merge([&slice].into_iter(), "", lb_common::flow::protocol::TCP, true);
     let node = Node { zone: zone.map(Into::into), ..Node::new("node-1".into()) };
     let lists = categorize(&[&merged], &node).remove(0);

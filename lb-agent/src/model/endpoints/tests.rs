@@ -8,7 +8,7 @@ use super::*;
 use crate::model::builders::{SliceBuilder, endpoint, slice};
 
 fn parse(builder: SliceBuilder) -> Slice {
-    Slice::parse(&builder.0).unwrap()
+    Slice::parse(&builder.0, None).unwrap()
 }
 
 fn merged(slices: &[Slice], port_name: &str, protocol: u8) -> Vec<String> {
@@ -17,18 +17,18 @@ fn merged(slices: &[Slice], port_name: &str, protocol: u8) -> Vec<String> {
 
 #[test]
 fn rule_2_the_headless_label_hides_with_any_value() {
-    assert_eq!(Slice::parse(&slice("web-1", "web").label(HEADLESS_LABEL, "").0), None);
+    assert_eq!(Slice::parse(&slice("web-1", "web").label(HEADLESS_LABEL, "").0, None), None);
 }
 
 #[test]
 fn rule_4_slices_of_names_or_of_no_service_are_skipped() {
-    assert_eq!(Slice::parse(&slice("web-1", "web").address_type("FQDN").0), None);
-    assert_eq!(Slice::parse(&slice("web-1", "").0), None);
+    assert_eq!(Slice::parse(&slice("web-1", "web").address_type("FQDN").0, None), None);
+    assert_eq!(Slice::parse(&slice("web-1", "").0, None), None);
     let mut unlabelled = slice("web-1", "web");
     unlabelled.0.metadata.labels = None;
-    assert_eq!(Slice::parse(&unlabelled.0), None);
+    assert_eq!(Slice::parse(&unlabelled.0, None), None);
     let unknown = parse(slice("web-1", "web").address_type("IPV4").with(endpoint("10.0.0.1")));
-    assert_eq!((unknown.endpoints.len(), unknown.is_impossible), (0, true), "not ours, but a mistake");
+    assert_eq!((unknown.endpoints.len(), unknown.stopgaps.len()), (0, 1), "not ours, but a mistake");
 }
 
 #[test]

@@ -3,7 +3,11 @@
 
 use k8s_openapi::api::core::v1 as core;
 
-use crate::model::{fault::Faults, split::Split};
+use crate::model::{
+    fault::{Bad, Faults, Field},
+    service::Service,
+    split::Split,
+};
 
 /// Prefix of our own annotations.
 const ANNOTATION_PREFIX: &str = "shunt.dev/";
@@ -19,28 +23,34 @@ const MAX_AFFINITY_SECS: u32 = 86_400;
 
 /// The time in seconds for which a client that opens no new connection stays with its endpoint; `None` where each
 /// connection is chosen anew (rules 54, 55).
-pub(super) fn parse_affinity(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<u32> {
+pub(super) fn parse_affinity(spec: &core::ServiceSpec, good: Option<&Service>, faults: &mut Faults) -> Option<u32> {
+    let last_good = good.map(|good| good.affinity_secs);
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => return None,
         Some("ClientIP") => {}
         Some(other) => {
-            faults.impossible(
-                format!("spec.sessionAffinity \"{other}\" is unknown and taken for None"),
-                "use ClientIP or None",
-            );
-            return None;
+            let bad = Bad {
+                cause: format!("spec.sessionAffinity \"{other}\" is unknown"),
+                stopgap: None,
+                stopgap_text: " and taken for None".into(),
+                remedy: "use ClientIP or None".into(),
+            };
+            return faults.hold(Field::Affinity, bad, last_good);
         }
     }
     let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     let Some(given) = client_ip.and_then(|config| config.timeout_seconds) else { return Some(DEFAULT_AFFINITY_SECS) };
     let seconds = u32::try_from(given).ok().filter(|seconds| (1..=MAX_AFFINITY_SECS).contains(seconds));
-    if seconds.is_none() {
-        faults.impossible(
-            format!("its affinity timeout of {given} s is out of range; {DEFAULT_AFFINITY_SECS} s are taken"),
-            format!("set sessionAffinityConfig.clientIP.timeoutSeconds to 1 to {MAX_AFFINITY_SECS}"),
-        );
+    if seconds.is_some() {
+        return seconds;
     }
-    Some(seconds.unwrap_or(DEFAULT_AFFINITY_SECS))
+    let bad = Bad {
+        cause: format!("its affinity timeout of {given} s is out of range"),
+        stopgap: Some(DEFAULT_AFFINITY_SECS),
+        stopgap_text: format!("; {DEFAULT_AFFINITY_SECS} s are taken"),
+        remedy: format!("set sessionAffinityConfig.clientIP.timeoutSeconds to 1 to {MAX_AFFINITY_SECS}"),
+    };
+    faults.hold(Field::Affinity, bad, last_good)
 }
 
 /// What our annotations say.
@@ -52,19 +62,19 @@ pub(super) struct Annotations {
 
 impl Annotations {
     /// Reads them; one of ours that nobody knows is named, as it may be a misspelt one.
-    pub(super) fn parse(object: &core::Service, faults: &mut Faults) -> Self {
+    pub(super) fn parse<'a>(
+        object: &core::Service,
+        good: impl Fn(Field) -> Option<&'a Service>,
+        faults: &mut Faults,
+    ) -> Self {
         let mut own = Self::default();
         for (name, value) in object.metadata.annotations.iter().flatten() {
             match name.as_str() {
-                ON_BACKEND_REMOVAL => own.resets_on_removal = parse_removal(value, faults),
-                SPLIT => match Split::parse(value) {
-                    Ok(split) => own.split = Some(split),
-                    Err(cause) => faults.impossible(
-                        format!("annotation {SPLIT}: {cause}"),
-                        "give Services of this namespace with weights, such as web-v1=90,web-v2=10",
-                    ),
-                },
-                other if other.starts_with(ANNOTATION_PREFIX) => faults.unsupported(
+                ON_BACKEND_REMOVAL => {
+                    own.resets_on_removal = parse_removal(value, good(Field::OnBackendRemoval), faults);
+                }
+                SPLIT => own.split = parse_split(value, good(Field::Split), faults),
+                other if other.starts_with(ANNOTATION_PREFIX) => faults.tell(
                     format!("annotation {other} is unknown"),
                     format!("remove it; {ON_BACKEND_REMOVAL} and {SPLIT} are known"),
                 ),
@@ -75,16 +85,35 @@ impl Annotations {
     }
 }
 
-fn parse_removal(value: &str, faults: &mut Faults) -> bool {
+fn parse_removal(value: &str, good: Option<&Service>, faults: &mut Faults) -> bool {
     match value {
-        "reset" => return true,
-        "keep" => {}
-        other => faults.impossible(
-            format!("annotation {ON_BACKEND_REMOVAL}: \"{other}\" is unknown and taken for keep"),
-            "use keep or reset",
-        ),
+        "reset" => true,
+        "keep" => false,
+        other => {
+            let bad = Bad {
+                cause: format!("annotation {ON_BACKEND_REMOVAL}: \"{other}\" is unknown"),
+                stopgap: false,
+                stopgap_text: " and taken for keep".into(),
+                remedy: "use keep or reset".into(),
+            };
+            faults.hold(Field::OnBackendRemoval, bad, good.map(|good| good.resets_on_removal))
+        }
     }
-    false
+}
+
+fn parse_split(value: &str, good: Option<&Service>, faults: &mut Faults) -> Option<Split> {
+    match Split::parse(value) {
+        Ok(split) => Some(split),
+        Err(cause) => {
+            let bad = Bad {
+                cause: format!("annotation {SPLIT}: {cause}"),
+                stopgap: None,
+                stopgap_text: ", so the Service's own endpoints serve".into(),
+                remedy: "give Services of this namespace with weights, such as web-v1=90,web-v2=10".into(),
+            };
+            faults.hold(Field::Split, bad, good.map(|good| good.split.clone()))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +125,7 @@ mod tests {
     };
 
     fn parsed(builder: ServiceBuilder) -> (Service, Vec<String>) {
-        let parsed = Service::parse(&builder.0).unwrap();
+        let parsed = Service::parse(&builder.0, None).unwrap();
         let causes = parsed.problems.iter().map(|problem| problem.cause.clone()).collect();
         (parsed, causes)
     }
@@ -131,14 +160,14 @@ mod tests {
         assert!(!removal("keep").0.resets_on_removal);
         assert!(removal("reset").0.resets_on_removal);
         let (service, causes) = removal("Reset");
-        assert!(!service.resets_on_removal && service.is_impossible);
+        assert!(!service.resets_on_removal && service.stopgaps.contains(&Field::OnBackendRemoval));
         assert_eq!(causes, ["annotation shunt.dev/on-backend-removal: \"Reset\" is unknown and taken for keep"]);
     }
 
     #[test]
     fn an_annotation_of_ours_that_nobody_knows_is_named() {
         let (service, causes) = parsed(service("web").annotation("shunt.dev/splitt", "a=1").annotation("x/y", "z"));
-        assert!(!service.is_impossible);
+        assert!(service.stopgaps.is_empty());
         assert_eq!(causes, ["annotation shunt.dev/splitt is unknown"]);
     }
 }

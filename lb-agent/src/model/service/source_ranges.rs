@@ -6,7 +6,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use crate::model::{fault::Faults, value::parse_cidr};
+use crate::model::{
+    fault::{Bad, Faults, Field},
+    value::parse_cidr,
+};
 
 /// `spec.loadBalancerSourceRanges`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,20 +20,25 @@ pub struct SourceRanges {
 }
 
 impl SourceRanges {
-    /// Reads them.
-    pub(super) fn parse(spec: &core::ServiceSpec, faults: &mut Faults) -> Self {
+    /// Reads them. Where one can't be read, the last good ones stay, unless they admit everybody: whoever writes ranges wants to
+    /// shut somebody out.
+    pub(super) fn parse(spec: &core::ServiceSpec, last_good: Option<&Self>, faults: &mut Faults) -> Self {
+        let last_good = last_good.filter(|good| !good.is_empty());
+        let mut bad = Vec::new();
         let mut own = Self::default();
         for text in spec.load_balancer_source_ranges.iter().flatten() {
             match parse_cidr(text) {
                 Some(range) => drop(own.ranges.insert(range)),
                 None => {
                     own.has_unreadable = true;
-                    faults.impossible(
-                        format!("spec.loadBalancerSourceRanges: \"{text}\" is not a CIDR, and admits nobody"),
-                        "give CIDRs such as 192.0.2.0/24",
-                    );
+                    bad.push(format!("spec.loadBalancerSourceRanges: \"{text}\" is not a CIDR"));
                 }
             }
+        }
+        for cause in bad {
+            let (stopgap_text, remedy) = (", and admits nobody".into(), "give CIDRs such as 192.0.2.0/24".into());
+            own =
+                faults.hold(Field::SourceRanges, Bad { cause, stopgap: own, stopgap_text, remedy }, last_good.cloned());
         }
         own
     }
@@ -71,7 +79,7 @@ mod tests {
     /// Who is admitted in IPv4 and in IPv6, on a node with an address of each.
     fn admitted(ranges: &[&str]) -> [Option<Vec<String>>; 2] {
         let spec = service("web").source_ranges(ranges).0.spec.unwrap();
-        let ranges = SourceRanges::parse(&spec, &mut Faults::new(String::new()));
+        let ranges = SourceRanges::parse(&spec, None, &mut Faults::new(String::new()));
         let node = ["172.16.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
         let vips = LOAD_BALANCER.map(|ip| ip.parse().unwrap());
         [true, false].map(|is_v4| {

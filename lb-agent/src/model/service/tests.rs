@@ -16,10 +16,11 @@ fn ips(texts: &[&str]) -> Vec<IpAddr> {
 
 #[test]
 fn a_plain_service_has_no_problems() {
-    let parsed = Service::parse(&service("web").tcp("http", 80).0).unwrap();
+    let parsed = Service::parse(&service("web").tcp("http", 80).0, None).unwrap();
     let port = ServicePort { name: "http".into(), protocol: protocol::TCP, port: 80, node_port: None };
     let expected = Service {
         key: ServiceKey { namespace: "default".into(), name: "web".into() },
+        uid: None,
         creation_secs: i64::MAX,
         service_type: ServiceType::ClusterIp,
         cluster_ips: ips(&["10.96.0.1"]),
@@ -34,7 +35,7 @@ fn a_plain_service_has_no_problems() {
         resets_on_removal: false,
         split: None,
         problems: vec![],
-        is_impossible: false,
+        stopgaps: BTreeSet::new(),
     };
     assert_eq!(parsed, expected);
 }
@@ -42,26 +43,26 @@ fn a_plain_service_has_no_problems() {
 #[test]
 fn rule_1_the_proxy_name_label_hides_with_any_value() {
     for value in ["", "other"] {
-        assert_eq!(Service::parse(&service("web").label(PROXY_NAME_LABEL, value).0), None);
+        assert_eq!(Service::parse(&service("web").label(PROXY_NAME_LABEL, value).0, None), None);
     }
 }
 
 #[test]
 fn rule_3_external_name_is_skipped_even_with_an_address() {
-    assert_eq!(Service::parse(&service("web").of_type("ExternalName").0), None);
+    assert_eq!(Service::parse(&service("web").of_type("ExternalName").0, None), None);
 }
 
 #[test]
 fn rule_3_no_cluster_ip_is_skipped() {
     for ip in ["", "None"] {
-        assert_eq!(Service::parse(&service("web").cluster_ips(&[ip]).0), None);
+        assert_eq!(Service::parse(&service("web").cluster_ips(&[ip]).0, None), None);
     }
-    assert_eq!(Service::parse(&service("web").cluster_ips(&[]).0), None);
+    assert_eq!(Service::parse(&service("web").cluster_ips(&[]).0, None), None);
 }
 
 #[test]
 fn rule_10_one_number_is_a_port_of_each_protocol() {
-    let parsed = Service::parse(&service("dns").tcp("dns-tcp", 53).udp("dns", 53).0).unwrap();
+    let parsed = Service::parse(&service("dns").tcp("dns-tcp", 53).udp("dns", 53).0, None).unwrap();
     assert_eq!(parsed.ports.len(), 2);
     assert!(parsed.problems.is_empty());
 }
@@ -69,11 +70,11 @@ fn rule_10_one_number_is_a_port_of_each_protocol() {
 #[test]
 fn rule_27_families_are_paired_with_addresses() {
     let dual = service("web").cluster_ips(&["10.96.0.1", "fd00::1"]);
-    assert_eq!(Service::parse(&dual.0).unwrap().cluster_ips, ips(&["10.96.0.1", "fd00::1"]));
+    assert_eq!(Service::parse(&dual.0, None).unwrap().cluster_ips, ips(&["10.96.0.1", "fd00::1"]));
 
     let families = |families: &[&str]| {
         let families = families.iter().map(ToString::to_string).collect();
-        Service::parse(&dual.clone().edit(|spec| spec.ip_families = Some(families)).0).unwrap()
+        Service::parse(&dual.clone().edit(|spec| spec.ip_families = Some(families)).0, None).unwrap()
     };
     assert_eq!(families(&["IPv4", "IPv6"]).cluster_ips, ips(&["10.96.0.1", "fd00::1"]));
     assert_eq!(families(&["IPv4"]).cluster_ips, ips(&["10.96.0.1"]));
@@ -84,7 +85,7 @@ fn rule_27_families_are_paired_with_addresses() {
 
 #[test]
 fn rule_81_without_lists_the_one_cluster_ip_counts() {
-    let parsed = Service::parse(&service("web").edit(|spec| spec.cluster_ips = None).0).unwrap();
+    let parsed = Service::parse(&service("web").edit(|spec| spec.cluster_ips = None).0, None).unwrap();
     assert_eq!(parsed.cluster_ips, ips(&["10.96.0.1"]));
 }
 
@@ -95,16 +96,16 @@ fn an_impossible_cluster_ip_is_named() {
         (&["0.0.0.0"], "spec.clusterIPs[0]: 0.0.0.0 is the unspecified address"),
         (&["10.96.0.1", "10.96.0.2"], "spec.clusterIPs[1]: 10.96.0.2 is a second address of IPv4"),
     ] {
-        let parsed = Service::parse(&service("web").cluster_ips(given).0).unwrap();
+        let parsed = Service::parse(&service("web").cluster_ips(given).0, None).unwrap();
         assert_eq!(causes(&parsed), [cause]);
-        assert!(parsed.is_impossible);
+        assert!(parsed.stopgaps.contains(&Field::ClusterIps));
     }
 }
 
 #[test]
 fn impossible_ports_are_skipped_and_the_others_stay() {
     let many = service("web").tcp("zero", 0).tcp("big", 65_536).tcp("Bad", 80).port("x", 81, "QUIC").tcp("good", 82);
-    let parsed = Service::parse(&many.0).unwrap();
+    let parsed = Service::parse(&many.0, None).unwrap();
     assert_eq!(parsed.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [82]);
     assert_eq!(
         causes(&parsed),
@@ -120,8 +121,8 @@ fn impossible_ports_are_skipped_and_the_others_stay() {
 
 #[test]
 fn a_repeated_port_is_skipped() {
-    let by_name = Service::parse(&service("web").tcp("a", 80).tcp("a", 81).0).unwrap();
-    let by_number = Service::parse(&service("web").tcp("a", 80).tcp("b", 80).0).unwrap();
+    let by_name = Service::parse(&service("web").tcp("a", 80).tcp("a", 81).0, None).unwrap();
+    let by_number = Service::parse(&service("web").tcp("a", 80).tcp("b", 80).0, None).unwrap();
     for parsed in [by_name, by_number] {
         assert_eq!(parsed.ports.len(), 1);
         assert_eq!(parsed.problems.len(), 1);
@@ -130,14 +131,14 @@ fn a_repeated_port_is_skipped() {
 
 #[test]
 fn a_name_too_long_leaves_no_ports() {
-    let parsed = Service::parse(&service(&"x".repeat(64)).tcp("http", 80).0).unwrap();
+    let parsed = Service::parse(&service(&"x".repeat(64)).tcp("http", 80).0, None).unwrap();
     assert_eq!(parsed.ports, []);
     assert!(parsed.problems[0].cause.starts_with("its name \"xxx"));
 }
 
 #[test]
 fn rule_34_node_port_0_is_none() {
-    let parsed = Service::parse(&service("web").of_type("LoadBalancer").tcp("http", 80).node_port(0).0).unwrap();
+    let parsed = Service::parse(&service("web").of_type("LoadBalancer").tcp("http", 80).node_port(0).0, None).unwrap();
     assert_eq!(parsed.ports[0].node_port, None);
     assert!(parsed.problems.is_empty());
 }
@@ -151,19 +152,19 @@ fn an_impossible_node_port_leaves_the_port() {
         (typed("ClusterIP").node_port(30_000), "nodePort 30000 is skipped: the Service is of type ClusterIP"),
     ];
     for (builder, cause) in cases {
-        let parsed = Service::parse(&builder.0).unwrap();
+        let parsed = Service::parse(&builder.0, None).unwrap();
         assert_eq!(parsed.ports[0].node_port, None);
         assert_eq!(causes(&parsed), [cause]);
     }
     let twice = typed("NodePort").node_port(30_000).tcp("b", 81).node_port(30_000).udp("c", 81).node_port(30_000);
-    let parsed = Service::parse(&twice.0).unwrap();
+    let parsed = Service::parse(&twice.0, None).unwrap();
     assert_eq!(parsed.ports.iter().map(|port| port.node_port).collect::<Vec<_>>(), [Some(30_000), None, Some(30_000)]);
     assert_eq!(parsed.problems.len(), 1);
 }
 
 #[test]
 fn rule_32_invalid_external_ips_are_skipped() {
-    let parsed = Service::parse(&service("web").external_ips(&["192.0.2.7", "example", "fd00::7"]).0).unwrap();
+    let parsed = Service::parse(&service("web").external_ips(&["192.0.2.7", "example", "fd00::7"]).0, None).unwrap();
     assert_eq!(parsed.external_ips, ips(&["192.0.2.7", "fd00::7"]));
     assert_eq!(causes(&parsed), ["spec.externalIPs: \"example\" is not an IP address, and is skipped"]);
 }
@@ -176,7 +177,7 @@ fn rule_33_only_vip_mode_is_served() {
         .ingress("192.0.2.2", Some("VIP"))
         .ingress("192.0.2.3", Some("Proxy"))
         .ingress("", None);
-    let parsed = Service::parse(&builder.0).unwrap();
+    let parsed = Service::parse(&builder.0, None).unwrap();
     assert_eq!(parsed.load_balancer_ips, ips(&["192.0.2.1", "192.0.2.2"]));
     assert!(parsed.problems.is_empty());
 }
@@ -184,25 +185,25 @@ fn rule_33_only_vip_mode_is_served() {
 #[test]
 fn rule_35_a_range_that_can_not_be_read_is_named() {
     let builder = service("web").of_type("LoadBalancer").tcp("http", 80).ingress("192.0.2.1", None);
-    let good = Service::parse(&builder.clone().source_ranges(&["198.51.100.0/24"]).0).unwrap();
+    let good = Service::parse(&builder.clone().source_ranges(&["198.51.100.0/24"]).0, None).unwrap();
     assert_eq!((good.load_balancer_ips, good.problems), (ips(&["192.0.2.1"]), vec![]));
-    let bad = Service::parse(&builder.source_ranges(&["198.51.100.0"]).0).unwrap();
+    let bad = Service::parse(&builder.source_ranges(&["198.51.100.0"]).0, None).unwrap();
     let cause = "spec.loadBalancerSourceRanges: \"198.51.100.0\" is not a CIDR, and admits nobody";
     assert_eq!(causes(&bad), [cause]);
-    assert!(bad.is_impossible);
+    assert!(bad.stopgaps.contains(&Field::SourceRanges));
 }
 
 #[test]
 fn what_this_version_does_not_honour_is_said() {
-    let parsed = Service::parse(&service("web").annotation("shunt.dev/new", "a=1").0).unwrap();
-    assert!(!parsed.is_impossible);
+    let parsed = Service::parse(&service("web").annotation("shunt.dev/new", "a=1").0, None).unwrap();
+    assert!(parsed.stopgaps.is_empty());
     let [cause] = causes(&parsed)[..] else { panic!("{:?}", parsed.problems) };
     assert!(cause.starts_with("annotation shunt.dev/new"), "{cause}");
 }
 
 #[test]
 fn rule_62_sctp_ports_are_like_others() {
-    let parsed = Service::parse(&service("core").port("signal", 36_412, "SCTP").0).unwrap();
+    let parsed = Service::parse(&service("core").port("signal", 36_412, "SCTP").0, None).unwrap();
     let port = ServicePort { name: "signal".to_owned(), protocol: protocol::SCTP, port: 36_412, node_port: None };
     assert_eq!((parsed.ports, parsed.problems), (vec![port], vec![]));
 }
@@ -210,7 +211,7 @@ fn rule_62_sctp_ports_are_like_others() {
 #[test]
 fn unknown_types_and_policies_are_named_and_taken_narrowly() {
     let builder = service("web").of_type("Nodeport").internal_policy("local").external_policy("Some");
-    let parsed = Service::parse(&builder.0).unwrap();
+    let parsed = Service::parse(&builder.0, None).unwrap();
     assert_eq!(parsed.service_type, ServiceType::ClusterIp);
     assert_eq!((parsed.internal_policy, parsed.external_policy), (Policy::Local, Policy::Local));
     assert_eq!(parsed.problems.len(), 3);

@@ -211,3 +211,17 @@ fn a_split_that_was_never_good_goes_to_the_parts_that_are_there() {
     assert_eq!(cluster(&model), weights(&[("10.0.1.1", 1)]));
     assert!(causes(&model)[0].ends_with("until then the others get their share"));
 }
+
+/// A load balancer that was told of them would send here what finds no endpoint.
+#[test]
+fn rule_67_endpoints_of_a_part_without_weight_do_not_count_for_a_health_check() {
+    let on = |ip: &str, node: &str| endpoint(ip).on(node);
+    let mut model = model("v1=100,v2=0", &[v1(&[on("10.0.1.1", "node-2")]), v2(&[on("10.0.2.1", "node-1")])]);
+    let checked = |model: &mut Model, annotation: &str| {
+        let web = web(annotation).of_type("LoadBalancer").external_policy("Local");
+        model.handle(web.edit(|spec| spec.health_check_node_port = Some(32_000)).applied());
+        model.health_check(&key("web")).unwrap().local_endpoints
+    };
+    assert_eq!(checked(&mut model, "v1=100,v2=0"), [Some(0), None]);
+    assert_eq!(checked(&mut model, "v1=90,v2=10"), [Some(1), None]);
+}

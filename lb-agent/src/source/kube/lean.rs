@@ -28,6 +28,7 @@ pub(super) struct Lean<K>(pub(super) K);
 struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     /// The watcher goes on from here.
     resource_version: Option<String>,
     creation_timestamp: Option<Time>,
@@ -37,8 +38,8 @@ struct Metadata {
 
 impl From<Metadata> for ObjectMeta {
     fn from(metadata: Metadata) -> Self {
-        let Metadata { name, namespace, resource_version, creation_timestamp, labels, annotations } = metadata;
-        Self { name, namespace, resource_version, creation_timestamp, labels, annotations, ..Self::default() }
+        let Metadata { name, namespace, uid, resource_version, creation_timestamp, labels, annotations } = metadata;
+        Self { name, namespace, uid, resource_version, creation_timestamp, labels, annotations, ..Self::default() }
     }
 }
 
@@ -125,9 +126,9 @@ mod tests {
         K: DeserializeOwned + PartialEq + std::fmt::Debug,
         Lean<K>: DeserializeOwned,
     {
+        object["metadata"]["uid"] = json!("453eeb96");
         let whole: K = serde_json::from_value(object.clone()).unwrap();
         object["metadata"]["managedFields"] = json!([{ "manager": "kubectl", "fieldsV1": { "f:spec": {} } }]);
-        object["metadata"]["uid"] = json!("453eeb96");
         object["metadata"]["generation"] = json!(4);
         let lean: Lean<K> = serde_json::from_value(object).unwrap();
         assert_eq!(lean.0, whole);
