@@ -25,6 +25,7 @@ use super::{
     kernel::Lacks,
     maps::{MapError, open_map},
     pins::{self, Pins},
+    resize,
     sys::{self, MapInfo},
 };
 use crate::diff::Capacities;
@@ -43,6 +44,8 @@ pub struct Loaded {
     pub programs: BTreeMap<&'static str, OwnedFd>,
     /// Those of the socket door's programs that the kernel refused, and why.
     pub refused: BTreeMap<&'static str, ProgramError>,
+    /// Maps that are new and empty, because those before, which are set aside, have another size.
+    pub resized: Vec<&'static str>,
 }
 
 /// Whether this build has no object.
@@ -52,8 +55,8 @@ pub const fn is_empty() -> bool {
 }
 
 /// Loads the object; of the programs, those of the packet doors, and `of_sockets`. Maps that are pinned already are adopted,
-/// with what they hold and with their capacities; adopted program arrays lead to the earlier agent's programs until
-/// [`fill_program_arrays`] is called.
+/// with what they hold; where they should have another size they are set aside, see [`resize`]. Adopted program arrays lead to
+/// the earlier agent's programs until [`fill_program_arrays`] is called.
 pub fn load(
     pins: &Pins,
     capacities: &Capacities,
@@ -64,7 +67,7 @@ pub fn load(
         return Err(OpenError::NoObject);
     }
     let mut sizes = map_sizes(capacities);
-    let counted = adopt(pins, &mut sizes)?;
+    let (counted, resized) = adopt(pins, &mut sizes)?;
     let is_adopted = [maps::XDP_PROGRAMS, maps::TC_PROGRAMS].iter().any(|name| pins.map(name).exists());
     sys::lift_memory_limit();
     let mut loader = EbpfLoader::new();
@@ -90,7 +93,7 @@ pub fn load(
     if !is_adopted {
         fill_program_arrays(&mut ebpf)?;
     }
-    Ok(Loaded { ebpf, programs, refused })
+    Ok(Loaded { ebpf, programs, refused, resized })
 }
 
 /// Maps with an element on every CPU for each that another map can hold: their names, the other's, and that of the global which
@@ -100,9 +103,12 @@ const COUNTED: [(&str, &str, &str); 2] = [
     (maps::SERVICE_COUNTERS, maps::SERVICE_NAMES, "SERVICES_A_CPU"),
 ];
 
+/// Names and values of what programs are told about counters.
+type Globals = [(&'static str, u64); 2];
+
 /// Decides for every map whether the pinned one serves. Re-using one checks nothing, so it is done before the loader does it.
-/// Completes the sizes by those of counters, and returns the globals of these.
-fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<[(&'static str, u64); 2], OpenError> {
+/// Completes the sizes by those of counters, and returns the globals of these, and the maps that were set aside.
+fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<(Globals, Vec<&'static str>), OpenError> {
     // Dropped at the end: what the loader makes of the object takes much memory, and it parses it anew.
     let object = Object::parse(OBJECT).map_err(|cause| OpenError::Load { cause: EbpfError::ParseError(cause) })?;
     let shape = |name: &'static str, sizes: &BTreeMap<_, u32>| -> Result<MapInfo, OpenError> {
@@ -116,19 +122,23 @@ fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<[(&'sta
             flags: definition.map_flags(),
         })
     };
+    let mut resized = Vec::new();
     let is_counter = |name: &str| COUNTED.iter().any(|(counters, ..)| *counters == name);
     for name in maps::PINNED.into_iter().filter(|name| !is_counter(name)) {
         let wanted = shape(name, sizes)?;
         if let Some(held) = adopt_or_replace(pins, name, &wanted)?
             && held != wanted.max_entries
         {
-            warn!(
-                "map {name} keeps its {held} entries from before, not the {} asked for; to change that, stop the agent and \
-                 run `lb-agent cleanup` first",
-                wanted.max_entries
-            );
-            sizes.insert(name, held);
+            if can_resize(pins, name, held, wanted.max_entries)? {
+                resized.push(name);
+            } else {
+                sizes.insert(name, held);
+            }
         }
+    }
+    // All of them are read before the first is set aside.
+    for name in &resized {
+        resize::set_aside(pins, name)?;
     }
     let cpus = sys::cpu_numbers().map_err(|cause| MapError::Read { map: maps::BACKEND_COUNTERS, cause })?;
     let mut globals = [("", 0); 2];
@@ -137,11 +147,36 @@ fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<[(&'sta
         sizes.insert(counters, capacity.saturating_mul(cpus));
         let wanted = shape(counters, sizes)?;
         if adopt_or_replace(pins, counters, &wanted)?.is_some_and(|held| held != wanted.max_entries) {
-            make_anew(pins, counters)?;
+            resize::set_aside(pins, counters)?;
+            resized.push(counters);
         }
         *global = (name, u64::from(capacity));
     }
-    Ok(globals)
+    Ok((globals, resized))
+}
+
+/// Whether a map can have so many elements instead of those that it has; says so.
+fn can_resize(pins: &Pins, name: &'static str, held: u32, wanted: u32) -> Result<bool, OpenError> {
+    match resize::needed_size(pins, name)? {
+        Some(needed) if needed <= u64::from(wanted) => {
+            info!("map {name} gets {wanted} entries instead of {held}, with all that it holds");
+            Ok(true)
+        }
+        Some(needed) => {
+            warn!(
+                "map {name} keeps its {held} entries, not the {wanted} asked for: what it holds needs {needed}; it shrinks with \
+                 the first start of the agent at which that fits"
+            );
+            Ok(false)
+        }
+        None => {
+            warn!(
+                "map {name} keeps its {held} entries from before, not the {wanted} asked for; to change that, stop the agent \
+                 and run `lb-agent cleanup` first"
+            );
+            Ok(false)
+        }
+    }
 }
 
 /// Whether programs read a pinned map right, whatever number of elements it holds.
@@ -167,8 +202,8 @@ fn adopt_or_replace(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result
 
 fn make_anew(pins: &Pins, name: &'static str) -> Result<(), OpenError> {
     warn!(
-        "map {name} of layout {LAYOUT_VERSION} has another shape or, for counters, size: it is made anew; the programs of \
-         the earlier agent keep theirs until they are replaced"
+        "map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew; the programs of the earlier agent keep \
+         theirs until they are replaced"
     );
     let path = pins.map(name);
     fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())

@@ -196,7 +196,11 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     /// Elements read by one system call.
     const BATCH: usize = 4096;
 
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+    /// Opens the pinned one.
+    ///
+    /// # Errors
+    /// When it is missing or has another layout.
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
         let types = [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
         Ok(Self { handle: Handle::open::<K, V>(pins, name, &types)?, types: PhantomData })
     }
@@ -232,6 +236,11 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     pub fn remove(&self, key: &K) -> io::Result<()> {
         // SAFETY: `Handle::open` has compared the size.
         unsafe { sys::delete(self.handle.fd.as_fd(), key) }.map(drop)
+    }
+
+    /// What [`Hash::insert`] has said, with the map's name.
+    pub(super) fn refused(&self, cause: io::Error) -> MapError {
+        self.handle.writing()(cause)
     }
 
     /// Calls `visit` with every element. What comes or goes meanwhile may be met or not.
@@ -297,7 +306,11 @@ pub struct Trie<K> {
 }
 
 impl<K: Pod + Ord> Trie<K> {
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+    /// Opens the pinned one.
+    ///
+    /// # Errors
+    /// When it is missing or has another layout.
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
         let handle = Handle::open::<K, u32>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_LPM_TRIE])?;
         Ok(Self { handle, types: PhantomData })
     }
@@ -324,6 +337,11 @@ impl<K: Pod + Ord> Trie<K> {
     pub fn remove(&self, key: &K) -> io::Result<()> {
         // SAFETY: `Handle::open` has compared the size.
         unsafe { sys::delete(self.handle.fd.as_fd(), key) }.map(drop)
+    }
+
+    /// What [`Trie::insert`] has said, with the map's name.
+    pub(super) fn refused(&self, cause: io::Error) -> MapError {
+        self.handle.writing()(cause)
     }
 
     /// All prefixes, one system call for each: tries have no batches before Linux 5.13.
@@ -391,19 +409,23 @@ pub struct EveryCpu<V> {
 }
 
 impl<V: Pod> EveryCpu<V> {
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+    /// Opens the pinned one.
+    ///
+    /// # Errors
+    /// When it is missing or has another layout.
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
         let shared = Shared::open(pins, name)?;
         let cpus = sys::cpu_numbers().map_err(|cause| MapError::Read { map: name, cause })?;
         Ok(Self { shared, cpus })
     }
 
     /// Number of elements of each CPU.
-    const fn capacity(&self) -> u32 {
+    pub(super) const fn capacity(&self) -> u32 {
         self.shared.capacity() / self.cpus
     }
 
     /// The words of an index on each CPU; none outside the array.
-    fn elements(&self, index: u32) -> impl Iterator<Item = &[AtomicU64]> {
+    pub(super) fn elements(&self, index: u32) -> impl Iterator<Item = &[AtomicU64]> {
         let words = size_of::<V>() / size_of::<u64>();
         let capacity = self.capacity();
         let cpus = if capacity > index { self.cpus } else { 0 };
@@ -475,7 +497,11 @@ impl<V: Pod> Shared<V> {
     /// 32-bit words in an element.
     const WORDS: usize = size_of::<V>() / size_of::<u32>();
 
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
+    /// Opens the pinned one.
+    ///
+    /// # Errors
+    /// When it is missing or has another layout.
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
         const { Self::IS_PADDED };
         let handle = Handle::open::<u32, V>(pins, name, &[bpf_map_type::BPF_MAP_TYPE_ARRAY])?;
         let len = handle.info.max_entries as usize * size_of::<V>();

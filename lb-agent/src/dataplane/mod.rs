@@ -23,6 +23,7 @@ mod orphans;
 mod pins;
 mod question;
 mod remove;
+mod resize;
 mod sock_diag;
 mod sockets;
 mod sys;
@@ -50,6 +51,7 @@ use self::{
     attach::Links,
     orphans::Orphans,
     pins::Lock,
+    resize::Resized,
     sockets::{SocketDoor, SocketFeatures},
 };
 pub use self::{
@@ -74,7 +76,7 @@ use crate::diff::{Operation, WriteError, Writer};
 pub struct Options {
     /// The directory of all pins.
     pub bpffs: PathBuf,
-    /// Sizes of maps that are made; adopted ones keep theirs.
+    /// Sizes of maps.
     pub capacities: Capacities,
     /// How to use XDP.
     pub xdp: XdpMode,
@@ -156,16 +158,39 @@ impl Dataplane {
         let lock = pins.lock()?;
         let globals = features.globals(options.sockets.mode);
         let of_sockets: &[_] = if options.sockets.mode == SocketMode::Off { &[] } else { &sockets::PROGRAMS };
-        let load::Loaded { mut ebpf, programs, refused } =
-            load::load(&pins, &options.capacities, &globals, of_sockets)?;
+        let is_unfinished = resize::restore(&pins)?;
+        let load::Loaded { mut ebpf, programs, refused, resized } =
+            load::load(&pins, &options.capacities, &globals, of_sockets).or_else(|error| restored(&pins, error))?;
+        let is_resized = !resized.is_empty();
+        let maps = Arc::new(Maps::open(&pins)?);
+        let resized = Resized::fill(&pins, resized, &maps).or_else(|error| restored(&pins, error.into()))?;
         let sockets = SocketDoor::load(&ebpf, refused, pins.clone(), &options.sockets, features);
         if options.log {
             logs::start(&mut ebpf);
         }
-        let maps = Arc::new(Maps::open(&pins)?);
         let orphans = if sockets.is_open() { find_orphans(&maps)? } else { None };
+        let serves = pins.others().is_empty();
         let links = Links::adopt(pins, programs, options.xdp);
-        Ok(Self { maps, links, sockets, orphans, ebpf, _lock: lock })
+        let mut own = Self { maps, links, sockets, orphans, ebpf, _lock: lock };
+        if (is_resized || is_unfinished) && serves {
+            own.switch(&resized);
+        }
+        if let Err(error) = resized.finish(&own.maps) {
+            warn!("{error}; the next start of the agent makes the maps anew once more");
+        }
+        Ok(own)
+    }
+
+    /// Lets what runs with the maps of before run with those of another size, which hold the same. (What runs with those of
+    /// another layout goes on until the first sync.)
+    fn switch(&mut self, resized: &Resized) {
+        resized.catch_up_counters(&self.maps);
+        for error in self.take_over() {
+            warn!("{error}; {}", error.remedy());
+        }
+        if self.sockets.has_links() {
+            self.take_over_sockets().iter().for_each(|error| warn!("{error}"));
+        }
     }
 
     /// The maps, for whoever reads them beside the loop.
@@ -180,7 +205,7 @@ impl Dataplane {
         &self.maps
     }
 
-    /// What the maps can really hold: adopted ones keep their sizes.
+    /// What the maps can really hold: an adopted one keeps its size where another can't be had.
     #[must_use]
     pub fn capacities(&self) -> Capacities {
         Capacities {
@@ -286,6 +311,14 @@ impl Writer for Dataplane {
         }
         Ok(())
     }
+}
+
+/// Nothing of a start that failed is left: what runs goes on with the maps that it has.
+fn restored<T>(pins: &Pins, error: OpenError) -> Result<T, OpenError> {
+    if let Err(error) = resize::restore(pins) {
+        warn!("{error}");
+    }
+    Err(error)
 }
 
 /// Watches for sockets whose backends go, where the kernel lets us close them.

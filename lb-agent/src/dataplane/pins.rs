@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! DIR/v2/maps/NAME
+//! DIR/v2/before/NAME          while maps get another size
 //! DIR/v2/programs/NAME
 //! DIR/v2/links/DOOR-IFINDEX
 //! ```
@@ -93,7 +94,14 @@ fn pid_text(pid: Option<u32>) -> String {
 pub struct Pins {
     root: PathBuf,
     version: u32,
+    /// Name of the directory of maps.
+    maps: &'static str,
 }
+
+/// Where maps are pinned.
+pub const MAPS: &str = "maps";
+/// Where they are while others of another size take their places.
+pub const MAPS_BEFORE: &str = "before";
 
 /// Ownership of a pin directory. It ends with the process, however that ends.
 #[derive(Debug)]
@@ -106,7 +114,13 @@ impl Pins {
     /// The pins below a directory.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.into(), version: LAYOUT_VERSION }
+        Self { root: root.into(), version: LAYOUT_VERSION, maps: MAPS }
+    }
+
+    /// The same, with the maps that have been set aside while others of another size take their places.
+    #[must_use]
+    pub fn set_aside(&self) -> Self {
+        Self { maps: MAPS_BEFORE, ..self.clone() }
     }
 
     /// The directory.
@@ -118,7 +132,13 @@ impl Pins {
     /// The pin of a map.
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
-        self.directory("maps").join(name)
+        self.maps().join(name)
+    }
+
+    /// The directory of all maps.
+    #[must_use]
+    pub fn maps(&self) -> PathBuf {
+        self.directory(self.maps)
     }
 
     /// The pin of a program.
@@ -144,7 +164,7 @@ impl Pins {
     pub fn others(&self) -> Vec<Self> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let versions = entries.filter_map(|entry| version_of(&entry.path())).filter(|&version| version != self.version);
-        versions.map(|version| Self { root: self.root.clone(), version }).collect()
+        versions.map(|version| Self { version, ..self.clone() }).collect()
     }
 
     fn directory(&self, kind: &str) -> PathBuf {
@@ -159,7 +179,7 @@ impl Pins {
         if !is_bpffs(existing_ancestor(&self.root)) {
             mount_for(&self.root)?;
         }
-        for kind in ["maps", "programs", "links"] {
+        for kind in [MAPS, "programs", "links"] {
             let path = self.directory(kind);
             fs::create_dir_all(&path).map_err(|cause| PinError::Directory { path, cause })?;
         }
@@ -171,7 +191,7 @@ impl Pins {
     /// # Errors
     /// Where there are no pins.
     pub fn wait_for_turn(&self) -> Result<Lock, PinError> {
-        let path = self.directory("maps");
+        let path = self.maps();
         let error = |cause| PinError::Directory { path: path.clone(), cause };
         let file = File::open(&path).map_err(error)?;
         let locked = Flock::lock(file, FlockArg::LockExclusive);

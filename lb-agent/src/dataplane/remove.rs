@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::{
     filters,
-    pins::{self, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
+    pins::{self, MAPS, MAPS_BEFORE, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
     sockets,
     sys::device_name,
 };
@@ -154,7 +154,8 @@ impl Removal<'_> {
     /// All but the links.
     fn layout(&mut self, layout: &Path) -> Result<(), PinError> {
         self.pins(&layout.join("programs"), Item::Program)?;
-        self.pins(&layout.join("maps"), Item::Map)?;
+        self.pins(&layout.join(MAPS), Item::Map)?;
+        self.pins(&layout.join(MAPS_BEFORE), Item::Map)?;
         self.directory(layout)
     }
 

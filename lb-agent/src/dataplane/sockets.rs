@@ -241,6 +241,11 @@ impl SocketDoor {
         self.is_attached
     }
 
+    /// Whether an earlier agent has opened it.
+    pub fn has_links(&self) -> bool {
+        HOOKS.iter().any(|(.., pin)| self.pins.links().join(pin).exists())
+    }
+
     /// Whether the door can be opened.
     pub const fn is_open(&self) -> bool {
         self.open.is_some()

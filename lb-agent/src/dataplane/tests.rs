@@ -8,13 +8,14 @@ use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::Ordering,
     time::Instant,
 };
 
 use lb_common::{
     config::{Config, role},
     flow::protocol,
-    frontend::FrontendKey,
+    frontend::{Affinity, FrontendKey},
     maps::{self, FILTER_EGRESS, FILTER_INGRESS, LAYOUT_VERSION},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -144,11 +145,109 @@ fn what_is_written_is_adopted_after_a_restart() {
     assert!(dataplane.maps().flow_counts().unwrap().iter().all(|(_, count, _)| *count == 0));
 }
 
+/// All sizes but those of the flow tables, `times` as large.
+fn sized(capacities: Capacities, times: u32) -> Capacities {
+    Capacities {
+        frontends: capacities.frontends * times,
+        backends: capacities.backends * times,
+        table_slots: capacities.table_slots * times,
+        services: capacities.services * times,
+        source_ranges: capacities.source_ranges * times,
+        affinity: capacities.affinity * times,
+        fragments: capacities.fragments * times,
+        interfaces: capacities.interfaces * times,
+        node_addresses: capacities.node_addresses * times,
+        sockets: capacities.sockets * times,
+        ..capacities
+    }
+}
+
+/// Writes a Service, with some of what programs write, and leaves it to the next agent.
+fn leave_a_service(place: &Place) {
+    let (web, now) = (ServiceKey::new("default", "web"), Instant::now());
+    let mut dataplane = place.open();
+    let mut state = State::adopt(dataplane.maps().dump().unwrap(), &dataplane.capacities());
+    for last in [1, 2] {
+        let plan = state.plan(&web, 10, &desired(last), now);
+        state.carry_out(plan, &mut dataplane, now).unwrap();
+    }
+    let maps = dataplane.maps();
+    let affinity = Affinity { backend: 2, generation: 0, last_used: 7 };
+    maps.affinity.insert(&bytemuck::Zeroable::zeroed(), &affinity).unwrap();
+    maps.sockets.insert(&9, &bytemuck::Zeroable::zeroed()).unwrap();
+    maps.backend_counters.elements(2).for_each(|words| words[0].store(5, Ordering::Relaxed));
+}
+
 #[test]
-fn adopted_maps_keep_their_capacities() {
+fn maps_get_another_size_in_place_with_all_that_they_hold() {
+    let Some(mut place) = Place::new("sizes") else { return };
+    leave_a_service(&place);
+    let before = place.open().maps().dump().unwrap();
+    let small = place.options.capacities;
+    for capacities in [sized(small, 4), small] {
+        place.options.capacities = capacities;
+        let dataplane = place.open();
+        assert_eq!(dataplane.capacities(), capacities);
+        let dump = dataplane.maps().dump().unwrap();
+        assert_eq!(dump, before);
+        assert_eq!(dump.backends.iter().map(|backend| backend.generation).collect::<Vec<_>>(), [0, 1, 0]);
+        let mut state = State::adopt(dump, &dataplane.capacities());
+        let plan = state.plan(&ServiceKey::new("default", "web"), 10, &desired(2), Instant::now());
+        assert_eq!(plan.operations, []);
+        let maps = dataplane.maps();
+        assert_eq!((maps.affinity.count().unwrap(), maps.sockets.count().unwrap()), (1, 1));
+        let cpus = super::cpu_numbers().unwrap() as usize;
+        assert_eq!(maps.backend_counters.get(2).map(|counters| counters.packets[0]).collect::<Vec<_>>(), vec![5; cpus]);
+        assert!(!Pins::new(&place.options.bpffs).set_aside().maps().exists());
+    }
+}
+
+#[test]
+fn a_map_does_not_become_smaller_than_what_it_holds() {
+    let Some(mut place) = Place::new("shrink") else { return };
+    leave_a_service(&place);
+    let small = place.options.capacities;
+    // Index 2 is in use, and three source ranges are.
+    place.options.capacities = Capacities { backends: 2, source_ranges: 2, frontends: 32, ..small };
+    let dataplane = place.open();
+    assert_eq!(dataplane.capacities(), Capacities { frontends: 32, ..small });
+    assert_eq!(dataplane.maps().dump().unwrap().source_ranges.len(), 3);
+}
+
+/// What runs is replaced at once, and an agent that died on the way, or found no memory, has spoiled nothing.
+#[test]
+fn a_resize_that_came_to_no_end_is_begun_anew() {
+    let Some(mut place) = Place::new("unfinished") else { return };
+    let uplink = left_by_an_earlier_agent(&mut place);
+    leave_a_service(&place);
+    let before = place.open().maps().dump().unwrap();
+    let pins = Pins::new(&place.options.bpffs);
+    let door = pins.links().join(Door::TcIngress.pin_name(uplink));
+    for name in [maps::BACKENDS, maps::BACKEND_COUNTERS] {
+        super::resize::set_aside(&pins, name).unwrap();
+    }
+    // A new one has been pinned already, and is empty.
+    fs::rename(pins.map(maps::SERVICE_COUNTERS), pins.map(maps::BACKENDS)).unwrap();
+    let (_, program) = link(&door);
+    let dataplane = place.open();
+    assert_eq!(dataplane.maps().dump().unwrap(), before);
+    assert_ne!(link(&door).1, program, "it may have run with the maps that are gone");
+    drop(dataplane);
+
+    let small = place.options.capacities;
+    let (_, program) = link(&door);
+    let too_many = Capacities { backends: u32::MAX, ..small };
+    assert!(Dataplane::open(&Options { capacities: too_many, ..place.options.clone() }).is_err());
+    assert_eq!(link(&door).1, program);
+    let dataplane = place.open();
+    assert_eq!((dataplane.capacities(), dataplane.maps().dump().unwrap()), (small, before));
+}
+
+#[test]
+fn flow_tables_keep_their_capacities() {
     let Some(place) = Place::new("capacities") else { return };
     drop(place.open());
-    let capacities = Capacities { frontends: 128, ..place.options.capacities };
+    let capacities = Capacities { flows: 256, ..place.options.capacities };
     let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
     assert_eq!(dataplane.capacities(), place.options.capacities);
 }

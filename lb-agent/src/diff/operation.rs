@@ -128,8 +128,8 @@ impl WriteError {
         match self {
             // A hash map has no room.
             Self::Refused { map, cause } if cause.raw_os_error() == Some(libc::E2BIG) => match *map {
-                maps::INTERFACES => "raise --max-interfaces, which takes a `lb-agent cleanup` first",
-                maps::NODE_ADDRESSES => "raise --max-node-addresses, which takes a `lb-agent cleanup` first",
+                maps::INTERFACES => "raise --max-interfaces and restart the agent",
+                maps::NODE_ADDRESSES => "raise --max-node-addresses and restart the agent",
                 _ => "it is tried again with the next change",
             },
             _ => "it is tried again with the next change",

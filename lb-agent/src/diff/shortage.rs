@@ -51,7 +51,7 @@ impl Shortage {
         Problem::new(
             format!("Service {service}"),
             format!("there is not enough room for its {cause}"),
-            format!("raise {flag} and run `lb-agent cleanup` before the next start"),
+            format!("raise {flag} and restart the agent"),
         )
     }
 }

@@ -280,7 +280,7 @@ impl Services {
 
 fn unwritten_problem(key: &ServiceKey, error: &WriteError) -> Problem {
     let remedy = if error.is_final() {
-        "make room in the map, or raise its size and run `lb-agent cleanup` before the next start; it is tried again"
+        "make room in the map, or raise its size and restart the agent; it is tried again"
     } else {
         "it is tried again by itself, and the node gets unhealthy meanwhile; if it stays, restart the agent"
     };

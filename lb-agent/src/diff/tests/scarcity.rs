@@ -41,7 +41,7 @@ fn a_full_map_of_backends_keeps_no_service_on_endpoints_that_have_gone() {
     assert_eq!(
         problems[0].to_string(),
         "Service default/web: there is not enough room for its backends, so it is served by those that fit; \
-         raise --max-backends and run `lb-agent cleanup` before the next start"
+         raise --max-backends and restart the agent"
     );
     assert_eq!(problems.len(), 1);
     assert_eq!(after_a_rest(&mut world, with(&[2, 3, 4])), Vec::<String>::new());
