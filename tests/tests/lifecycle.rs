@@ -16,7 +16,7 @@ use nix::{
 };
 use shunt_tests::{
     load::{self, Target},
-    world::{Family, Node, Options, World, sample},
+    world::{Family, Node, Options, World, sample, wait_until},
 };
 
 const PAUSE: Duration = Duration::from_secs(1);
@@ -46,6 +46,92 @@ fn pitfall_24_agents_killed_and_restarted_under_load_lose_nothing_by_tc() -> Res
 #[test]
 fn pitfall_24_agents_killed_and_restarted_under_load_lose_nothing_with_xdp() -> Result<()> {
     restarts_lose_nothing(Options::XDP)
+}
+
+/// Room for backends: the sample takes some of it.
+const ROOM: u32 = 48;
+/// Endpoints of a Service for which that is not enough.
+const MANY: usize = 64;
+
+/// The flags of all maps that get another size in place, for that many times `ROOM`.
+fn set_sizes(world: &mut World, times: u32) {
+    const FLAGS: [&str; 10] = [
+        "--max-frontends",
+        "--max-backends",
+        "--max-services",
+        "--max-source-ranges",
+        "--max-affinity",
+        "--max-fragments",
+        "--max-interfaces",
+        "--max-node-addresses",
+        "--max-sockets",
+        "--max-table-slots",
+    ];
+    for node in world.nodes_mut() {
+        for flag in FLAGS {
+            let size = if flag == "--max-table-slots" { 65_536 * times } else { ROOM * times };
+            node.set_flag(flag, &size.to_string());
+        }
+    }
+}
+
+/// A Service at which nobody asks, with many endpoints.
+fn many() -> String {
+    let endpoints = (1..=MANY).map(|last| format!("- addresses: [10.250.0.{last}]\n"));
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: many, namespace: default }}\n\
+         spec: {{ type: ClusterIP, ipFamilies: [IPv4], clusterIP: 10.96.0.77, clusterIPs: [10.96.0.77], \
+         ports: [{{ name: http, protocol: TCP, port: 80 }}] }}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{ name: many-1, namespace: default, labels: {{ kubernetes.io/service-name: many }} }}\n\
+         addressType: IPv4\nports: [{{ name: http, protocol: TCP, port: 8080 }}]\nendpoints:\n{}",
+        endpoints.collect::<String>()
+    )
+}
+
+/// How many endpoints of it a node's maps hold.
+fn count_many(node: &Node) -> Result<usize> {
+    Ok(node.lb_agent("get backends")?.lines().filter(|line| line.contains("10.250.0.")).count())
+}
+
+/// A full map: the flag is raised and the agent restarted; nothing else is needed, and nobody notices.
+#[test]
+fn maps_grow_and_shrink_at_restarts_under_load_and_lose_nothing() -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let mut world = World::new(Options::XDP)?;
+    world.apply_sample()?;
+    set_sizes(&mut world, 1);
+    world.start_agents()?;
+    world.apply("many.yaml", &many())?;
+    for node in world.nodes() {
+        wait_until("the Service without room being named", LIMIT, || {
+            let log = node.agent().log();
+            Ok(log.lines().any(|line| line.contains("default/many") && line.contains("--max-backends")))
+        })?;
+        let held = count_many(node)?;
+        ensure!(held > 0 && held < MANY, "as many as fit: {held}");
+    }
+    world.serves()?;
+    let load = world.load_web()?;
+    // The last is too small for what is there by then.
+    for (times, is_done) in [(4, true), (3, true), (1, false)] {
+        for node in world.nodes_mut() {
+            node.agent_mut().terminate()?;
+        }
+        set_sizes(&mut world, times);
+        world.start_agents()?;
+        for node in world.nodes() {
+            wait_until("all endpoints having room", LIMIT, || Ok(count_many(node)? == MANY))?;
+            let log = node.agent().log();
+            let said =
+                if is_done { "map BACKENDS gets " } else { "map BACKENDS keeps its 144 entries, not the 48 asked for" };
+            ensure!(log.contains(said), "{said} in {}", node.agent().log_tail());
+        }
+        sleep(PAUSE);
+    }
+    let [tally] = <[_; 1]>::try_from(load.finish()).expect("one phase");
+    ensure!(tally.failed() == 0 && tally.requests() > 100, "{} requests, {:?}", tally.requests(), tally.errors);
+    Ok(())
 }
 
 /// What changed while the agent was away is applied when it comes back.

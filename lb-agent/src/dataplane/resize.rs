@@ -210,10 +210,7 @@ fn copy_first<K: Pod + Ord, V: Pod>(from: Hash<K, V>, to: &Hash<K, V>) -> Result
 }
 
 /// Copies what was not there at the first time, unless it is here already.
-fn copy_rest<K: Pod + Ord, V: Pod>(
-    from: Option<&(Hash<K, V>, BTreeSet<K>)>,
-    to: &Hash<K, V>,
-) -> Result<(), MapError> {
+fn copy_rest<K: Pod + Ord, V: Pod>(from: Option<&(Hash<K, V>, BTreeSet<K>)>, to: &Hash<K, V>) -> Result<(), MapError> {
     let Some((from, copied)) = from else { return Ok(()) };
     copy_but(from, to, copied).map(drop)
 }
@@ -242,7 +239,10 @@ fn copy_trie<K: Pod + Ord>(from: &Trie<K>, to: &Trie<K>) -> Result<(), MapError>
 
 /// Programs do not read what is written here yet, so the order of the words does not matter.
 fn copy_array<V: Pod>(from: &Shared<V>, to: &Shared<V>) {
-    to.words().iter().zip(from.words()).for_each(|(to, from)| to.store(from.load(Ordering::Relaxed), Ordering::Relaxed));
+    to.words()
+        .iter()
+        .zip(from.words())
+        .for_each(|(to, from)| to.store(from.load(Ordering::Relaxed), Ordering::Relaxed));
 }
 
 /// Counters only rise.

@@ -181,6 +181,14 @@ impl Node {
         self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
     }
 
+    /// Gives its agents a flag with a value, in place of another value, from the next one on.
+    pub fn set_flag(&mut self, flag: &str, value: &str) {
+        match self.flags.iter().position(|word| word == flag) {
+            Some(place) => value.clone_into(&mut self.flags[place + 1]),
+            None => self.add_flags(&[flag, value]),
+        }
+    }
+
     /// Leaves its agents these of root's capabilities (`net_admin`) and no others, from the next one on.
     pub fn limit_capabilities(&mut self, names: &[&str]) {
         self.capabilities = Some(names.iter().map(|&name| name.to_owned()).collect());
