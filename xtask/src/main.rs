@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod against;
 mod bench;
 mod bench_control;
 mod bench_flood;
