@@ -229,7 +229,7 @@ impl Services {
     /// Leaves a Service as it is in the maps. Whoever asks for its health is answered, as its traffic is served.
     fn keep(&mut self, key: ServiceKey, reporter: &mut Reporter, now: Instant) {
         self.unwritten.remove(&key);
-        self.triggers.finish(&key);
+        self.triggers.forget(&key);
         let mut problems = self.model.problems_while_kept(&key);
         match self.health_ports.set(&key, self.model.health_check(&key)) {
             Ok(()) => self.queue.succeed(&key),

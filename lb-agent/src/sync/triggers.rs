@@ -51,6 +51,11 @@ impl Triggers {
         self.programmed.extend(self.waiting.remove(key).into_iter().flatten());
     }
 
+    /// What has changed of the Service does not get into the maps.
+    pub fn forget(&mut self, key: &ServiceKey) {
+        self.waiting.remove(key);
+    }
+
     /// Changes that have got into the maps since the last time.
     pub fn take_programmed(&mut self) -> Vec<Trigger> {
         std::mem::take(&mut self.programmed)
@@ -81,5 +86,9 @@ mod tests {
         triggers.finish(&key);
         assert_eq!(triggers.take_programmed(), [(true, "2026-11-01T10:00:02.5Z".parse().unwrap())]);
         assert_eq!(triggers.take_programmed(), []);
+        triggers.wait(key.clone(), trigger);
+        triggers.forget(&key);
+        triggers.finish(&key);
+        assert_eq!(triggers.take_programmed(), [], "what is not written is not programmed");
     }
 }

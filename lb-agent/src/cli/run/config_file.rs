@@ -25,6 +25,7 @@ use self::fields::{Meaning, Setting};
 use super::{Flags, RunArgs};
 use crate::{
     cli::{Cli, Command},
+    node::addresses::NodePortAddresses,
     notice,
 };
 
@@ -106,6 +107,13 @@ pub fn complete(args: &RunArgs, arguments: impl IntoIterator<Item = OsString>) -
             fs::read_to_string(&path).map_err(|cause| ConfigFileError::Unreadable { path: path.clone(), cause })?;
         findings = read(&path, &text)?;
         findings.tell(&path);
+        if findings.means_all_addresses && args.nodeport_addresses == NodePortAddresses::Primary {
+            warn!(
+                "--config {}: nodePortAddresses is not set, which means all addresses to kube-proxy in this mode; here NodePorts are \
+                 answered at the node's own addresses of its Node object: set nodePortAddresses to [0.0.0.0/0, '::/0'] for all",
+                path.display()
+            );
+        }
         file = Some(File { path, text });
     }
     let path = args.config.clone().unwrap_or_default();
@@ -140,6 +148,8 @@ struct Findings {
     ignored: BTreeMap<String, &'static str>,
     /// Fields that kube-proxy has not got.
     unknown: Vec<String>,
+    /// Whether kube-proxy would answer NodePorts at all addresses of the node, because the file does not say at which.
+    means_all_addresses: bool,
 }
 
 impl Findings {
@@ -174,7 +184,8 @@ fn read(path: &Path, text: &str) -> Result<Findings, ConfigFileError> {
         }
     }
     let mode = root["mode"].as_str().unwrap_or_default();
-    let mut findings = Findings::default();
+    let means_all_addresses = mode != "nftables" && value::is_unset(&root["nodePortAddresses"]);
+    let mut findings = Findings { means_all_addresses, ..Findings::default() };
     for (field, value) in leaves(&root) {
         match fields::meaning(&field, mode) {
             None => findings.unknown.push(field),

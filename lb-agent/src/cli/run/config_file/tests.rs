@@ -117,6 +117,19 @@ fn rule_76_a_flag_that_was_typed_wins() {
     assert_eq!(args.flows.tcp_timeout_close_wait, Seconds(1800));
 }
 
+/// The same file, another meaning: kube-proxy answers at all addresses unless its mode is nftables.
+#[test]
+fn rule_28_a_file_that_does_not_say_where_node_ports_are_answered_is_told_of_the_difference() {
+    for (text, means_all) in [
+        ("mode: ''", true),
+        ("mode: iptables\nnodePortAddresses: []", true),
+        ("mode: nftables", false),
+        ("mode: iptables\nnodePortAddresses: [192.0.2.0/24]", false),
+    ] {
+        assert_eq!(findings(&with_header(text)).means_all_addresses, means_all, "{text}");
+    }
+}
+
 #[test]
 fn masquerade_all_is_that_of_the_files_mode() {
     for (mode, is_on) in [("", true), ("iptables", true), ("ipvs", true), ("nftables", false)] {
