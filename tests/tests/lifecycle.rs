@@ -157,6 +157,22 @@ fn sigterm_leaves_forwarding_in_place() -> Result<()> {
     world.serves()
 }
 
+/// Process 1 of a container gets no signal for which it has no handler: an agent that is told to stop while it starts would be
+/// killed when the patience of the kubelet ends.
+#[test]
+fn sigterm_during_the_start_is_heard() -> Result<()> {
+    let mut world = World::new(Options::TC)?;
+    world.apply_sample()?;
+    let node = world.node_mut("node-a");
+    node.start_agent(shunt_tests::world::Xdp::Off)?;
+    // It loads its programs next, which takes seconds.
+    wait_until("the agent's first words", PAUSE * 10, || Ok(node.agent().log().contains("the maps take up to")))?;
+    let status = node.agent_mut().terminate()?;
+    ensure!(status.success() && node.agent().log().contains("told to stop"), "{status}: {}", node.agent().log_tail());
+    world.start_agents()?;
+    world.serves()
+}
+
 /// Rule 76: with `--config` the agent ends when that file changes, so that it is started with what it says then.
 #[test]
 fn rule_76_an_agent_ends_when_its_configuration_changes_and_forwarding_goes_on() -> Result<()> {

@@ -7,25 +7,27 @@
 mod args;
 mod config_file;
 mod flags;
+mod tasks;
 mod values;
 
 use std::{env, fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
+use ipnet::IpNet;
 use lb_common::{
     config::{Config, TICK_SHIFT, config_flags, ticks},
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use self::{args::FlowArgs, config_file::Completed, values::SourceSpec};
+use self::{args::FlowArgs, config_file::Completed, tasks::Tasks, values::SourceSpec};
 pub use self::{args::RunArgs, flags::Flags};
 use crate::{
     about::{self, About},
     cli::told_to_stop,
-    dataplane::{self, Dataplane, Options, Pins, SocketOptions},
+    dataplane::{self, Capacities, Dataplane, Options, Part, Pins, Repair, SocketOptions},
     diff::State,
     events::{self, Recorder},
     health::{self, Health},
@@ -35,7 +37,7 @@ use crate::{
     model::Model,
     node::{checks, netlink::Follower, service_cidrs},
     source::{self, KubeOptions, SourceError},
-    sync::{self, Devices, Inputs, Loop, LoopError, Maps, Reporter, Services},
+    sync::{self, Devices, Inputs, Loop, LoopError, Maps, Notice, Reporter, Services},
 };
 
 /// Events and changes that may wait for the loop.
@@ -50,6 +52,9 @@ const WORKERS: usize = 2;
 /// Whatever keeps it from starting, and the end of its source.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let completed = config_file::complete(&args, env::args_os())?;
+    if let Err(error) = dataplane::lift_file_limit() {
+        warn!("the limit of open files stays as it is: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let result = runtime.block_on(start(completed));
     // A source may be in the middle of reading a file: nothing that is worth waiting for.
@@ -57,7 +62,20 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     result
 }
 
+/// Does the work until it is told to stop, which it may be from the first moment on: process 1 of a container gets no signal for
+/// which it has no handler. Stopping leaves everything as it is at that moment, and the next agent goes on from there.
 async fn start(completed: Completed) -> anyhow::Result<()> {
+    let stop = told_to_stop()?;
+    tokio::select! {
+        ended = work(completed) => ended,
+        () = stop => {
+            info!("told to stop; what is in the kernel goes on forwarding");
+            Ok(())
+        }
+    }
+}
+
+async fn work(completed: Completed) -> anyhow::Result<()> {
     let Completed { args, mut flags, file } = completed;
     let node_name = node_name(args.node_name.as_deref())?;
     flags.set("node-name", &node_name);
@@ -77,14 +95,8 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     let capacities = args.capacities.capacities();
     let bill = Bill::new(&capacities, dataplane::cpu_numbers()?).check(args.capacities.max_map_memory)?;
     info!("node {node_name}; the maps take up to {} MiB: {bill}", mebibytes(bill.total()));
-    let options = Options {
-        bpffs: args.bpffs.clone(),
-        capacities,
-        xdp: args.devices.xdp,
-        sockets: SocketOptions { mode: args.socket_lb, cgroup: args.cgroup.clone() },
-        log: args.program_log,
-    };
-    let mut tasks = JoinSet::new();
+    let options = options(&args, capacities);
+    let mut tasks = Tasks::default();
     let is_kube = args.source == SourceSpec::Kube;
     let recorder = if is_kube { start_recorder(&kube, &mut tasks).await? } else { Recorder::default() };
     let (mut services, mut reporter) =
@@ -96,6 +108,7 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     let mut dataplane = sync::take_in_while(opening, &mut events, told).await??;
     recorder.tell_start();
     dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
+    let (tell_lost, notices) = notices(&mut dataplane);
     let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
 
@@ -106,26 +119,37 @@ async fn start(completed: Completed) -> anyhow::Result<()> {
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
 
-    tasks.spawn(follower.run(change_sender));
-    tasks.spawn(http::serve(healthz, health::router(health.clone(), metrics.clone())));
+    tasks.spawn("the following of devices", follower.run(change_sender));
+    tasks.spawn("the port of /healthz", http::serve(healthz, health::router(health.clone(), metrics.clone())));
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
-    tasks.spawn(http::serve(metricsz, pages));
+    tasks.spawn("the port of /metrics", http::serve(metricsz, pages));
     let agent = Loop::new(services, devices, maps, health, metrics).reporting(reporter);
-    tasks.spawn(service_cidrs::follow(agent.service_cidrs()));
+    tasks.spawn("the following of ServiceCIDRs", service_cidrs::follow(agent.service_cidrs(), tell_lost));
     tokio::select! {
-        ended = agent.run(Inputs { events, changes, requests }) => match ended {
+        ended = agent.run(Inputs { events, changes, requests, notices }) => match ended {
             // The source itself knows why.
             LoopError::SourceEnded => source.await?.and(Err(ended.into())),
             LoopError::NetlinkEnded => Err(ended.into()),
         },
+        ended = tasks.end() => Err(ended),
         ended = &mut source => ended?.and(Err(LoopError::SourceEnded.into())),
         // What it says is taken in at the start: whoever starts the agent does so again, and nothing is lost meanwhile.
         () = config_change(file.as_ref()) => bail!("--config has changed: ends, to be started with what it says now"),
-        () = told_to_stop()? => {
-            info!("told to stop; what is in the kernel goes on forwarding");
-            Ok(())
-        }
     }
+}
+
+/// Where it is told that something of ours has been taken out of the kernel: by the directories of pins, and by whoever hears of
+/// a route that was lost.
+fn notices(dataplane: &mut Dataplane) -> (impl Fn(&IpNet) + Send + 'static, mpsc::Receiver<Notice>) {
+    let (sender, notices) = mpsc::channel(QUEUE_LENGTH);
+    let removals = sender.clone();
+    // Where it is full, a notice is waiting already, and one is as good as many.
+    dataplane.tell_of_removals(move || drop(removals.try_send(Notice::Removal)));
+    let tell_lost = move |range: &IpNet| {
+        let repair = Repair { part: Part::Route, name: format!("blackhole {range}") };
+        drop(sender.try_send(Notice::Repair(repair)));
+    };
+    (tell_lost, notices)
 }
 
 /// Returns when there is a configuration file and it has changed (rule 76).
@@ -133,6 +157,16 @@ async fn config_change(file: Option<&config_file::File>) {
     match file {
         Some(file) => file.change().await,
         None => std::future::pending().await,
+    }
+}
+
+fn options(args: &RunArgs, capacities: Capacities) -> Options {
+    Options {
+        bpffs: args.bpffs.clone(),
+        capacities,
+        xdp: args.devices.xdp,
+        sockets: SocketOptions { mode: args.socket_lb, cgroup: args.cgroup.clone() },
+        log: args.program_log,
     }
 }
 
@@ -225,10 +259,10 @@ fn random_seed() -> std::io::Result<[u64; 2]> {
 }
 
 /// Kubernetes Events.
-async fn start_recorder(kube: &KubeOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<Recorder> {
+async fn start_recorder(kube: &KubeOptions, tasks: &mut Tasks) -> anyhow::Result<Recorder> {
     let client = source::connect(kube).await?;
     let (recorder, notes) = Recorder::new();
-    tasks.spawn(events::post(client, kube.node_name.clone(), notes));
+    tasks.spawn("the posting of Events", events::post(client, kube.node_name.clone(), notes));
     Ok(recorder)
 }
 

@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::{
     OpenError,
+    audit::{Audit, LinkFate, LinkState, Part, judge},
     doors::{Door, XdpMode, XdpWish},
     filters,
     pins::{self, Pins},
@@ -124,6 +125,8 @@ fn explain(error: &io::Error) -> String {
 struct Held {
     /// Its pin, which may be one of another layout version.
     path: PathBuf,
+    /// Held open: a link lives as long as its pin or a descriptor of it.
+    link: OwnedFd,
     /// Whether it runs this agent's program; else that of an earlier one.
     is_ours: bool,
 }
@@ -148,10 +151,12 @@ impl Links {
             for path in entries.map(|entry| entry.path()) {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let Some((door, ifindex)) = Door::of_pin(name) else { continue };
-                let held = Held { path, is_ours: false };
-                if !held.is_on(ifindex) {
-                    remove(&held.path);
-                } else if !links.is_open(door, ifindex) {
+                let held = sys::open_pin(&path).map(|link| Held { path: path.clone(), link, is_ours: false });
+                let Some(held) = held.ok().filter(|held| held.is_on(ifindex)) else {
+                    remove(&path);
+                    continue;
+                };
+                if !links.is_open(door, ifindex) {
                     links.open.entry(ifindex).or_default().insert(door, held);
                 }
             }
@@ -221,22 +226,22 @@ impl Links {
         let Some(held) = self.open.get_mut(&ifindex).and_then(|doors| doors.get_mut(&door)) else { return Ok(()) };
         let own = self.pins.links().join(door.pin_name(ifindex));
         let program = self.programs[door.program()].as_fd();
-        let link = sys::open_pin(&held.path)?;
-        match sys::update_link(link.as_fd(), program) {
+        match sys::update_link(held.link.as_fd(), program) {
             Ok(()) if held.path != own => fs::rename(&held.path, &own)?,
             Ok(()) => {}
             Err(refused) => {
                 let (attach_type, flags) = door.attach();
                 let second = sys::create_link(program, ifindex, attach_type, flags).map_err(|_| refused)?;
-                pins::replace(second, &own).map_err(io::Error::other)?;
+                pins::replace(&second, &own).map_err(io::Error::other)?;
                 // Gone already if its device went meanwhile.
-                let _ = sys::detach_link(link.as_fd());
+                let _ = sys::detach_link(held.link.as_fd());
                 if held.path != own {
                     remove(&held.path);
                 }
+                held.link = second;
             }
         }
-        *held = Held { path: own, is_ours: true };
+        (held.path, held.is_ours) = (own, true);
         Ok(())
     }
 
@@ -269,9 +274,77 @@ impl Links {
         Ok(Attachment { has_tc_links, xdp })
     }
 
+    /// Looks whether every link and filter is still there, runs what it should, and is pinned; puts back what is not. Of devices
+    /// that have gone netlink tells.
+    pub fn audit(&mut self, ebpf: &mut Ebpf, audit: &mut Audit) {
+        let open: Vec<_> =
+            self.open.iter().flat_map(|(&ifindex, doors)| doors.keys().map(move |&door| (ifindex, door))).collect();
+        for (ifindex, door) in open {
+            if let Some(name) = device_name(ifindex) {
+                self.audit_link(door, ifindex, &name, audit);
+            }
+        }
+        let filtered: Vec<_> = self.filtered.keys().copied().collect();
+        for ifindex in filtered {
+            if let Some(name) = device_name(ifindex) {
+                self.audit_filters(ebpf, ifindex, &name, audit);
+            }
+        }
+    }
+
+    fn audit_link(&mut self, door: Door, ifindex: u32, name: &str, audit: &mut Audit) {
+        let program = self.programs[door.program()].as_fd();
+        let own = self.pins.links().join(door.pin_name(ifindex));
+        let Some(held) = self.open.get_mut(&ifindex).and_then(|doors| doors.get_mut(&door)) else { return };
+        let wanted = sys::program_id(program).ok().filter(|_| held.is_ours);
+        let fate = judge(held.state(), ifindex.into(), wanted);
+        let outcome = match fate {
+            LinkFate::Whole => Ok(()),
+            LinkFate::OtherProgram => sys::update_link(held.link.as_fd(), program),
+            LinkFate::Detached => {
+                let (attach_type, flags) = door.attach();
+                sys::create_link(program, ifindex, attach_type, flags).map(|link| {
+                    remove(&held.path);
+                    (held.link, held.is_ours) = (link, true);
+                    // The pin is this link's, and no loss of its own.
+                    if pins::replace(&held.link, &own).is_ok() {
+                        held.path.clone_from(&own);
+                    }
+                })
+            }
+        };
+        let (is_whole, is_there) = (matches!(fate, LinkFate::Whole), outcome.is_ok());
+        if !is_whole {
+            audit.note(Part::Link, format!("{door} on {name}"), outcome.map_err(|error| explain(&error)));
+        }
+        if !is_there || pins::is_pinned(&held.link, &held.path) {
+            return;
+        }
+        let pinned = pins::replace(&held.link, &own);
+        if pinned.is_ok() {
+            held.path.clone_from(&own);
+        }
+        audit.note(Part::Pin, own.display().to_string(), pinned);
+    }
+
+    fn audit_filters(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str, audit: &mut Audit) {
+        let lost = filters::missing(ifindex);
+        let is_marked = self.filtered.get(&ifindex).is_some_and(|(place, _)| filters::is_marked(place, ifindex));
+        if lost.is_empty() && is_marked {
+            return;
+        }
+        let outcome = self.filter(ebpf, ifindex, name);
+        for filter in lost {
+            audit.note(Part::Filter, format!("{filter} on {name}"), outcome.as_ref().map(|&()| ()));
+        }
+        if !is_marked {
+            audit.note(Part::Pin, format!("mark of the filters on {name}"), outcome);
+        }
+    }
+
     /// Takes our programs off a device, or forgets it if it has gone.
     pub fn detach(&mut self, ifindex: u32) {
-        self.open.remove(&ifindex).into_iter().flatten().for_each(|(_, held)| remove(&held.path));
+        self.open.remove(&ifindex).into_iter().flatten().for_each(|(_, held)| held.end());
         if let Some((place, _)) = self.filtered.remove(&ifindex) {
             if let Some(name) = device_name(ifindex) {
                 filters::detach(&name);
@@ -337,7 +410,7 @@ impl Links {
         let link = sys::create_link(self.programs[door.program()].as_fd(), ifindex, attach_type, flags)?;
         let path = self.pins.links().join(door.pin_name(ifindex));
         sys::pin(link.as_fd(), &path)?;
-        self.open.entry(ifindex).or_default().insert(door, Held { path, is_ours: true });
+        self.open.entry(ifindex).or_default().insert(door, Held { path, link, is_ours: true });
         Ok(())
     }
 
@@ -347,7 +420,7 @@ impl Links {
 
     fn unpin(&mut self, door: Door, ifindex: u32) {
         let Some(doors) = self.open.get_mut(&ifindex) else { return };
-        doors.remove(&door).iter().for_each(|held| remove(&held.path));
+        doors.remove(&door).into_iter().for_each(Held::end);
         if doors.is_empty() {
             self.open.remove(&ifindex);
         }
@@ -357,8 +430,19 @@ impl Links {
 impl Held {
     /// Whether the link is still on the device: it ends with it, and the next device may get the same index.
     fn is_on(&self, ifindex: u32) -> bool {
-        let info = sys::open_pin(&self.path).and_then(|link| sys::link_info(link.as_fd()));
-        info.is_ok_and(|info| info.ifindex == ifindex)
+        self.state().is_some_and(|state| state.target == u64::from(ifindex))
+    }
+
+    fn state(&self) -> Option<LinkState> {
+        let info = sys::link_info(self.link.as_fd()).ok()?;
+        Some(LinkState { target: info.ifindex.into(), program: info.program_id })
+    }
+
+    /// Takes it off its device, also where its pin has been removed already.
+    fn end(self) {
+        // Refused where the device has gone, which has taken the link along.
+        let _ = sys::detach_link(self.link.as_fd());
+        remove(&self.path);
     }
 }
 

@@ -79,6 +79,29 @@ impl Fake {
         &self.tables[start..start + target.slots as usize]
     }
 
+    /// Whether the maps hold what an operation writes.
+    #[must_use]
+    pub fn holds(&self, operation: &Operation) -> bool {
+        match operation {
+            Operation::SetBackend { index, backend } => self.backends.get(*index as usize) == Some(backend),
+            Operation::FillTable { offset, slots } | Operation::ChangeTable { offset, slots } => {
+                let start = *offset as usize;
+                self.tables.get(start..start + slots.len()) == Some(slots)
+            }
+            Operation::SetFilterBit { plane, address } => self.filter.contains(*plane, address),
+            Operation::SetName { service, name } => self.names.get(service) == Some(&**name),
+            Operation::RemoveName { service } => !self.names.contains_key(service),
+            Operation::UpsertFrontend { key, frontend } => self.frontends.get(key) == Some(frontend),
+            Operation::RemoveFrontend { key } => !self.frontends.contains_key(key),
+            Operation::UpsertSourceRange(key) => self.source_ranges.contains_key(key),
+            Operation::RemoveSourceRange(key) => !self.source_ranges.contains_key(key),
+            Operation::UpsertNodeAddress(address) => self.node_addresses.contains(address),
+            Operation::RemoveNodeAddress(address) => !self.node_addresses.contains(address),
+            Operation::UpsertInterface { ifindex, interface } => self.interfaces.get(ifindex) == Some(interface),
+            Operation::RemoveInterface { ifindex } => !self.interfaces.contains_key(ifindex),
+        }
+    }
+
     fn fail_if_due(&mut self) -> Result<(), WriteError> {
         match self.fails_after {
             Some(0) => {

@@ -15,13 +15,22 @@ use aya::{
 };
 use lb_common::maps::programs;
 use nix::libc;
+use rtnetlink::{
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        tc::{self as message, TcAttribute, TcFilterBpf, TcFilterBpfOption, TcMessage, TcOption},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
 
-use super::pins::Pins;
+use super::{pins::Pins, sys};
 
 /// Ahead of other filters: a lower number runs earlier, and 1 is the lowest.
 const PRIORITY: u16 = 1;
 /// "SH": unlikely to be anybody else's.
-const HANDLE: TcHandle = TcHandle::new(0, 0x5348);
+const HANDLE_NUMBER: u16 = 0x5348;
+const HANDLE: TcHandle = TcHandle::new(0, HANDLE_NUMBER);
 
 const FILTERS: [(&str, TcAttachType); 2] =
     [(programs::TC_INGRESS, TcAttachType::Ingress), (programs::TC_EGRESS, TcAttachType::Egress)];
@@ -59,6 +68,53 @@ fn attach_one(program: &mut SchedClassifier, name: &str, hook: TcAttachType) -> 
     Ok(())
 }
 
+/// Which of our filters a device has not got.
+pub fn missing(ifindex: u32) -> Vec<&'static str> {
+    let is_missing = |(program, hook): &(&str, TcAttachType)| {
+        let names = programs_of(ifindex, *hook).unwrap_or_default();
+        !names.iter().any(|name| name == program)
+    };
+    FILTERS.iter().filter(|filter| is_missing(filter)).map(|(program, _)| *program).collect()
+}
+
+/// The names of the programs of the filter at our place; none where there is no such filter, or not even a clsact qdisc.
+fn programs_of(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<String>> {
+    let hook = if matches!(hook, TcAttachType::Ingress) {
+        message::TcHandle::MIN_INGRESS
+    } else {
+        message::TcHandle::MIN_EGRESS
+    };
+    let mut question = TcMessage::with_index(ifindex.cast_signed());
+    question.header.parent = message::TcHandle { major: u16::MAX, minor: hook };
+    question.header.handle = u32::from(HANDLE_NUMBER).into();
+    question.header.info = u32::from(PRIORITY) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
+    question.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.to_owned()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(question));
+    request.header.flags = NLM_F_REQUEST;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    sys::limit_receiving(&socket)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) = answer.payload else {
+        return Ok(Vec::new());
+    };
+    let options = filter.attributes.into_iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    let name = |option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name),
+        _ => None,
+    };
+    Ok(options.flatten().filter_map(name).collect())
+}
+
 /// Removes our filters from a device. Returns the hooks that had one.
 pub fn detach(name: &str) -> Vec<&'static str> {
     let removed = |&(program, hook): &(&str, TcAttachType)| tc::qdisc_detach_program(name, hook, program).is_ok();
@@ -69,6 +125,11 @@ pub fn detach(name: &str) -> Vec<&'static str> {
 pub fn marked(pins: &Pins) -> Vec<u32> {
     let entries = fs::read_dir(pins.links()).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(MARK)?.parse().ok()).collect()
+}
+
+/// Whether a device is marked.
+pub fn is_marked(pins: &Pins, ifindex: u32) -> bool {
+    mark(pins, ifindex).is_dir()
 }
 
 /// Forgets a device.

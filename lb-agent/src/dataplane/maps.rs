@@ -344,6 +344,16 @@ impl<K: Pod + Ord> Trie<K> {
         self.handle.writing()(cause)
     }
 
+    /// Whether it holds a prefix, or one that contains it: a look-up finds the longest.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn covers(&self, key: &K) -> Result<bool, MapError> {
+        // SAFETY: `Handle::open` has compared both sizes.
+        let found = unsafe { sys::lookup::<K, u32>(self.handle.fd.as_fd(), key) };
+        Ok(found.map_err(self.handle.reading())?.is_some())
+    }
+
     /// All prefixes, one system call for each: tries have no batches before Linux 5.13.
     ///
     /// # Errors

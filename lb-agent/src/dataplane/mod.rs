@@ -8,6 +8,7 @@
 //! the maps are complete, so that no packet meets a gap.
 
 mod attach;
+mod audit;
 mod capabilities;
 mod counters;
 mod doors;
@@ -20,6 +21,7 @@ mod load;
 mod logs;
 mod maps;
 mod orphans;
+mod pinned;
 mod pins;
 mod question;
 mod remove;
@@ -30,6 +32,7 @@ mod sys;
 #[cfg(test)]
 pub(crate) mod tests;
 mod usage;
+mod watch;
 mod write;
 
 use std::{
@@ -43,19 +46,22 @@ use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
     address::Address,
     config::Config,
-    maps::{FILTER_INGRESS, SLOTS_PER_CHUNK},
+    maps::{CONFIG, FILTER_INGRESS, SLOTS_PER_CHUNK},
 };
 use tracing::{info, warn};
 
 use self::{
     attach::Links,
     orphans::Orphans,
+    pinned::PinnedObjects,
     pins::Lock,
     resize::Resized,
     sockets::{SocketDoor, SocketFeatures},
+    watch::Watch,
 };
 pub use self::{
     attach::{AttachError, Attachment},
+    audit::{Audit, Failure, Part, Repair, RepairsText},
     counters::Counters,
     doors::{Door, XdpMode},
     dump::{FlowEntry, SocketUse},
@@ -65,7 +71,7 @@ pub use self::{
     question::{Answer, QuestionError, ask, ask_socket},
     remove::{Item, remove_all},
     sockets::{SocketError, SocketMode, SocketOptions},
-    sys::{cpu_numbers, device_name},
+    sys::{cpu_numbers, device_name, lift_file_limit},
     usage::MapUsage,
 };
 pub use crate::diff::Capacities;
@@ -129,13 +135,19 @@ pub enum OpenError {
 /// Maps, programs and links of this agent. Dropping it ends the ownership; everything goes on as it is.
 pub struct Dataplane {
     maps: Arc<Maps>,
+    /// As it was written last.
+    config: Config,
+    pins: Pins,
+    pinned: PinnedObjects,
     links: Links,
     sockets: SocketDoor,
     /// `None` where sockets are not translated, or can't be closed.
     orphans: Option<Orphans>,
     ebpf: Ebpf,
-    /// Held, not used: see [`Pins::lock`].
-    _lock: Lock,
+    /// See [`Pins::lock`].
+    lock: Lock,
+    /// Tells of pins that are removed, while it is held.
+    watch: Option<Watch>,
 }
 
 impl Dataplane {
@@ -170,8 +182,10 @@ impl Dataplane {
         }
         let orphans = if sockets.is_open() { find_orphans(&maps)? } else { None };
         let serves = pins.others().is_empty();
-        let links = Links::adopt(pins, programs, options.xdp);
-        let mut own = Self { maps, links, sockets, orphans, ebpf, _lock: lock };
+        let pinned = PinnedObjects::open(&pins, programs.keys().chain(sockets.pinned_programs()).copied())?;
+        let links = Links::adopt(pins.clone(), programs, options.xdp);
+        let config = maps.config.get(0).unwrap_or_default();
+        let mut own = Self { maps, config, pins, pinned, links, sockets, orphans, ebpf, lock, watch: None };
         if (is_resized || is_unfinished) && serves {
             own.switch(&resized);
         }
@@ -226,8 +240,8 @@ impl Dataplane {
 
     /// The configuration. All zero in new maps.
     #[must_use]
-    pub fn config(&self) -> Config {
-        self.maps.config.get(0).unwrap_or_default()
+    pub const fn config(&self) -> Config {
+        self.config
     }
 
     /// Writes the configuration, and lets the node's addresses pass the filter first.
@@ -235,6 +249,7 @@ impl Dataplane {
         for address in config.node_addresses.iter().filter(|address| !address.is_unspecified()) {
             self.pass(address);
         }
+        self.config = *config;
         let words: &[u32] = bytemuck::cast_slice(std::slice::from_ref(config));
         self.maps.config.words().iter().zip(words).for_each(|(to, &from)| to.store(from, Ordering::Release));
     }
@@ -283,6 +298,51 @@ impl Dataplane {
     /// Closes sockets of the node's own processes whose backends have gone. Returns when to come back.
     pub fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
         self.orphans.as_mut()?.close(&self.maps, now)
+    }
+
+    /// Looks whether everything that this agent has made outside of the maps, and the configuration, is still as it was made;
+    /// puts back what is not.
+    pub fn audit(&mut self) -> Audit {
+        let mut audit = Audit::default();
+        self.audit_directories(&mut audit);
+        if !audit.failures.is_empty() {
+            // What is pinned there may be another agent's.
+            return audit;
+        }
+        self.pinned.audit(&mut audit);
+        self.links.audit(&mut self.ebpf, &mut audit);
+        self.sockets.audit(&mut audit);
+        if self.maps.config.get(0) != Some(self.config) {
+            let config = self.config;
+            self.set_config(&config);
+            audit.note(Part::Map, CONFIG, Ok::<_, PinError>(()));
+        }
+        audit
+    }
+
+    /// The bpffs may have been unmounted, and the directories removed. Whoever owns them then is found out anew.
+    fn audit_directories(&mut self, audit: &mut Audit) {
+        let is_whole = self.pins.directories().all(|path| path.is_dir()) && self.lock.is_of(self.pins.root());
+        if is_whole {
+            return;
+        }
+        let made = self.pins.create().and_then(|()| {
+            if !self.lock.is_of(self.pins.root()) {
+                self.lock = self.pins.lock()?;
+            }
+            Ok(())
+        });
+        audit.note(Part::Directory, self.pins.root().display().to_string(), made);
+        // What it watched has gone.
+        if let Some(watch) = self.watch.take() {
+            self.watch = watch.again(&self.pins);
+        }
+    }
+
+    /// Sends a word as soon as a pin is removed, as long as this agent lives; without the kernel's notices nobody hears of it
+    /// before the next look.
+    pub fn tell_of_removals(&mut self, tell: impl Fn() + Send + Sync + 'static) {
+        self.watch = Watch::start(&self.pins, Arc::new(tell));
     }
 
     /// Takes the programs off a device, or forgets it if it has gone.

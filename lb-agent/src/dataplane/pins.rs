@@ -107,7 +107,17 @@ pub const MAPS_BEFORE: &str = "before";
 #[derive(Debug)]
 pub struct Lock {
     /// Held for its `flock`.
-    _file: Flock<File>,
+    file: Flock<File>,
+}
+
+impl Lock {
+    /// Whether what is at a path now is what was locked: not so where the bpffs was unmounted, or the directory made anew.
+    #[must_use]
+    pub fn is_of(&self, path: &Path) -> bool {
+        let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let (held, found) = (self.file.metadata().map(place), fs::metadata(path).map(place));
+        held.is_ok_and(|held| found.is_ok_and(|found| held == found))
+    }
 }
 
 impl Pins {
@@ -179,11 +189,15 @@ impl Pins {
         if !is_bpffs(existing_ancestor(&self.root)) {
             mount_for(&self.root)?;
         }
-        for kind in [MAPS, "programs", "links"] {
-            let path = self.directory(kind);
+        for path in self.directories() {
             fs::create_dir_all(&path).map_err(|cause| PinError::Directory { path, cause })?;
         }
         Ok(())
+    }
+
+    /// The directories that [`Pins::create`] makes.
+    pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        [MAPS, "programs", "links"].map(|kind| self.directory(kind)).into_iter()
     }
 
     /// Waits until no other process asks the programs a question.
@@ -195,7 +209,7 @@ impl Pins {
         let error = |cause| PinError::Directory { path: path.clone(), cause };
         let file = File::open(&path).map_err(error)?;
         let locked = Flock::lock(file, FlockArg::LockExclusive);
-        locked.map(|file| Lock { _file: file }).map_err(|(_, errno)| error(errno.into()))
+        locked.map(|file| Lock { file }).map_err(|(_, errno)| error(errno.into()))
     }
 
     /// Becomes the one agent that owns the directory, which must exist.
@@ -206,7 +220,7 @@ impl Pins {
         let directory = |cause| PinError::Directory { path: self.root.clone(), cause };
         let file = File::open(&self.root).map_err(directory)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Lock { _file: file }),
+            Ok(file) => Ok(Lock { file }),
             Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let pid = file.metadata().ok().and_then(|metadata| lock_owner(metadata.dev(), metadata.ino()));
                 Err(PinError::Locked { path: self.root.clone(), pid })
@@ -222,15 +236,23 @@ pub fn version_of(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
+/// End of the name of a pin that is about to get its own. No dot: bpffs reserves names with dots.
+const DRAFT: &str = "-new";
+
+/// Whether a pin has such a name.
+#[must_use]
+pub fn is_draft(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(DRAFT.as_bytes())
+}
+
 /// Pins, replacing what was pinned there in one step.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
     let error = |cause| PinError::Pin { path: path.into(), cause };
-    // No dot: bpffs reserves names with dots.
     let mut new = path.to_path_buf().into_os_string();
-    new.push("-new");
+    new.push(DRAFT);
     let new = PathBuf::from(new);
     match fs::remove_file(&new) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(error(cause)),
@@ -246,6 +268,13 @@ pub fn replace(fd: impl AsFd, path: &Path) -> Result<(), PinError> {
 pub fn replace_and_open(fd: impl AsFd, path: &Path) -> Result<OwnedFd, PinError> {
     replace(fd, path)?;
     sys::open_pin(path).map_err(|cause| PinError::Pin { path: path.into(), cause })
+}
+
+/// Whether what is pinned at a path is this link.
+#[must_use]
+pub fn is_pinned(link: impl AsFd, path: &Path) -> bool {
+    let found = sys::open_pin(path).and_then(|found| sys::link_id(found.as_fd()));
+    found.is_ok_and(|found| sys::link_id(link.as_fd()).is_ok_and(|own| own == found))
 }
 
 /// Takes a pinned link off its device and removes the pin; it need not be there.

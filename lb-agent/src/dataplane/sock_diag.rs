@@ -10,6 +10,8 @@ use lb_common::address::Address;
 use nix::libc;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
+use super::sys;
+
 /// The kernel sends no larger messages to a dump.
 const BUFFER_LEN: usize = 1 << 16;
 
@@ -95,6 +97,7 @@ impl SockDiag {
     /// For the network namespace of this thread.
     pub fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        sys::limit_receiving(&socket)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self { socket })
     }
@@ -184,7 +187,17 @@ mod tests {
     use lb_common::flow::protocol;
 
     use super::*;
-    use crate::dataplane::sys;
+
+    /// A kernel that does not answer must not stop the one loop for good.
+    #[test]
+    fn no_receive_is_without_an_end() {
+        let diag = SockDiag::open().unwrap();
+        let start = std::time::Instant::now();
+        // Nothing was asked.
+        let error = diag.receive(|_| {}).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(start.elapsed() < std::time::Duration::from_secs(30), "{:?}", start.elapsed());
+    }
 
     #[test]
     fn a_connected_socket_is_found_by_its_cookie_and_no_other() {

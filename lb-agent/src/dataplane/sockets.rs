@@ -24,6 +24,7 @@ use lb_common::{maps::programs, socket::socket_mode};
 use tracing::warn;
 
 use super::{
+    audit::{Audit, LinkFate, LinkState, Part, judge},
     load,
     pins::{self, Pins},
     sys,
@@ -176,6 +177,8 @@ struct Open {
     cgroup: Cgroup,
     /// In the order of [`HOOKS`].
     programs: Vec<OwnedFd>,
+    /// Those that were made or taken over, in the same order; held open: a link lives as long as its pin or a descriptor of it.
+    links: Vec<Option<OwnedFd>>,
 }
 
 struct Cgroup {
@@ -225,7 +228,7 @@ impl SocketDoor {
         }
         let open = Cgroup::open(options.cgroup.as_deref()).and_then(|cgroup| {
             let programs = pin_programs(ebpf, &mut refused, &pins)?;
-            Ok(Open { cgroup, programs })
+            Ok(Open { cgroup, programs, links: HOOKS.map(|_| None).into() })
         });
         match &open {
             Ok(_) => features.lacks().into_iter().for_each(|lack| warn!("socket door: {lack}")),
@@ -259,22 +262,23 @@ impl SocketDoor {
             let own = self.pins.links().join(pin);
             let places = self.pins.others().into_iter().map(|place| place.links().join(pin));
             let former = [own.clone()].into_iter().chain(places).find(|path| path.exists());
-            let Some(Open { cgroup, programs }) = &self.open else {
+            let Some(Open { cgroup, programs, links }) = &mut self.open else {
                 if let Some(former) = former {
                     remove(&former);
                 }
                 continue;
             };
             let program = programs[index].as_fd();
-            let replaced = former.as_deref().is_some_and(|former| replace(former, &own, cgroup, program));
-            if replaced {
+            links[index] = former.as_deref().and_then(|former| replace(former, &own, cgroup, program));
+            if links[index].is_some() {
                 continue;
             }
             let created = sys::create_cgroup_link(program, cgroup.directory.as_fd(), attach_type as u32);
             // The former one is opened before its pin goes, and detached after: there is always one of the two.
             let before = former.as_deref().and_then(|path| sys::open_pin(path).ok());
-            match created.and_then(|link| pins::replace(link, &own).map_err(io::Error::other)) {
-                Ok(()) => {
+            match created.and_then(|link| pins::replace(&link, &own).map(|()| link).map_err(io::Error::other)) {
+                Ok(link) => {
+                    links[index] = Some(link);
                     if let Some(before) = before {
                         // Refused where its cgroup has gone, which has taken the link along.
                         let _ = sys::detach_link(before.as_fd());
@@ -287,6 +291,42 @@ impl SocketDoor {
         self.is_attached = self.open.is_some() && refused.is_empty();
         refused
     }
+
+    /// Looks whether every link that was made is still on the cgroup, runs what it should, and is pinned; puts back what is not.
+    pub fn audit(&mut self, audit: &mut Audit) {
+        let Some(Open { cgroup, programs, links }) = &mut self.open else { return };
+        for (((name, attach_type, pin), program), held) in HOOKS.into_iter().zip(programs).zip(links) {
+            let Some(link) = held else { continue };
+            let own = self.pins.links().join(pin);
+            let found = sys::cgroup_link_info(link.as_fd()).ok();
+            let found = found.map(|info| LinkState { target: info.cgroup_id, program: info.program_id });
+            let fate = judge(found, cgroup.id, sys::program_id(program.as_fd()).ok());
+            let outcome = match fate {
+                LinkFate::Whole => Ok(()),
+                LinkFate::OtherProgram => sys::update_link(link.as_fd(), program.as_fd()),
+                LinkFate::Detached => {
+                    let made = sys::create_cgroup_link(program.as_fd(), cgroup.directory.as_fd(), attach_type as u32);
+                    made.map(|made| {
+                        *link = made;
+                        // The pin is this link's, and no loss of its own; where it can't be made, the next look says so.
+                        let _ = pins::replace(&*link, &own);
+                    })
+                }
+            };
+            let (is_whole, is_there) = (fate == LinkFate::Whole, outcome.is_ok());
+            if !is_whole {
+                audit.note(Part::SocketLink, format!("{name} on {}", cgroup.path.display()), outcome);
+            }
+            if is_there && !pins::is_pinned(&*link, &own) {
+                audit.note(Part::Pin, own.display().to_string(), pins::replace(&*link, &own));
+            }
+        }
+    }
+
+    /// The names of the programs that are pinned.
+    pub fn pinned_programs(&self) -> &'static [&'static str] {
+        if self.is_open() { &PROGRAMS } else { &[] }
+    }
 }
 
 impl fmt::Display for SocketDoor {
@@ -298,20 +338,19 @@ impl fmt::Display for SocketDoor {
     }
 }
 
-/// Lets a link that is on the right cgroup run another program, without a system call in between that meets none.
-fn replace(former: &Path, own: &Path, cgroup: &Cgroup, program: std::os::fd::BorrowedFd<'_>) -> bool {
-    let replaced = sys::open_pin(former).and_then(|link| {
-        let info = sys::cgroup_link_info(link.as_fd())?;
-        if info.cgroup_id != cgroup.id {
-            return Ok(false);
-        }
-        sys::update_link(link.as_fd(), program)?;
-        if former != own {
-            fs::rename(former, own)?;
-        }
-        Ok(true)
-    });
-    replaced.unwrap_or(false)
+/// Lets a link that is on the right cgroup run another program, without a system call in between that meets none. Returns it;
+/// `None` where it is on another cgroup, or refuses.
+fn replace(former: &Path, own: &Path, cgroup: &Cgroup, program: std::os::fd::BorrowedFd<'_>) -> Option<OwnedFd> {
+    let link = sys::open_pin(former).ok()?;
+    let info = sys::cgroup_link_info(link.as_fd()).ok()?;
+    if info.cgroup_id != cgroup.id {
+        return None;
+    }
+    sys::update_link(link.as_fd(), program).ok()?;
+    if former != own {
+        fs::rename(former, own).ok()?;
+    }
+    Some(link)
 }
 
 fn remove(path: &Path) {

@@ -9,7 +9,7 @@ use std::{
     fs, io,
     mem::size_of,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -19,7 +19,14 @@ use std::{
 
 use aya_obj::generated::bpf_cmd;
 use bytemuck::{NoUninit, Pod, Zeroable};
-use nix::{libc, net::if_::if_indextoname};
+use nix::{
+    libc,
+    net::if_::if_indextoname,
+    sys::{
+        socket::{setsockopt, sockopt::ReceiveTimeout},
+        time::{TimeVal, TimeValLike as _},
+    },
+};
 
 /// What the kernel says of a map: the start of `struct bpf_map_info`.
 #[repr(C)]
@@ -37,6 +44,16 @@ pub struct MapInfo {
     pub max_entries: u32,
     /// Flags of its creation.
     pub flags: u32,
+}
+
+/// What the kernel says of a program: the start of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+struct ProgramInfo {
+    /// `enum bpf_prog_type`.
+    program_type: u32,
+    /// Unique as long as the program lives.
+    id: u32,
 }
 
 /// What the kernel says of an XDP or TCX link: the start of `struct bpf_link_info`.
@@ -219,6 +236,21 @@ fn info<T: Pod>(fd: BorrowedFd<'_>) -> io::Result<T> {
 /// Asks about a map.
 pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     info(fd)
+}
+
+/// The kernel's number of a map.
+pub fn map_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    map_info(fd).map(|info| info.id)
+}
+
+/// The kernel's number of a program.
+pub fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    info::<ProgramInfo>(fd).map(|info| info.id)
+}
+
+/// The kernel's number of a link.
+pub fn link_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(fd).map(|info| info.id)
 }
 
 /// Asks about an XDP or TCX link.
@@ -521,6 +553,30 @@ pub fn cpu_numbers() -> io::Result<u32> {
 /// The last number of ranges such as `0-3,8`, which are in order.
 fn last_of(ranges: &str) -> Option<u32> {
     ranges.trim_end().rsplit(['-', ',']).next()?.parse().ok()
+}
+
+/// Lets a receive fail (`EAGAIN`) on a socket to which the kernel sends nothing for five seconds: it answers at once, or a
+/// lock is stuck, and then the one loop must not hang on it.
+pub fn limit_receiving(socket: &impl AsFd) -> io::Result<()> {
+    /// In seconds.
+    const PATIENCE: i64 = 5;
+    setsockopt(socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE)).map_err(io::Error::from)
+}
+
+/// Lets this process open as many files as it may. Container runtimes give 1024 at first, and each connection to a probe's
+/// port, each link and each map takes one.
+pub fn lift_file_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is a live struct, to which the kernel writes.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the limit is a live struct.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Lets this process lock any amount of memory: kernels before 5.11 charge maps to that limit.

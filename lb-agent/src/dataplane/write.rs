@@ -7,11 +7,11 @@
 use std::{io, sync::atomic::Ordering};
 
 use lb_common::{
-    frontend::{Backend, backend_state},
+    frontend::{Backend, Target, backend_state},
     maps::{self, SLOTS_PER_CHUNK},
 };
 
-use super::maps::Maps;
+use super::maps::{MapError, Maps};
 use crate::diff::{Operation, WriteError, filter_position};
 
 impl Maps {
@@ -55,6 +55,38 @@ impl Maps {
                 self.interfaces.remove(ifindex).map_err(refused(maps::INTERFACES))
             }
         }
+    }
+}
+
+impl Maps {
+    /// Whether a map holds what an operation writes; so it is with one that was carried out, unless somebody else has written.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn holds(&self, operation: &Operation) -> Result<bool, MapError> {
+        Ok(match operation {
+            Operation::SetBackend { index, backend } => self.backends.get(*index).as_ref() == Some(backend),
+            Operation::FillTable { offset, slots } | Operation::ChangeTable { offset, slots } => {
+                let target = Target { offset: *offset, slots: slots.len() as u32 };
+                self.table(target).as_ref() == Some(slots)
+            }
+            Operation::SetFilterBit { plane, address } => {
+                let (word, bit) = filter_position(*plane, address);
+                self.filter.long_words()[word].load(Ordering::Relaxed) & bit != 0
+            }
+            Operation::SetName { service, name } => self.names.get(service)?.as_ref() == Some(&**name),
+            Operation::RemoveName { service } => self.names.get(service)?.is_none(),
+            Operation::UpsertFrontend { key, frontend } => self.frontends.get(key)?.as_ref() == Some(frontend),
+            Operation::RemoveFrontend { key } => self.frontends.get(key)?.is_none(),
+            Operation::UpsertSourceRange(key) => self.source_ranges.covers(key)?,
+            Operation::RemoveSourceRange(key) => !self.source_ranges.covers(key)?,
+            Operation::UpsertNodeAddress(address) => self.node_addresses.get(address)?.is_some(),
+            Operation::RemoveNodeAddress(address) => self.node_addresses.get(address)?.is_none(),
+            Operation::UpsertInterface { ifindex, interface } => {
+                self.interfaces.get(ifindex)?.as_ref() == Some(interface)
+            }
+            Operation::RemoveInterface { ifindex } => self.interfaces.get(ifindex)?.is_none(),
+        })
     }
 }
 

@@ -23,6 +23,7 @@ mod mirror;
 mod operation;
 mod plan;
 mod pools;
+mod sample;
 mod shortage;
 mod state;
 mod tables;
@@ -45,6 +46,7 @@ pub use self::{
     filter::position as filter_position,
     operation::{Operation, WriteError, Writer},
     plan::Plan,
+    sample::{Cursor, SampleSize},
     state::State,
 };
 pub use crate::compile::ServiceKey;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The writes that the agent makes to maps, and who carries them out.
 
-use std::io;
+use std::{fmt, io};
 
 use lb_common::{
     address::Address,
@@ -10,6 +10,8 @@ use lb_common::{
     maps::{self, ServiceName},
 };
 use nix::libc;
+
+use super::FrontendText;
 
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +88,28 @@ pub enum Operation {
         /// Index of the device.
         ifindex: u32,
     },
+}
+
+/// What it is about, for people.
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetBackend { index, .. } => write!(f, "backend {index}"),
+            Self::FillTable { offset, .. } | Self::ChangeTable { offset, .. } => write!(f, "lookup table at {offset}"),
+            Self::SetFilterBit { address, .. } => write!(f, "filter bit of {address}"),
+            Self::SetName { service, .. } | Self::RemoveName { service } => write!(f, "name of Service port {service}"),
+            Self::UpsertSourceRange(key) | Self::RemoveSourceRange(key) => {
+                write!(f, "source range of Service port {}", key.range.service)
+            }
+            Self::UpsertFrontend { key, .. } | Self::RemoveFrontend { key } => {
+                write!(f, "frontend {}", FrontendText(key))
+            }
+            Self::UpsertNodeAddress(address) | Self::RemoveNodeAddress(address) => write!(f, "node address {address}"),
+            Self::UpsertInterface { ifindex, .. } | Self::RemoveInterface { ifindex } => {
+                write!(f, "interface {ifindex}")
+            }
+        }
+    }
 }
 
 /// Why a write failed.

@@ -120,7 +120,10 @@ fn table_size(shares: &Shares) -> u32 {
 }
 
 /// The list as Maglev wants it.
-fn candidates(list: &BTreeMap<BackendKey, u32>, backends: &LiteMap<BackendKey, u32>) -> Vec<maglev::Candidate> {
+pub(super) fn candidates(
+    list: &BTreeMap<BackendKey, u32>,
+    backends: &LiteMap<BackendKey, u32>,
+) -> Vec<maglev::Candidate> {
     let candidate = |(key, &weight): (&BackendKey, &u32)| {
         let index = *backends.get(key)?;
         Some(maglev::Candidate { address: key.address, port: key.port, weight, index })

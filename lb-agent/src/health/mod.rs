@@ -26,7 +26,8 @@ mod ports;
 pub use self::ports::HealthPorts;
 use crate::metrics::{Metrics, Probe};
 
-/// Twice kube-proxy's period of full syncs: a change that waits longer makes the node unhealthy (rule 71).
+/// Twice kube-proxy's period of full syncs: a change that waits longer makes the node unhealthy (rule 71), and so does a turn of
+/// the loop that takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Health as the one loop knows it, shared with those who answer probes.
@@ -46,6 +47,8 @@ struct Facts {
     is_partial: bool,
     /// Since when something has been waiting to be written.
     waiting_since: Option<Instant>,
+    /// When the loop began its latest turn.
+    last_turn: Option<Instant>,
     /// Whether the node may be sent traffic, as far as the cluster says.
     node: NodeStatus,
 }
@@ -96,6 +99,11 @@ impl Health {
         self.facts().waiting_since.get_or_insert(now);
     }
 
+    /// The loop begins a turn: it is not stuck in the one before. (It does so now and then although nothing happens.)
+    pub fn set_turn(&self, now: Instant) {
+        self.facts().last_turn = Some(now);
+    }
+
     /// Everything known is in the maps, or, if not `is_whole`, all that there is room for. Returns since when it had
     /// been waiting.
     pub fn set_synced(&self, wall: Timestamp, is_whole: bool) -> Option<Instant> {
@@ -123,6 +131,18 @@ impl Health {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.facts().is_healthy(Instant::now())
+    }
+
+    /// The same at that time.
+    #[cfg(test)]
+    pub(crate) fn is_healthy_at(&self, now: Instant) -> bool {
+        self.facts().is_healthy(now)
+    }
+
+    /// Whether the loop has begun a turn.
+    #[cfg(test)]
+    pub(crate) fn has_turned(&self) -> bool {
+        self.facts().last_turn.is_some()
     }
 
     /// Whether something waits to be written.
@@ -154,8 +174,10 @@ impl Health {
 
 impl Facts {
     /// Having written nothing yet is no fault as long as nothing waits.
+    /// A loop that is stuck can't say that something waits; it is known by having no turns.
     fn is_healthy(&self, now: Instant) -> bool {
-        self.waiting_since.is_none_or(|since| now.duration_since(since) <= PATIENCE)
+        let is_recent = |since: Option<Instant>| since.is_none_or(|since| now.duration_since(since) <= PATIENCE);
+        is_recent(self.waiting_since) && is_recent(self.last_turn)
     }
 }
 
@@ -225,6 +247,19 @@ mod tests {
             let report = health.report(start, later);
             assert_eq!((report.healthy, report.node_eligible, report.last_updated), (true, Some(true), last_updated));
         }
+    }
+
+    #[test]
+    fn a_loop_that_hangs_is_not_healthy() {
+        let health = Health::default();
+        let start = Instant::now();
+        health.set_synced(WALL, true);
+        health.set_turn(start);
+        assert!(health.report(start + PATIENCE, WALL).healthy);
+        let late = start + PATIENCE + Duration::from_secs(1);
+        assert!(!health.report(late, WALL).healthy, "it did not even hear of what waits");
+        health.set_turn(late);
+        assert!(health.report(late + PATIENCE, WALL).healthy);
     }
 
     #[test]

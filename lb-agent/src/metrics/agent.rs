@@ -13,6 +13,7 @@ use prometheus_client::{
 
 use super::problems::NamedProblems;
 use crate::{
+    dataplane::Part,
     problem::Problem,
     source::{ApiRequests, Event, Kind},
     sync::PolicyKind,
@@ -51,6 +52,7 @@ pub struct Metrics {
     standing_problems: Gauge,
     named_problems: NamedProblems,
     problems: Counter,
+    repairs: Family<Labels<1>, Counter>,
     requests: ApiRequests,
 }
 
@@ -77,6 +79,7 @@ impl Default for Metrics {
             standing_problems: Gauge::default(),
             named_problems: NamedProblems::default(),
             problems: Counter::default(),
+            repairs: every_part(),
             requests: ApiRequests::default(),
         }
     }
@@ -86,6 +89,13 @@ impl Default for Metrics {
 fn programming_buckets_secs() -> impl Iterator<Item = f64> {
     let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
     [0.25, 0.5].into_iter().chain(seconds.map(f64::from))
+}
+
+/// All of them at zero, so that the first repair is a rise.
+fn every_part() -> Family<Labels<1>, Counter> {
+    let repairs = Family::<Labels<1>, Counter>::default();
+    Part::ALL.iter().for_each(|part| drop(repairs.get_or_create(&[("part", part.as_str())])));
+    repairs
 }
 
 fn family(is_v4: bool) -> (&'static str, &'static str) {
@@ -181,6 +191,17 @@ impl Metrics {
         answers.get_or_create(&[("code", status)]).inc();
     }
 
+    /// Something was found lost in the kernel, and has been put back.
+    pub fn count_repair(&self, part: Part) {
+        self.repairs.get_or_create(&[("part", part.as_str())]).inc();
+    }
+
+    /// How often something of that kind has been put back.
+    #[cfg(test)]
+    pub(crate) fn repairs(&self, part: Part) -> u64 {
+        self.repairs.get_or_create(&[("part", part.as_str())]).get()
+    }
+
     /// How many problems there are, and how many there have been.
     pub fn set_problems(&self, standing: usize, total: u64) {
         self.standing_problems.set(i64::try_from(standing).unwrap_or(i64::MAX));
@@ -238,6 +259,8 @@ impl Metrics {
         registry.register("shunt_problems_current", "Problems that stand now", self.standing_problems.clone());
         registry.register_collector(Box::new(self.named_problems.clone()));
         registry.register("shunt_problems", "Problems that have been reported", self.problems.clone());
+        let help = "Things of Shunt's that others had taken out of the kernel or changed there, and that were put back";
+        registry.register("shunt_repairs", help, self.repairs.clone());
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("shunt_build", "What was built into this agent", version);
     }
@@ -336,6 +359,16 @@ mod tests {
             ],
         );
         assert_eq!(programming_buckets_secs().count(), 80);
+    }
+
+    #[test]
+    fn repairs_are_counted_by_what_was_lost() {
+        let metrics = Metrics::default();
+        metrics.count_repair(Part::SocketLink);
+        assert_lines(
+            &text(&metrics),
+            &["shunt_repairs_total{part=\"socket-link\"} 1", "shunt_repairs_total{part=\"pin\"} 0"],
+        );
     }
 
     #[test]

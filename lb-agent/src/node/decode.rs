@@ -30,6 +30,9 @@ pub fn decode(message: RouteNetlinkMessage) -> Option<Change> {
         RouteNetlinkMessage::DelRoute(_) | RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
             Some(Change::Routes)
         }
+        RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
+            Some(Change::FiltersGone)
+        }
         RouteNetlinkMessage::NewNeighbour(neighbour) => decode_neighbour(&neighbour, true),
         RouteNetlinkMessage::DelNeighbour(neighbour) => decode_neighbour(&neighbour, false),
         _ => None,

@@ -22,9 +22,9 @@ use super::{
     state::{Change, NodeState},
 };
 
-/// Whatever can change a device, its role, or a cached next hop. Changes of next-hop objects come as those of the routes
+/// Whatever can change a device, its role, or a cached next hop, or takes our filters away. Changes of next-hop objects come as those of the routes
 /// that use them (`net.ipv4.nexthop_compat_mode`, on by default).
-const GROUPS: [MulticastGroup; 8] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
@@ -33,6 +33,7 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
+    MulticastGroup::Tc,
 ];
 
 /// Room for the reports of a burst; the kernel grants at most `net.core.rmem_max`.
@@ -55,6 +56,9 @@ pub enum NetlinkError {
         /// Why not.
         source: rtnetlink::Error,
     },
+    /// The kernel took a question, and did not answer.
+    #[error("the kernel does not answer")]
+    NoAnswer,
     /// A route that could not be changed.
     #[error("can't {verb} the route blackhole {range}: {source}")]
     Route {

@@ -28,18 +28,31 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(83);
 /// Behind whatever else there is for a range.
 const METRIC: u32 = 1 << 30;
 
-/// When the routes are looked at although nothing changed: somebody may have flushed the table, or the kernel refused.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// When the routes are looked at although nothing changed: somebody may have flushed the table, or the kernel refused. So what
+/// is lost is back within half a minute.
+const LOOK_AGAIN: Duration = Duration::from_secs(25);
+
+/// The kernel answers at once, or a lock is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the routes follow the ranges, until nobody tells of them any more. `None` leaves everything as it is: what an
-/// earlier agent made stays until the sources have told what there is.
-pub async fn follow(mut ranges: watch::Receiver<Option<BTreeSet<IpNet>>>) {
+/// earlier agent made stays until the sources have told what there is. `tell_lost` hears of routes that somebody has removed.
+pub async fn follow(mut ranges: watch::Receiver<Option<BTreeSet<IpNet>>>, tell_lost: impl Fn(&IpNet)) {
+    let mut held = BTreeSet::new();
     loop {
         let wanted = ranges.borrow_and_update().clone();
-        if let Some(wanted) = wanted
-            && let Err(error) = make(&wanted).await
-        {
-            warn!("addresses of ServiceCIDRs that are nobody's may leave this node: {error}; it is tried again");
+        if let Some(wanted) = wanted {
+            match tokio::time::timeout(PATIENCE, make(&wanted)).await.unwrap_or(Err(NetlinkError::NoAnswer)) {
+                Ok(added) => {
+                    added.intersection(&held).for_each(&tell_lost);
+                    held = wanted;
+                }
+                Err(error) => {
+                    warn!(
+                        "addresses of ServiceCIDRs that are nobody's may leave this node: {error}; it is tried again"
+                    );
+                }
+            }
         }
         if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, ranges.changed()).await {
             return;
@@ -62,21 +75,21 @@ pub async fn remove_all(dry_run: bool) -> Result<BTreeSet<IpNet>, NetlinkError> 
     Ok(ours.into_keys().collect())
 }
 
-/// Makes the routes exactly these.
-async fn make(wanted: &BTreeSet<IpNet>) -> Result<(), NetlinkError> {
+/// Makes the routes exactly these. Returns those that were missing.
+async fn make(wanted: &BTreeSet<IpNet>) -> Result<BTreeSet<IpNet>, NetlinkError> {
     let handle = connect()?;
     let ours = ours(&handle).await?;
     for (range, route) in ours.iter().filter(|(range, _)| !wanted.contains(range)) {
         remove(&handle, range, route).await?;
         info!("route blackhole {range} removed: no ServiceCIDR holds it any more");
     }
-    let missing = wanted.iter().filter(|range| !ours.contains_key(range));
-    for (range, route) in missing.filter_map(|range| Some((range, route(range)?))) {
+    let missing: BTreeSet<_> = wanted.iter().filter(|range| !ours.contains_key(range)).copied().collect();
+    for (range, route) in missing.iter().filter_map(|range| Some((range, route(range)?))) {
         let added = handle.route().add(route).execute().await;
         added.map_err(|source| NetlinkError::Route { verb: "add", range: *range, source })?;
         info!("route blackhole {range} added: of this ServiceCIDR only Services are reached");
     }
-    Ok(())
+    Ok(missing)
 }
 
 fn connect() -> Result<Handle, NetlinkError> {
@@ -172,7 +185,7 @@ mod tests {
             ip("link set lo up");
             make(&ranges(&["10.96.0.0/12"])).await.unwrap();
             let (sender, receiver) = watch::channel(None);
-            let following = tokio::spawn(follow(receiver));
+            let following = tokio::spawn(follow(receiver, |_| {}));
             let settled = async |texts: &[&str]| {
                 for _ in 0..100 {
                     if remove_all(true).await.unwrap() == ranges(texts) {

@@ -90,6 +90,8 @@ pub enum Change {
         /// Its Ethernet address.
         mac: Option<[u8; 6]>,
     },
+    /// A TC qdisc or filter has gone: it may have been ours.
+    FiltersGone,
     /// Reports were lost: this is all there is.
     Resync(NodeState),
 }
@@ -167,6 +169,7 @@ impl NodeState {
                 self.outward_devices.extend(ifindexes);
                 Effect { devices: self.outward_devices.len() != before, next_hops: true }
             }
+            Change::FiltersGone => Effect::NONE,
             Change::Routes => Effect { devices: false, next_hops: true },
             Change::Neighbour { ifindex, ip, mac } => self.apply_neighbour(ifindex, ip, mac),
             Change::Resync(state) => {

@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, time::Instant};
 use lb_common::{address::Address, config::Config, verdict::Reason};
 
 use crate::{
-    dataplane::{AttachError, Dataplane, MapError, SocketError},
-    diff::{Filter, Writer},
+    dataplane::{AttachError, Audit, Dataplane, MapError, SocketError},
+    diff::{Filter, Operation, Writer},
     node::state::Link,
     problem::Problem,
 };
@@ -48,6 +48,19 @@ pub trait Doors: Writer {
 
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
+
+    /// Looks whether what was made in the kernel outside of the maps is still as it was made; puts back what is not.
+    fn audit(&mut self) -> Audit {
+        Audit::default()
+    }
+
+    /// Whether a map holds what an operation writes.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    fn holds(&self, _operation: &Operation) -> Result<bool, MapError> {
+        Ok(true)
+    }
 
     /// Takes out of the address filter what nothing needs any more, neither `needed` nor a flow. Returns what is left.
     ///
@@ -137,6 +150,14 @@ impl Doors for Dataplane {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.set_config(&Config { node_addresses: addresses, ..self.config() });
+    }
+
+    fn audit(&mut self) -> Audit {
+        Self::audit(self)
+    }
+
+    fn holds(&self, operation: &Operation) -> Result<bool, MapError> {
+        self.maps().holds(operation)
     }
 
     fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {

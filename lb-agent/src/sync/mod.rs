@@ -12,6 +12,7 @@
 //! open within milliseconds even while thousands of Services are being written. When told to stop the loop just ends:
 //! what it has written stays, and goes on forwarding.
 
+mod audit;
 mod devices;
 pub mod doors;
 mod exhaustion;
@@ -32,8 +33,8 @@ use lb_common::maps::FILTER_INGRESS;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-pub use self::{devices::Devices, no_local::PolicyKind, report::Reporter, services::Services};
 use self::{
+    audit::Schedule,
     devices::Told,
     doors::Doors,
     exhaustion::Exhaustion,
@@ -41,8 +42,10 @@ use self::{
     report::Scope,
     sweep::{Sweep, sweep},
 };
+pub use self::{devices::Devices, no_local::PolicyKind, report::Reporter, services::Services};
 use crate::{
     compile::BackendKey,
+    dataplane::Repair,
     diff::State,
     health::{Health, NodeStatus},
     metrics::{Directory, Metrics},
@@ -75,6 +78,17 @@ pub struct Inputs {
     pub changes: mpsc::Receiver<Change>,
     /// From scrapes of the metrics.
     pub requests: mpsc::Receiver<oneshot::Sender<Directory>>,
+    /// From those who see that something has been taken out of the kernel.
+    pub notices: mpsc::Receiver<Notice>,
+}
+
+/// Something of ours has been taken out of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something, perhaps: it is worth while to look.
+    Removal,
+    /// This, and it has been put back.
+    Repair(Repair),
 }
 
 /// Takes in what the sources tell while the data plane is opened: nothing is written before they have told all there is.
@@ -120,6 +134,7 @@ pub struct Loop<D> {
     metrics: Metrics,
     sweep: Sweep,
     exhaustion: Exhaustion,
+    audits: Schedule,
     service_cidrs: watch::Sender<Option<BTreeSet<IpNet>>>,
     was_done: bool,
 }
@@ -128,9 +143,19 @@ impl<D: Doors> Loop<D> {
     /// With everything in place, but nothing done yet.
     #[must_use]
     pub fn new(services: Services, devices: Devices, maps: Maps<D>, health: Health, metrics: Metrics) -> Self {
-        let (reporter, sweep, exhaustion) = (Reporter::default(), Sweep::default(), Exhaustion::default());
-        let (services, service_cidrs) = (services.answering_for(&health), watch::Sender::new(None));
-        Self { services, devices, maps, reporter, health, metrics, sweep, exhaustion, service_cidrs, was_done: false }
+        Self {
+            services: services.answering_for(&health),
+            devices,
+            maps,
+            reporter: Reporter::default(),
+            health,
+            metrics,
+            sweep: Sweep::default(),
+            exhaustion: Exhaustion::default(),
+            audits: Schedule::default(),
+            service_cidrs: watch::Sender::new(None),
+            was_done: false,
+        }
     }
 
     /// Tells in which ranges addresses that are nobody's shall be dropped; `None` until the maps are complete.
@@ -156,9 +181,10 @@ impl<D: Doors> Loop<D> {
                     None => return LoopError::SourceEnded,
                 },
                 change = inputs.changes.recv() => match change {
-                    Some(change) => self.devices.take_change(change),
+                    Some(change) => self.take_change(change, Instant::now()),
                     None => return LoopError::NetlinkEnded,
                 },
+                Some(notice) = inputs.notices.recv() => self.take_notice(notice, Instant::now()),
                 // A scrape that has given up meanwhile is none.
                 Some(request) = inputs.requests.recv() => drop(request.send(self.directory())),
                 () = sleep_until(wake_at) => {}
@@ -171,11 +197,25 @@ impl<D: Doors> Loop<D> {
     fn drain(&mut self, inputs: &mut Inputs) {
         let now = Instant::now();
         for _ in 0..REPORTS_A_TURN {
-            let change = inputs.changes.try_recv().map(|change| self.devices.take_change(change));
+            let change = inputs.changes.try_recv().map(|change| self.take_change(change, now));
             let event = inputs.events.try_recv().map(|event| self.take_event(event, now));
             if change.is_err() && event.is_err() {
                 return;
             }
+        }
+    }
+
+    fn take_change(&mut self, change: Change, now: Instant) {
+        match change {
+            Change::FiltersGone => self.audits.hint(now),
+            change => self.devices.take_change(change),
+        }
+    }
+
+    fn take_notice(&mut self, notice: Notice, now: Instant) {
+        match notice {
+            Notice::Removal => self.audits.hint(now),
+            Notice::Repair(repair) => self.tell_repairs(&[repair], now),
         }
     }
 
@@ -185,6 +225,7 @@ impl<D: Doors> Loop<D> {
 
     /// Does what there is to do. Returns when to come back although nothing happens; at once if there is more to do.
     pub fn turn(&mut self, now: Instant) -> Option<Instant> {
+        self.health.set_turn(now);
         let model = self.services.model();
         self.devices.take_told(Told {
             is_synced: model.is_synced(),
@@ -216,6 +257,7 @@ impl<D: Doors> Loop<D> {
             self.metrics.clear_pending();
         }
         self.metrics.set_not_programmed(self.services.count_not_programmed());
+        self.audit(now);
         self.tell_service_cidrs();
         let ports = self.watch_ports(now);
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
@@ -231,7 +273,7 @@ impl<D: Doors> Loop<D> {
         // What was there before the first sync may come back with it.
         let orphans = if self.health.is_synced() { self.maps.doors.close_orphans(now) } else { None };
         let (services, devices, maps) = (self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at());
-        let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports];
+        let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports, self.audits.wake_at()];
         timers.into_iter().flatten().min()
     }
 

@@ -8,7 +8,12 @@ use std::{
 
 use tracing::{info, warn};
 
-use crate::{compile::ServiceKey, events::Recorder, problem::Problem};
+use crate::{
+    compile::ServiceKey,
+    dataplane::{Repair, RepairsText},
+    events::Recorder,
+    problem::Problem,
+};
 
 /// How long a passing problem is not told again in the same words.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -24,6 +29,8 @@ pub enum Scope {
     Addresses,
     /// The reserved source ports.
     SourcePorts,
+    /// What was made in the kernel, and somebody else has taken out of it.
+    Kernel,
     /// A Service.
     Service(ServiceKey),
 }
@@ -58,7 +65,7 @@ impl Reporter {
             warn!("{problem}");
             match &scope {
                 Scope::Service(key) => self.recorder.warn(key, problem),
-                Scope::SourcePorts => self.recorder.warn_node(problem),
+                Scope::SourcePorts | Scope::Kernel => self.recorder.warn_node(problem),
                 Scope::Device(_) | Scope::Uplinks | Scope::Addresses => {}
             }
         }
@@ -78,6 +85,18 @@ impl Reporter {
             warn!("{}", entry.key());
             entry.insert(now);
         }
+    }
+
+    /// Something of ours was lost in the kernel, and has been put back: its operator should know who takes it.
+    pub fn tell_repairs(&mut self, repairs: &[Repair], now: Instant) {
+        if repairs.is_empty() {
+            return;
+        }
+        let cause = format!("somebody had removed or changed: {}; it is put back", RepairsText(repairs));
+        let remedy = "find out who does that (another network plug-in's installation or clean-up, bpftool, tc, umount)";
+        let problem = Problem::new("this node's kernel", cause, remedy).with_reason("Repaired");
+        self.recorder.warn_node(&problem);
+        self.note(problem, now);
     }
 
     /// Problems that stand now.

@@ -21,7 +21,7 @@ use super::{
     doors::{Attached, DoorError, Doors},
 };
 use crate::{
-    dataplane::fake::Fake,
+    dataplane::{Audit, MapError, fake::Fake},
     diff::{Capacities, Dump, Filter, Operation, State, WriteError, Writer},
     health::Health,
     metrics::Metrics,
@@ -38,6 +38,7 @@ use crate::{
     source::{Event, Kind, Object},
 };
 
+mod audit;
 mod health;
 mod writes;
 
@@ -56,6 +57,10 @@ struct FakeDoors {
     /// The maps at each time.
     take_overs: Vec<String>,
     has_no_socket_door: bool,
+    /// What the next audit finds.
+    audit: Audit,
+    /// Nothing is attached before a word comes, if there is an end to send it.
+    hold_up: Option<std::sync::mpsc::Receiver<()>>,
     /// What the kernel says to every write of a frontend, if not yes.
     refusal: Option<i32>,
 }
@@ -74,6 +79,9 @@ impl Writer for FakeDoors {
 
 impl Doors for FakeDoors {
     fn attach(&mut self, ifindex: u32, _link: &Link, role: u16) -> Result<Attached, DoorError> {
+        if let Some(word) = self.hold_up.take() {
+            let _ = word.recv();
+        }
         if self.refuses {
             return Err(DoorError::Refused { cause: "no".into(), remedy: "ask again".into() });
         }
@@ -107,6 +115,14 @@ impl Doors for FakeDoors {
         self.node_addresses = addresses;
     }
 
+    fn audit(&mut self) -> Audit {
+        std::mem::take(&mut self.audit)
+    }
+
+    fn holds(&self, operation: &Operation) -> Result<bool, MapError> {
+        Ok(self.maps.holds(operation))
+    }
+
     fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
         self.sweeps += 1;
         Ok(needed.clone())
@@ -117,6 +133,7 @@ impl Doors for FakeDoors {
 struct World {
     agent: Loop<FakeDoors>,
     health: Health,
+    metrics: Metrics,
     now: Instant,
 }
 
@@ -142,8 +159,9 @@ impl World {
         let devices = Devices::new(node, selection, node_ports, adopted);
         let services = Services::new(Model::new("node-1".into()), "61000-65535".parse().unwrap());
         let health = Health::default();
-        let agent = Loop::new(services, devices, Maps { state, doors }, health.clone(), Metrics::default());
-        Self { agent, health, now: Instant::now() }
+        let metrics = Metrics::default();
+        let agent = Loop::new(services, devices, Maps { state, doors }, health.clone(), metrics.clone());
+        Self { agent, health, metrics, now: Instant::now() }
     }
 
     fn event(&mut self, event: Event) -> &mut Self {
@@ -551,7 +569,8 @@ async fn the_loop_runs_until_an_input_ends() {
     let (event_sender, events) = mpsc::channel(8);
     let (_change_sender, changes) = mpsc::channel(8);
     let (request_sender, requests) = mpsc::channel(1);
-    let agent = tokio::spawn(world.agent.run(Inputs { events, changes, requests }));
+    let (_notice_sender, notices) = mpsc::channel(1);
+    let agent = tokio::spawn(world.agent.run(Inputs { events, changes, requests, notices }));
     for event in web().into_iter().chain([Event::Synced]) {
         event_sender.send(event).await.unwrap();
     }

@@ -3,10 +3,15 @@
 //! with all their knobs.
 
 use std::{
+    ffi::CString,
     fs, io,
     marker::PhantomData,
     mem::zeroed,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
@@ -153,6 +158,22 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 }
 
+/// Opens a pinned link and takes it off its device or cgroup, as `bpftool link detach` does. The pin stays.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let mut attr = attributes();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the path is a live string that ends with a zero.
+    let link = unsafe { bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
+    let mut attr = attributes();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }
+}
+
 /// What to run a program on.
 #[derive(Default)]
 pub struct TestRun<'a> {
@@ -196,6 +217,19 @@ pub fn test_run(program: impl AsFd, run: &TestRun<'_>, output: &mut Vec<u8>) -> 
 fn attributes() -> bpf_attr {
     // SAFETY: bpf_attr is a union of structs of integers, for which zeroes are valid.
     unsafe { zeroed() }
+}
+
+/// A command that makes a descriptor.
+///
+/// # Safety
+/// As of [`bpf`].
+unsafe fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is valid for its size; what it points to, by the caller's promise.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>()) };
+    let fd = Errno::result(result)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// # Safety

@@ -21,6 +21,7 @@ mod rig;
 mod shape;
 mod wrapper;
 
+pub use bpf::detach_link;
 pub use build::{ETHERNET, Error, Segment, chunk, icmp_error, port_unreachable, reset};
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};

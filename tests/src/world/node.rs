@@ -117,6 +117,11 @@ impl Node {
         &self.bpffs
     }
 
+    /// Lets its agents pin elsewhere, from the next one on.
+    pub fn set_bpffs(&mut self, path: &Path) {
+        self.bpffs = path.to_owned();
+    }
+
     /// Its pods.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.iter()

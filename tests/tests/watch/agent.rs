@@ -161,7 +161,8 @@ impl Agent {
         let (event_sender, events) = mpsc::channel(1024);
         let (change_sender, changes) = mpsc::channel(1);
         let (_, requests) = mpsc::channel(1);
-        runtime.spawn(agent.run(Inputs { events, changes, requests }));
+        let (_, notices) = mpsc::channel(1);
+        runtime.spawn(agent.run(Inputs { events, changes, requests, notices }));
         let client = runtime.block_on(source::connect(&options))?;
         runtime.spawn(events::post(client, NODE.into(), notes));
         runtime.spawn(source::run_kube(options, event_sender));

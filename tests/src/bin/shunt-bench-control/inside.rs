@@ -125,7 +125,8 @@ fn session<T: Send>(bpffs: &Path, shape: Shape, body: impl FnOnce(&mut Hand) -> 
             let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, Default::default());
             let agent = Loop::new(services, devices, Maps { state, doors }, health, metrics).reporting(reporter);
             let (_changes, changes) = mpsc::channel(1);
-            let ended = agent.run(Inputs { events, changes, requests: request_receiver }).await;
+            let (_notices, notices) = mpsc::channel(1);
+            let ended = agent.run(Inputs { events, changes, requests: request_receiver, notices }).await;
             ensure!(ended == LoopError::SourceEnded, "{ended}");
             Ok(opened)
         };
