@@ -6,13 +6,13 @@
 
 use std::{io, net::Ipv4Addr, net::Ipv6Addr, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use ipnet::IpNet;
+use nix::libc;
 use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder,
-    packet_core::{NetlinkMessage, NetlinkPayload},
-    packet_route::RouteNetlinkMessage,
-    sys::{AsyncSocket, SocketAddr},
+    MulticastGroup, RouteMessageBuilder,
+    packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload},
+    packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage},
+    sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -42,6 +42,12 @@ const RECEIVE_BUFFER_BYTES: u32 = 4 << 20;
 /// Pause before another attempt to open the socket.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The kernel answers at once, or a lock is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a list is asked for that was changed while it was read.
+const MOST_LOOKS: usize = 20;
+
 /// Netlink failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -49,13 +55,19 @@ pub enum NetlinkError {
     #[error("can't open a route netlink socket")]
     Open(#[source] io::Error),
     /// A question that the kernel did not answer.
-    #[error("can't list this machine's {what}")]
+    #[error("can't list this machine's {what}: {source}")]
     List {
         /// What was asked for.
         what: &'static str,
         /// Why not.
-        source: rtnetlink::Error,
+        source: io::Error,
     },
+    /// Routes that could not be listed.
+    #[error("can't list this machine's routes: {0}")]
+    Routes(#[source] rtnetlink::Error),
+    /// No list could be read while nothing changed.
+    #[error("this machine's devices, addresses, routes or neighbours change too fast to be listed")]
+    Restless,
     /// The kernel took a question, and did not answer.
     #[error("the kernel does not answer")]
     NoAnswer,
@@ -71,12 +83,10 @@ pub enum NetlinkError {
     },
 }
 
-type Reports = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
-
-/// A subscription to the kernel's reports.
-#[derive(Debug)]
+/// A subscription to the kernel's reports. They are read no faster than they are taken: what waits meanwhile waits in the
+/// socket, whose room is bounded, and where that ends the kernel says so.
 pub struct Follower {
-    reports: Reports,
+    socket: TokioSocket,
 }
 
 impl Follower {
@@ -89,35 +99,36 @@ impl Follower {
     }
 
     async fn start_with_room(bytes: u32) -> Result<(Self, NodeState), NetlinkError> {
-        let (mut connection, _, reports) = rtnetlink::new_multicast_connection(&GROUPS).map_err(NetlinkError::Open)?;
-        if let Err(error) = connection.socket_mut().socket_mut().set_rx_buf_sz(bytes) {
+        let socket = open().map_err(NetlinkError::Open)?;
+        if let Err(error) = socket.socket_ref().set_rx_buf_sz(bytes) {
             debug!("the netlink socket keeps its small receive buffer: {error}");
         }
-        tokio::spawn(connection);
-        Ok((Self { reports }, look().await?))
+        for group in GROUPS {
+            socket.socket_ref().add_membership(group as u32).map_err(NetlinkError::Open)?;
+        }
+        Ok((Self { socket }, look().await?))
     }
 
     /// Passes on what the kernel reports, until nobody listens any more.
     pub async fn run(mut self, changes: mpsc::Sender<Change>) {
         loop {
-            let change = match self.reports.next().await {
-                Some((message, _)) => match message.payload {
-                    NetlinkPayload::InnerMessage(message) => decode(message),
-                    NetlinkPayload::Overrun(_) => {
-                        warn!("the kernel reported more than could be followed; looking at everything anew");
-                        Some(self.resync().await)
-                    }
-                    _ => None,
-                },
-                None => {
-                    warn!("the netlink socket broke; opening it anew");
-                    Some(self.resync().await)
+            let reported = match self.socket.recv_from_full().await {
+                // Others may write to a netlink socket, too.
+                Ok((_, from)) if from.port_number() != 0 => continue,
+                Ok((bytes, _)) => messages(&bytes).filter_map(changed).collect(),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    warn!("the kernel reported more than could be followed; looking at everything anew");
+                    vec![self.resync().await]
+                }
+                Err(error) => {
+                    warn!("the netlink socket broke: {error}; opening it anew");
+                    vec![self.resync().await]
                 }
             };
-            if let Some(change) = change
-                && changes.send(change).await.is_err()
-            {
-                return;
+            for change in reported {
+                if changes.send(change).await.is_err() {
+                    return;
+                }
             }
         }
     }
@@ -137,47 +148,91 @@ impl Follower {
     }
 }
 
-/// Everything that is there now.
+fn open() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn changed(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
+    match message.payload {
+        NetlinkPayload::InnerMessage(message) => decode(message),
+        _ => None,
+    }
+}
+
+/// The messages of a datagram, without those that can't be read.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> {
+    let next = move || {
+        let len = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
+        let (message, rest) = (&bytes[..len], &bytes[len.next_multiple_of(4).min(bytes.len())..]);
+        bytes = rest;
+        Some(NetlinkMessage::deserialize(message))
+    };
+    std::iter::from_fn(next)
+        .filter_map(|message| message.inspect_err(|error| debug!("a netlink message can't be read: {error}")).ok())
+}
+
+/// Everything that is there now. While the machine changes, the kernel may leave something out and say so: then it is asked again.
 async fn look() -> Result<NodeState, NetlinkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
-    tokio::spawn(connection);
-    let mut state = NodeState::default();
-    look_at_devices(&handle, &mut state).await?;
-    look_at_next_hops(&handle, &mut state).await?;
-    Ok(state)
-}
-
-async fn look_at_devices(handle: &Handle, state: &mut NodeState) -> Result<(), NetlinkError> {
-    let mut links = handle.link().get().execute();
-    while let Some(link) = links.try_next().await.map_err(|source| NetlinkError::List { what: "devices", source })? {
-        take_in(state, RouteNetlinkMessage::NewLink(link));
-    }
-    let mut addresses = handle.address().get().execute();
-    while let Some(address) =
-        addresses.try_next().await.map_err(|source| NetlinkError::List { what: "addresses", source })?
-    {
-        take_in(state, RouteNetlinkMessage::NewAddress(address));
-    }
-    Ok(())
-}
-
-async fn look_at_next_hops(handle: &Handle, state: &mut NodeState) -> Result<(), NetlinkError> {
-    let questions = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
-    for question in questions {
-        let mut routes = handle.route().get(question).execute();
-        while let Some(route) =
-            routes.try_next().await.map_err(|source| NetlinkError::List { what: "routes", source })?
-        {
-            take_in(state, RouteNetlinkMessage::NewRoute(route));
+    for _ in 0..MOST_LOOKS {
+        let mut state = NodeState::default();
+        if look_once(&mut state).await? {
+            return Ok(state);
         }
     }
-    let mut neighbours = handle.neighbours().get().execute();
-    while let Some(neighbour) =
-        neighbours.try_next().await.map_err(|source| NetlinkError::List { what: "neighbours", source })?
-    {
-        take_in(state, RouteNetlinkMessage::NewNeighbour(neighbour));
+    Err(NetlinkError::Restless)
+}
+
+/// Whether it was looked at as a whole.
+async fn look_once(state: &mut NodeState) -> Result<bool, NetlinkError> {
+    let socket = open().map_err(NetlinkError::Open)?;
+    let routes = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+    let questions = [
+        ("devices", RouteNetlinkMessage::GetLink(LinkMessage::default())),
+        ("addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default())),
+    ]
+    .into_iter()
+    .chain(routes.map(|route| ("routes", RouteNetlinkMessage::GetRoute(route))))
+    .chain([("neighbours", RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))]);
+    let mut is_whole = true;
+    for (sequence, (what, question)) in (1..).zip(questions) {
+        let mut request = NetlinkMessage::from(question);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        request.header.sequence_number = sequence;
+        let answered = tokio::time::timeout(PATIENCE, ask(&socket, request, state)).await;
+        let answered = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        is_whole &= answered.map_err(|source| NetlinkError::List { what, source })?;
     }
-    Ok(())
+    Ok(is_whole)
+}
+
+/// Asks for a list. Returns whether nothing was changed while the kernel went through it.
+async fn ask(
+    socket: &TokioSocket,
+    mut request: NetlinkMessage<RouteNetlinkMessage>,
+    state: &mut NodeState,
+) -> io::Result<bool> {
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes).await?;
+    let mut is_whole = true;
+    loop {
+        let (bytes, _) = socket.recv_from_full().await?;
+        for message in messages(&bytes) {
+            if message.header.sequence_number != request.header.sequence_number {
+                continue;
+            }
+            is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
+            match message.payload {
+                NetlinkPayload::InnerMessage(message) => take_in(state, message),
+                NetlinkPayload::Done(_) => return Ok(is_whole),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+    }
 }
 
 fn take_in(state: &mut NodeState, message: RouteNetlinkMessage) {
@@ -280,6 +335,48 @@ pub(super) mod tests {
                 .await;
             assert!(state.links().values().any(|link| link.name == "veth0"));
         });
+    }
+
+    /// What nobody takes yet waits in the socket, whose room is bounded, and not in this process.
+    #[test]
+    fn reports_that_nobody_takes_fill_no_memory() {
+        in_new_namespace(|| async {
+            let (follower, mut state) = Follower::start_with_room(1 << 14).await.unwrap();
+            let (sender, mut changes) = mpsc::channel(1);
+            tokio::spawn(follower.run(sender));
+            for index in 0..60 {
+                ip(&format!("link add burst{index} type veth peer name tsrub{index}"));
+                // The follower has time enough to read all there is.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let mut before = 0;
+            loop {
+                let change = changes.recv().await.unwrap();
+                let is_resync = matches!(change, Change::Resync(_));
+                state.apply(change);
+                if is_resync {
+                    break;
+                }
+                before += 1;
+                assert!(before < 100, "all were kept");
+            }
+            follow_until(&mut changes, &mut state, |state| state.links().len() == 121).await;
+        });
+    }
+
+    #[test]
+    fn a_list_that_was_changed_while_it_was_read_is_known_as_such() {
+        let message = |flags| {
+            let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewLink(LinkMessage::default()));
+            message.header.flags = flags;
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            bytes
+        };
+        let bytes = [message(0), message(NLM_F_DUMP_INTR), vec![0; 3]].concat();
+        let flags: Vec<_> = messages(&bytes).map(|message| message.header.flags & NLM_F_DUMP_INTR != 0).collect();
+        assert_eq!(flags, [false, true]);
     }
 
     #[test]

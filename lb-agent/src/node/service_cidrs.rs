@@ -117,9 +117,7 @@ async fn ours(handle: &Handle) -> Result<BTreeMap<IpNet, RouteMessage>, NetlinkE
         let Some(mut question) = nothing.parse().ok().and_then(|range| route(&range)) else { continue };
         question.attributes.clear();
         let mut routes = handle.route().get(question).execute();
-        while let Some(route) =
-            routes.try_next().await.map_err(|source| NetlinkError::List { what: "routes", source })?
-        {
+        while let Some(route) = routes.try_next().await.map_err(NetlinkError::Routes)? {
             if let Some(range) = range_of(&route) {
                 ours.insert(range, route);
             }
