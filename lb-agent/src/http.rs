@@ -2,17 +2,34 @@
 //! The agent's HTTP ports: opened before anything is touched, so that a taken port is told at once.
 
 use std::{
+    collections::BTreeMap,
     io::{self, ErrorKind},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::Router;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use nix::{
     libc,
     sys::socket::{setsockopt, sockopt::Ipv6V6Only},
 };
-use tokio::net::{TcpListener, TcpSocket};
-use tracing::error;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::AbortHandle,
+};
+use tracing::debug;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -68,16 +85,116 @@ pub fn listen(address: SocketAddr, only_own_family: bool) -> io::Result<TcpListe
     socket.listen(BACKLOG)
 }
 
-/// Answers requests for as long as the process lives.
-pub async fn serve(listener: TcpListener, router: Router) {
-    if let Err(error) = axum::serve(listener, router).await {
-        error!("an HTTP port of the agent broke: {error}");
+/// How long a connection may take for the head of a request, the first or the next one.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pause after a connection that could not be accepted: perhaps no descriptor is left.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The open connections of one port, or of several: no more than so many. Then a new one takes the place of the oldest that waits
+/// for a request, so that whoever asks is answered, however many others are silent.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    most: usize,
+    open: Arc<Mutex<Open>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next_id: u64,
+    /// The oldest first.
+    by_id: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    task: AbortHandle,
+    is_asking: Arc<AtomicBool>,
+}
+
+impl Connections {
+    /// At most so many.
+    #[must_use]
+    pub fn at_most(most: usize) -> Self {
+        Self { most, open: Arc::default() }
+    }
+
+    /// Serves a connection on a task of its own.
+    fn serve(&self, stream: TcpStream, router: Router) {
+        let is_asking = Arc::new(AtomicBool::new(false));
+        // The lock is held until the task is noted: it can't end before.
+        let mut open = self.open();
+        let id = open.next_id;
+        open.next_id += 1;
+        let place = Place { connections: self.clone(), id };
+        let asking = Arc::clone(&is_asking);
+        let task = tokio::spawn(async move {
+            let _place = place;
+            serve_connection(stream, router, asking).await;
+        });
+        open.by_id.insert(id, Connection { task: task.abort_handle(), is_asking });
+        if open.by_id.len() > self.most {
+            let is_silent = |(_, connection): &(&u64, &Connection)| !connection.is_asking.load(Ordering::Relaxed);
+            let victim = open.by_id.iter().find(is_silent).or(open.by_id.iter().next()).map(|(&id, _)| id);
+            if let Some(victim) = victim.and_then(|id| open.by_id.remove(&id)) {
+                victim.task.abort();
+            }
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the others, until it ends.
+struct Place {
+    connections: Connections,
+    id: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.open().by_id.remove(&self.id);
+    }
+}
+
+async fn serve_connection(stream: TcpStream, router: Router, is_asking: Arc<AtomicBool>) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        is_asking.store(true, Ordering::Relaxed);
+        let (answer, is_asking) = (router.call(request), Arc::clone(&is_asking));
+        async move {
+            let answer = answer.await;
+            is_asking.store(false, Ordering::Relaxed);
+            answer
+        }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+        debug!("a connection to an HTTP port of the agent ended: {error}");
+    }
+}
+
+/// Answers requests for as long as it is polled; connections that are open then outlive it.
+pub async fn serve(listener: TcpListener, router: Router, connections: Connections) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => connections.serve(stream, router.clone()),
+            Err(error) => {
+                debug!("a connection to an HTTP port of the agent was not accepted: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -94,6 +211,53 @@ mod tests {
         let own = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--healthz-bind-address").await.unwrap();
         let port = own.local_addr().unwrap().port();
         assert!(tokio::net::TcpStream::connect(("::1", port)).await.is_err(), "an address is just that");
+    }
+
+    /// A server of "ok" at most so many connections at once, and its address.
+    async fn ok(most: usize) -> (SocketAddr, Connections) {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--healthz-bind-address").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Connections::at_most(most);
+        let router = Router::new().route("/", axum::routing::get(|| async { "ok" }));
+        tokio::spawn(serve(listener, router, connections.clone()));
+        (address, connections)
+    }
+
+    async fn ask(address: SocketAddr) -> io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Thread kubermatic 15829: a thousand connections that say nothing, to a process that may open 1024 files at first.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn pitfall_33_silent_connections_keep_no_probe_from_its_answer() {
+        crate::dataplane::lift_file_limit().unwrap();
+        let (address, connections) = ok(64).await;
+        let mut silent = Vec::new();
+        for _ in 0..1000 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        for _ in 0..10 {
+            let answer = tokio::time::timeout(Duration::from_secs(5), ask(address)).await.unwrap().unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok"), "{answer}");
+        }
+        assert!(connections.open().by_id.len() <= 64);
+        drop(silent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_says_nothing_is_closed() {
+        let (address, connections) = ok(2).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let mut said = Vec::new();
+        silent.read_to_end(&mut said).await.unwrap();
+        assert!(start.elapsed() >= PATIENCE, "{:?}", start.elapsed());
+        tokio::task::yield_now().await;
+        assert!(connections.open().by_id.is_empty());
     }
 
     #[tokio::test]

@@ -40,6 +40,22 @@ fn a_second_agent_on_the_same_bpffs_is_refused() -> Result<()> {
     world.serves()
 }
 
+/// With a directory and ports of its own it would translate every packet again, and what it leaves behind would answer first.
+#[test]
+fn a_second_agent_in_the_same_network_namespace_is_refused() -> Result<()> {
+    let world = World::with_agents(Options::TC)?;
+    let node = world.node("node-a");
+    let mut arguments = node.agent_arguments(Xdp::Off);
+    replace(&mut arguments, "--healthz-bind-address", "127.0.0.1:20256");
+    replace(&mut arguments, "--metrics-bind-address", "127.0.0.1:20249");
+    let elsewhere = node.bpffs().with_file_name("elsewhere");
+    replace(&mut arguments, "--bpffs", &elsewhere.display().to_string());
+    let said = fails(node, &arguments)?;
+    let process = format!("(process {})", node.agent().pid());
+    ensure!(said.contains("runs in this network namespace") && said.contains(&process), "{said}");
+    world.serves()
+}
+
 /// An uplink that does not exist is named, with what to do.
 #[test]
 fn an_uplink_that_does_not_exist_is_named() -> Result<()> {

@@ -4,6 +4,7 @@
 //! Whatever can be found wrong is found before a map is made or a device touched, and what an earlier agent left goes on
 //! forwarding then.
 
+mod alone;
 mod args;
 mod config_file;
 mod flags;
@@ -31,7 +32,7 @@ use crate::{
     diff::State,
     events::{self, Recorder},
     health::{self, Health},
-    http,
+    http::{self, Connections},
     memory::{Bill, mebibytes},
     metrics::{self, Metrics},
     model::Model,
@@ -42,6 +43,9 @@ use crate::{
 
 /// Events and changes that may wait for the loop.
 const QUEUE_LENGTH: usize = 1024;
+
+/// Connections to each of the agent's two ports.
+const MOST_CONNECTIONS: usize = 64;
 
 /// Threads beside that of the loop: for sources, probes and scrapes.
 const WORKERS: usize = 2;
@@ -89,6 +93,7 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
         return Err(problem.into());
     }
     probe_lock(&args.bpffs)?;
+    let _alone = alone::claim()?;
     let healthz = http::bind(args.healthz_bind_address, "--healthz-bind-address").await?;
     let metricsz = http::bind(args.metrics_bind_address, "--metrics-bind-address").await?;
 
@@ -120,9 +125,11 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     let (request_sender, requests) = mpsc::channel(1);
 
     tasks.spawn("the following of devices", follower.run(change_sender));
-    tasks.spawn("the port of /healthz", http::serve(healthz, health::router(health.clone(), metrics.clone())));
+    let connections = || Connections::at_most(MOST_CONNECTIONS);
+    let pages = health::router(health.clone(), metrics.clone());
+    tasks.spawn("the port of /healthz", http::serve(healthz, pages, connections()));
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
-    tasks.spawn("the port of /metrics", http::serve(metricsz, pages));
+    tasks.spawn("the port of /metrics", http::serve(metricsz, pages, connections()));
     let agent = Loop::new(services, devices, maps, health, metrics).reporting(reporter);
     tasks.spawn("the following of ServiceCIDRs", service_cidrs::follow(agent.service_cidrs(), tell_lost));
     tokio::select! {
@@ -205,9 +212,9 @@ async fn check_machine(args: &RunArgs, kube: &KubeOptions) -> anyhow::Result<()>
 
 /// A second agent on the same directory shall hear of that, and not of the ports that the first one has, too.
 fn probe_lock(bpffs: &Path) -> anyhow::Result<()> {
-    let pins = Pins::new(bpffs);
-    pins.create()?;
-    pins.lock()?;
+    if bpffs.is_dir() {
+        Pins::new(bpffs).lock()?;
+    }
     Ok(())
 }
 

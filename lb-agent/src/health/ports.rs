@@ -21,16 +21,24 @@ use axum::{
 use tokio::task::AbortHandle;
 
 use super::Health;
-use crate::{compile::ServiceKey, http, model::health_check::HealthCheck, problem::Problem};
+use crate::{
+    compile::ServiceKey,
+    http::{self, Connections},
+    model::health_check::HealthCheck,
+    problem::Problem,
+};
 
 /// The reason of the Event, as kube-proxy words it (rule 68).
 const REASON: &str = "FailedToStartServiceHealthcheck";
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
+/// Connections to all of these ports together: a load balancer has a few for each of its own machines.
+const MOST_CONNECTIONS: usize = 512;
+
 /// All open ports.
-#[derive(Default)]
 pub struct HealthPorts {
     health: Health,
+    connections: Connections,
     /// Where to listen; none before the node's addresses are known.
     addresses: Vec<IpAddr>,
     services: BTreeMap<ServiceKey, Checked>,
@@ -57,6 +65,13 @@ impl Drop for Checked {
     /// Connections outlive their port: from now on they hear that there is nothing here.
     fn drop(&mut self) {
         self.counts.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+    }
+}
+
+impl Default for HealthPorts {
+    fn default() -> Self {
+        let (health, addresses, services) = Default::default();
+        Self { health, connections: Connections::at_most(MOST_CONNECTIONS), addresses, services }
     }
 }
 
@@ -105,7 +120,7 @@ impl HealthPorts {
         for (count, now) in checked.counts.iter().zip(check.local_endpoints) {
             count.store(now.unwrap_or(0), Ordering::Relaxed);
         }
-        checked.listen(key, &self.addresses, &self.health)
+        checked.listen(key, &self.addresses, &self.health, &self.connections)
     }
 }
 
@@ -114,7 +129,13 @@ impl Checked {
         Self { check, counts: Default::default(), servers: BTreeMap::new() }
     }
 
-    fn listen(&mut self, key: &ServiceKey, addresses: &[IpAddr], health: &Health) -> Result<(), Problem> {
+    fn listen(
+        &mut self,
+        key: &ServiceKey,
+        addresses: &[IpAddr],
+        health: &Health,
+        connections: &Connections,
+    ) -> Result<(), Problem> {
         let has_family = |address: &IpAddr| self.check.local_endpoints[family_index(address)].is_some();
         let wanted: Vec<IpAddr> = addresses.iter().copied().filter(has_family).collect();
         self.servers.retain(|address, _| wanted.contains(address));
@@ -129,7 +150,8 @@ impl Checked {
                 Ok(listener) => {
                     let count = Arc::clone(&self.counts[family_index(&address)]);
                     let answer = Answer { key: key.clone(), count, health: health.clone() };
-                    let task = tokio::spawn(http::serve(listener, Router::new().fallback(show).with_state(answer)));
+                    let router = Router::new().fallback(show).with_state(answer);
+                    let task = tokio::spawn(http::serve(listener, router, connections.clone()));
                     self.servers.insert(address, Server(task.abort_handle()));
                 }
                 Err(error) => refusals.push(format!("{socket}: {error}")),
