@@ -29,8 +29,9 @@ use crate::{compile::ServiceKey, problem::Problem};
 
 /// Notes that may wait, for the loop to be heard and then for their turn; more are only logged.
 const QUEUE_LENGTH: usize = 256;
-/// How long the same note is not posted again.
-const SILENCE: Duration = Duration::from_secs(3600);
+/// How long the same note is not posted again. An API server forgets an Event after an hour: what still stands is offered again
+/// before that.
+pub const SILENCE: Duration = Duration::from_secs(45 * 60);
 /// Events that may be posted at once, and the pause for each one after these.
 const BURST: u32 = 25;
 const PAUSE: Duration = Duration::from_secs(5);

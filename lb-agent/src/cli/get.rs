@@ -67,6 +67,7 @@ pub fn run(args: &GetArgs) -> anyhow::Result<()> {
 
 fn answer(args: &GetArgs) -> anyhow::Result<String> {
     let pins = Pins::new(&args.bpffs);
+    pins.check_serving()?;
     let maps = Maps::open(&pins)?;
     match args.what {
         What::Services => print(&rows::services(&maps.dump()?, &maps.counters()?), args.output),

@@ -126,6 +126,7 @@ pub fn trace(args: &TraceArgs) -> anyhow::Result<TraceAnswer> {
     let (from, to) = (args.from.context("--from is missing")?.0, args.to);
     ensure!(from.is_ipv4() == to.is_ipv4(), "--from {} and --to {to} are of different IP versions", from.ip());
     let pins = Pins::new(&args.bpffs);
+    pins.check_serving()?;
     let maps = Maps::open(&pins)?;
     let dump = maps.dump()?;
     let device = match &args.in_interface {

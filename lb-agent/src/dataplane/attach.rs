@@ -160,7 +160,7 @@ impl Links {
                     links.open.entry(ifindex).or_default().insert(door, held);
                 }
             }
-            for ifindex in filters::marked(&place) {
+            for ifindex in filters::marked(&place.links()) {
                 // A device that has gone has taken its filters along.
                 match device_name(ifindex) {
                     Some(_) => drop(links.filtered.insert(ifindex, (place.clone(), false))),

@@ -4,7 +4,10 @@
 //!
 //! A directory `filter-IFINDEX` among the pinned links remembers the device: a bpffs holds no ordinary files.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
@@ -43,7 +46,7 @@ pub fn attach(ebpf: &mut Ebpf, pins: &Pins, name: &str, ifindex: u32) -> Result<
         Err(error) if errno(&error) != Some(libc::EEXIST) => return Err(error.into()),
         _ => {}
     }
-    match fs::create_dir(mark(pins, ifindex)) {
+    match fs::create_dir(mark(&pins.links(), ifindex)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
         _ => {}
     }
@@ -121,24 +124,25 @@ pub fn detach(name: &str) -> Vec<&'static str> {
     FILTERS.iter().filter(|filter| removed(filter)).map(|(program, _)| *program).collect()
 }
 
-/// The devices that have filters of ours, as far as marks tell.
-pub fn marked(pins: &Pins) -> Vec<u32> {
-    let entries = fs::read_dir(pins.links()).into_iter().flatten().flatten();
+/// The devices that have filters of ours, as far as marks in a directory of links tell.
+pub fn marked(links: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(links).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(MARK)?.parse().ok()).collect()
 }
 
 /// Whether a device is marked.
 pub fn is_marked(pins: &Pins, ifindex: u32) -> bool {
-    mark(pins, ifindex).is_dir()
+    mark(&pins.links(), ifindex).is_dir()
 }
 
 /// Forgets a device.
 pub fn unmark(pins: &Pins, ifindex: u32) -> io::Result<()> {
-    fs::remove_dir(mark(pins, ifindex))
+    fs::remove_dir(mark(&pins.links(), ifindex))
 }
 
-fn mark(pins: &Pins, ifindex: u32) -> PathBuf {
-    pins.links().join(format!("{MARK}{ifindex}"))
+/// The mark of a device in a directory of links.
+pub fn mark(links: &Path, ifindex: u32) -> PathBuf {
+    links.join(format!("{MARK}{ifindex}"))
 }
 
 fn errno(error: &TcError) -> Option<i32> {

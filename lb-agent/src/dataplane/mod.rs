@@ -20,6 +20,7 @@ mod kernel;
 mod load;
 mod logs;
 mod maps;
+mod mounts;
 mod orphans;
 mod pinned;
 mod pins;

@@ -26,7 +26,13 @@ use nix::{
     },
 };
 
-use super::sys;
+use super::{
+    mounts::{Mount, mounts},
+    sys,
+};
+
+/// The directory of a layout's links.
+pub const LINKS: &str = "links";
 
 /// Where an agent keeps its pins by default.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/shunt";
@@ -68,12 +74,21 @@ pub enum PinError {
         path: PathBuf,
     },
     /// Another agent owns it.
-    #[error("another agent{} runs on {path}; stop it, or give this one a directory of its own in --bpffs", pid_text(*pid))]
+    #[error("another agent{} runs on {path}: stop it first (only one of another network namespace may run, with another --bpffs)", pid_text(*pid))]
     Locked {
         /// The directory.
         path: PathBuf,
         /// The other agent's process, where it can be seen.
         pid: Option<u32>,
+    },
+    /// Programs of another layout still run.
+    #[error(
+        "{path} serves, not layout {LAYOUT_VERSION}: programs of an agent of another version run on until an agent of this version has \
+         had its first sync. Ask them with that version's lb-agent, and see in the log of the agent what it waits for"
+    )]
+    OtherLayout {
+        /// The directory of the layout that serves.
+        path: PathBuf,
     },
     /// A pin could not be made or replaced.
     #[error("pin {path}: {cause}")]
@@ -160,7 +175,7 @@ impl Pins {
     /// The directory of all links.
     #[must_use]
     pub fn links(&self) -> PathBuf {
-        self.directory("links")
+        self.directory(LINKS)
     }
 
     /// The directory of this layout version.
@@ -175,6 +190,19 @@ impl Pins {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let versions = entries.filter_map(|entry| version_of(&entry.path())).filter(|&version| version != self.version);
         versions.map(|version| Self { version, ..self.clone() }).collect()
+    }
+
+    /// Makes sure that it is this layout by which traffic is served: the maps of another one can't be read.
+    ///
+    /// # Errors
+    /// Where programs of another layout run.
+    pub fn check_serving(&self) -> Result<(), PinError> {
+        // They go with the last link.
+        let has_links = |other: &Self| fs::read_dir(other.links()).is_ok_and(|mut links| links.next().is_some());
+        match self.others().into_iter().find(has_links) {
+            Some(other) => Err(PinError::OtherLayout { path: other.layout() }),
+            None => Ok(()),
+        }
     }
 
     fn directory(&self, kind: &str) -> PathBuf {
@@ -197,7 +225,7 @@ impl Pins {
 
     /// The directories that [`Pins::create`] makes.
     pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
-        [MAPS, "programs", "links"].map(|kind| self.directory(kind)).into_iter()
+        [MAPS, "programs", LINKS].map(|kind| self.directory(kind)).into_iter()
     }
 
     /// Waits until no other process asks the programs a question.
@@ -302,16 +330,12 @@ pub fn is_bpffs(path: &Path) -> bool {
 /// What is mounted exactly at a path, as its mounter named it; `None` where nothing is.
 #[must_use]
 pub fn mount_source(path: &Path) -> Option<String> {
-    source_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, path)
+    source_in(mounts(), path)
 }
 
-/// Lines such as `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - bpf shunt rw` (proc(5)); the last mount is on top.
-fn source_in(mounts: &str, path: &Path) -> Option<String> {
-    mounts.lines().rev().find_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        let target = place.split_whitespace().nth(4)?;
-        (Path::new(target) == path).then(|| kind.split_whitespace().nth(1).map(str::to_owned)).flatten()
-    })
+/// The last mount is on top.
+fn source_in(mounts: Vec<Mount>, path: &Path) -> Option<String> {
+    mounts.into_iter().rev().find(|mount| mount.target == path).map(|mount| mount.source)
 }
 
 fn existing_ancestor(path: &Path) -> &Path {
@@ -366,9 +390,10 @@ mod tests {
         let mounts = "30 1 0:25 / /sys/fs/bpf rw shared:9 - bpf bpf rw,mode=700\n\
                       31 1 0:26 / /run/a rw - tmpfs shunt rw\n\
                       32 1 0:27 / /run/a rw - bpf shunt rw\n";
-        assert_eq!(source_in(mounts, Path::new("/run/a")).as_deref(), Some("shunt"));
-        assert_eq!(source_in(mounts, Path::new("/sys/fs/bpf")).as_deref(), Some("bpf"));
-        assert_eq!(source_in(mounts, Path::new("/sys/fs/bpf/shunt")), None);
+        let source = |path: &str| source_in(crate::dataplane::mounts::parse(mounts), Path::new(path));
+        assert_eq!(source("/run/a").as_deref(), Some("shunt"));
+        assert_eq!(source("/sys/fs/bpf").as_deref(), Some("bpf"));
+        assert_eq!(source("/sys/fs/bpf/shunt"), None);
     }
 
     #[test]

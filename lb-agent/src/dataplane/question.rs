@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     net::SocketAddr,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use bytemuck::{Pod, Zeroable};
@@ -20,6 +20,7 @@ use nix::libc;
 use socket2::{Domain, Socket, Type};
 
 use super::{
+    doors::Door,
     maps::{MapError, Maps},
     pins::{PinError, Pins},
     sys,
@@ -104,8 +105,7 @@ struct Context {
 /// When the program can't be run.
 pub fn ask(pins: &Pins, maps: &Maps, ifindex: u32, packet: &[u8]) -> Result<Answer, QuestionError> {
     let program = programs::TC_INGRESS;
-    let path = pins.program(program);
-    let descriptor = sys::open_pin(&path).map_err(|cause| PinError::Pin { path, cause })?;
+    let descriptor = attached(pins, ifindex)?;
     let _turn = pins.wait_for_turn()?;
     let cookie = cookie().map_err(|cause| QuestionError::Random { cause })?;
     maps.trace.set(0, &TraceRecord { cookie, ..TraceRecord::default() })?;
@@ -151,10 +151,48 @@ pub fn ask_socket(
     if record.cookie[3] == TRACE_ANSWERED { Ok(record) } else { Err(QuestionError::NoAnswer) }
 }
 
+/// The program that packets meet which arrive by that device. The one that is pinned is that of the latest agent, which may have had
+/// no first sync yet; it answers for devices without programs, and where TC works by filters.
+fn attached(pins: &Pins, ifindex: u32) -> Result<OwnedFd, PinError> {
+    let link = sys::open_pin(&pins.links().join(Door::TcIngress.pin_name(ifindex)));
+    let attached = link.and_then(|link| sys::open_program(sys::link_info(link.as_fd())?.program_id));
+    attached.or_else(|_| {
+        let path = pins.program(programs::TC_INGRESS);
+        sys::open_pin(&path).map_err(|cause| PinError::Pin { path, cause })
+    })
+}
+
 fn cookie() -> io::Result<[u32; 4]> {
     let mut cookie = [0_u32; 4];
     File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut cookie))?;
     // All zero stands for no question; once in 2^128 that would be ours.
     cookie[0] |= 1;
     Ok(cookie)
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::config::role;
+
+    use super::*;
+    use crate::{
+        dataplane::tests::{Place, ifindex, ip},
+        node::state::VETH,
+    };
+
+    #[test]
+    fn the_program_that_is_attached_is_asked_and_not_that_of_an_agent_before_its_first_sync() {
+        let Some(place) = Place::new("asked") else { return };
+        ip("link add uplink type veth peer name pod");
+        let uplink = ifindex("uplink");
+        place.open().attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+        let pins = Pins::new(&place.options.bpffs);
+        let asked = || sys::program_id(attached(&pins, uplink).unwrap().as_fd()).unwrap();
+        let pinned = || sys::program_id(sys::open_pin(&pins.program(programs::TC_INGRESS)).unwrap().as_fd()).unwrap();
+        let first = asked();
+        let mut second = place.open();
+        assert!(asked() == first && pinned() != first);
+        assert!(second.take_over().is_empty());
+        assert!(asked() == pinned() && pinned() != first);
+    }
 }

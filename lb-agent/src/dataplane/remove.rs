@@ -2,6 +2,7 @@
 //! Takes away everything that an agent ever made below a directory, whatever its layout version.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
 };
@@ -14,7 +15,7 @@ use tracing::debug;
 
 use super::{
     filters,
-    pins::{self, MAPS, MAPS_BEFORE, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
+    pins::{self, LINKS, MAPS, MAPS_BEFORE, MOUNT_SOURCE, PinError, Pins, is_bpffs, version_of},
     sockets,
     sys::device_name,
 };
@@ -69,7 +70,7 @@ impl fmt::Display for Item {
 pub fn remove_all(root: &Path, dry_run: bool, report: &mut dyn FnMut(&Item)) -> Result<(), PinError> {
     let mut removal = Removal { dry_run, report };
     if !root.exists() {
-        return removal.filters(None);
+        return removal.filters(&[]);
     }
     if !is_bpffs(root) {
         return Err(PinError::NotBpffs { path: root.into() });
@@ -77,9 +78,9 @@ pub fn remove_all(root: &Path, dry_run: bool, report: &mut dyn FnMut(&Item)) -> 
     let _lock = Pins::new(root).lock()?;
     let layouts: Vec<_> = children(root)?.into_iter().filter(|path| version_of(path).is_some()).collect();
     for layout in &layouts {
-        removal.links(&layout.join("links"))?;
+        removal.links(&layout.join(LINKS))?;
     }
-    removal.filters(Some(root))?;
+    removal.filters(&layouts)?;
     for layout in layouts {
         removal.layout(&layout)?;
     }
@@ -93,7 +94,7 @@ pub fn remove_all(root: &Path, dry_run: bool, report: &mut dyn FnMut(&Item)) -> 
 pub fn remove_layout(layout: &Path) -> Result<(), PinError> {
     let mut removal =
         Removal { dry_run: false, report: &mut |item| debug!("of another layout version: {item} removed") };
-    removal.links(&layout.join("links"))?;
+    removal.links(&layout.join(LINKS))?;
     removal.layout(layout)
 }
 
@@ -126,12 +127,12 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// Filters outlive a lost mark, so every device is asked, not only the marked ones.
-    fn filters(&mut self, root: Option<&Path>) -> Result<(), PinError> {
-        let pins = root.map(Pins::new);
-        let marked: Vec<u32> = pins.iter().flat_map(filters::marked).collect();
+    /// Filters outlive a lost mark, so every device is asked, not only those that a layout has marked.
+    fn filters(&mut self, layouts: &[PathBuf]) -> Result<(), PinError> {
         if self.dry_run {
-            for device in marked.iter().filter_map(|&ifindex| device_name(ifindex)) {
+            let marked: BTreeSet<u32> =
+                layouts.iter().flat_map(|layout| filters::marked(&layout.join(LINKS))).collect();
+            for device in marked.into_iter().filter_map(device_name) {
                 (self.report)(&Item::Filters { device });
             }
             return Ok(());
@@ -144,15 +145,21 @@ impl Removal<'_> {
                 (self.report)(&Item::Filters { device });
             }
         }
-        for (pins, ifindex) in pins.iter().flat_map(|pins| marked.iter().map(move |&ifindex| (pins, ifindex))) {
-            let unmarked = filters::unmark(pins, ifindex);
-            unmarked.map_err(|cause| PinError::Directory { path: pins.links(), cause })?;
+        Ok(())
+    }
+
+    /// Marks of filters: the devices that they remember may have gone long ago.
+    fn marks(&mut self, links: &Path) -> Result<(), PinError> {
+        for ifindex in filters::marked(links).into_iter().filter(|_| !self.dry_run) {
+            let path = filters::mark(links, ifindex);
+            fs::remove_dir(&path).map_err(|cause| PinError::Directory { path, cause })?;
         }
         Ok(())
     }
 
-    /// All but the links.
+    /// All but the links, whose marks go, too.
     fn layout(&mut self, layout: &Path) -> Result<(), PinError> {
+        self.marks(&layout.join(LINKS))?;
         self.pins(&layout.join("programs"), Item::Program)?;
         self.pins(&layout.join(MAPS), Item::Map)?;
         self.pins(&layout.join(MAPS_BEFORE), Item::Map)?;

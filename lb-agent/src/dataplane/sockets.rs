@@ -26,6 +26,7 @@ use tracing::warn;
 use super::{
     audit::{Audit, LinkFate, LinkState, Part, judge},
     load,
+    mounts::{Mount, mounts},
     pins::{self, Pins},
     sys,
 };
@@ -192,10 +193,7 @@ impl Cgroup {
     fn open(given: Option<&Path>) -> Result<Self, SocketError> {
         let path = match given {
             Some(path) => path.to_owned(),
-            None => {
-                let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-                mount_in(&mounts).ok_or(SocketError::NoCgroup)?
-            }
+            None => cgroup_in(mounts()).ok_or(SocketError::NoCgroup)?,
         };
         let error = |cause| SocketError::Cgroup { path: path.clone(), cause };
         let directory = File::open(&path).map_err(error)?;
@@ -204,13 +202,9 @@ impl Cgroup {
     }
 }
 
-/// The first cgroup v2 file system among lines such as `30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw` (proc(5)).
-fn mount_in(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        let target = place.split_whitespace().nth(4)?;
-        (kind.split_whitespace().next() == Some("cgroup2")).then(|| target.into())
-    })
+/// Where the first cgroup v2 file system is.
+fn cgroup_in(mounts: Vec<Mount>) -> Option<PathBuf> {
+    mounts.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.target)
 }
 
 impl SocketDoor {

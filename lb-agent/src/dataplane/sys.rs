@@ -127,6 +127,14 @@ struct InfoAttr {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct LinkCreateAttr {
     program_fd: u32,
     target_ifindex: u32,
@@ -223,6 +231,15 @@ pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, bpf_fd: raw(fd), file_flags: 0 };
     // SAFETY: the path is a live string that ends with a zero.
     unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Opens a program by the kernel's number of it. Needs `CAP_SYS_ADMIN`.
+pub fn open_program(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = IdAttr { id, ..IdAttr::default() };
+    // SAFETY: the attributes hold no addresses.
+    let fd = unsafe { bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) }?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn info<T: Pod>(fd: BorrowedFd<'_>) -> io::Result<T> {

@@ -340,6 +340,12 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
 
         let mut dataplane = place.open();
         assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
+        // `get` and `trace` would look at maps that serve nobody.
+        let serves = Pins::new(&root).check_serving();
+        match serves {
+            Ok(()) => assert_eq!(layout, ours),
+            Err(error) => assert!(error.to_string().starts_with(&format!("{}/v0 serves, ", root.display())), "{error}"),
+        }
         dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
         assert_eq!(doors.each_ref().map(|door| link(&pin(layout, door))), before, "they run on as they are");
 
@@ -349,6 +355,7 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
             assert!(device == uplink && new_program != program, "{door} of {layout}");
         }
         assert_eq!(pins_in(&root), [ours.as_str()]);
+        Pins::new(&root).check_serving().unwrap();
         assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
     }
 }
@@ -477,6 +484,21 @@ fn cleanup_removes_all_that_was_made() {
     assert_eq!(items(false), announced);
     assert!(!root.exists());
     assert!(items(false).is_empty());
+}
+
+/// An upgrade that never got to its first sync leaves two layouts, and on kernels before 6.6 marks in both.
+#[test]
+fn cleanup_gets_past_the_marks_of_another_layout() {
+    let Some(place) = Place::new("marks") else { return };
+    let root = &place.options.bpffs;
+    drop(place.open());
+    let nowhere = 4_000_000;
+    for layout in ["v0", &format!("v{LAYOUT_VERSION}"), "v99"] {
+        fs::create_dir_all(super::filters::mark(&root.join(layout).join("links"), nowhere)).unwrap();
+    }
+    super::remove_all(root, true, &mut |_| {}).unwrap();
+    super::remove_all(root, false, &mut |_| {}).unwrap();
+    assert!(!root.exists());
 }
 
 #[test]

@@ -259,7 +259,7 @@ impl<D: Doors> Loop<D> {
         self.metrics.set_not_programmed(self.services.count_not_programmed());
         self.audit(now);
         self.tell_service_cidrs();
-        let ports = self.watch_ports(now);
+        let (ports, reminder) = (self.watch_ports(now), self.reporter.remind(now));
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if let Some(problems) = self.reporter.changed() {
             self.metrics.name_problems(problems);
@@ -273,7 +273,7 @@ impl<D: Doors> Loop<D> {
         // What was there before the first sync may come back with it.
         let orphans = if self.health.is_synced() { self.maps.doors.close_orphans(now) } else { None };
         let (services, devices, maps) = (self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at());
-        let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports, self.audits.wake_at()];
+        let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports, reminder, self.audits.wake_at()];
         timers.into_iter().flatten().min()
     }
 

@@ -11,9 +11,15 @@ use tracing::{info, warn};
 use crate::{
     compile::ServiceKey,
     dataplane::{Repair, RepairsText},
-    events::Recorder,
+    events::{self, Recorder},
     problem::Problem,
 };
+
+/// How often the API is told again of what stands: before its Event is forgotten, and after its repetition would be held back.
+const REMINDER: Duration = Duration::from_secs(50 * 60);
+const _: () = assert!(REMINDER.as_secs() > events::SILENCE.as_secs() && REMINDER.as_secs() < 3600);
+/// How often to look for what is to be told again.
+const REMINDER_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long a passing problem is not told again in the same words.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -39,6 +45,9 @@ pub enum Scope {
 #[derive(Debug, Default)]
 pub struct Reporter {
     standing: BTreeMap<Scope, Vec<Problem>>,
+    /// When the API was told of those, or the first look after that.
+    told: BTreeMap<Scope, Instant>,
+    reminder_due: Option<Instant>,
     passing: BTreeMap<Problem, Instant>,
     total: u64,
     has_changed: bool,
@@ -63,18 +72,40 @@ impl Reporter {
         for problem in problems.iter().filter(|problem| !is_among(problem, &former)) {
             self.total += 1;
             warn!("{problem}");
-            match &scope {
-                Scope::Service(key) => self.recorder.warn(key, problem),
-                Scope::SourcePorts | Scope::Kernel => self.recorder.warn_node(problem),
-                Scope::Device(_) | Scope::Uplinks | Scope::Addresses => {}
-            }
+            self.record(&scope, problem);
+            self.told.remove(&scope);
         }
         for problem in former.iter().filter(|problem| !is_among(problem, &problems)) {
             info!("{}: no longer: {}", problem.subject, problem.cause);
         }
-        if !problems.is_empty() {
+        if problems.is_empty() {
+            self.told.remove(&scope);
+        } else {
             self.standing.insert(scope, problems);
         }
+    }
+
+    fn record(&self, scope: &Scope, problem: &Problem) {
+        match scope {
+            Scope::Service(key) => self.recorder.warn(key, problem),
+            Scope::SourcePorts | Scope::Kernel => self.recorder.warn_node(problem),
+            Scope::Device(_) | Scope::Uplinks | Scope::Addresses => {}
+        }
+    }
+
+    /// Tells the API again of what has stood for so long that it forgets the Event. Returns when to come back.
+    pub fn remind(&mut self, now: Instant) -> Option<Instant> {
+        if self.reminder_due.is_none_or(|due| due <= now) {
+            for (scope, problems) in &self.standing {
+                let told = *self.told.entry(scope.clone()).or_insert(now);
+                if now.duration_since(told) >= REMINDER {
+                    problems.iter().for_each(|problem| self.record(scope, problem));
+                    self.told.insert(scope.clone(), now);
+                }
+            }
+            self.reminder_due = Some(now + REMINDER_PAUSE);
+        }
+        self.reminder_due.filter(|_| !self.standing.is_empty())
     }
 
     /// Something went wrong whose end nobody reports.
@@ -143,6 +174,25 @@ mod tests {
         assert_eq!((reporter.standing(), reporter.total()), (1, 2));
         reporter.set(scope(), vec![]);
         assert_eq!((reporter.standing(), reporter.total()), (0, 2));
+    }
+
+    #[test]
+    fn a_standing_problem_is_told_again_before_its_event_is_forgotten() {
+        let (recorder, mut notes) = Recorder::new();
+        let mut reporter = Reporter::new(recorder);
+        let start = Instant::now();
+        let mut told = move |reporter: &mut Reporter, minutes: u64| {
+            reporter.remind(start + Duration::from_secs(60 * minutes));
+            std::iter::from_fn(|| notes.try_recv().ok()).count()
+        };
+        let scope = |name| Scope::Service(ServiceKey::new("default", name));
+        reporter.set(scope("web"), vec![problem("a")]);
+        assert_eq!(told(&mut reporter, 0), 1);
+        let minutes: Vec<_> = (1..=120).filter(|&minute| told(&mut reporter, minute) > 0).collect();
+        assert_eq!(minutes, [50, 100]);
+        reporter.set(scope("web"), vec![]);
+        assert_eq!(told(&mut reporter, 151), 0);
+        assert_eq!(reporter.remind(start), None, "nothing stands");
     }
 
     #[test]

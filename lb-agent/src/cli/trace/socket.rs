@@ -51,6 +51,7 @@ pub fn trace(args: &TraceArgs) -> anyhow::Result<SocketAnswer> {
     ensure!(from.is_none_or(|from| from.is_ipv4() == to.is_ipv4()), "--from and --to are of different IP versions");
     let protocol = args.proto.number();
     let pins = Pins::new(&args.bpffs);
+    pins.check_serving()?;
     let maps = Maps::open(&pins)?;
     let record = ask_socket(&pins, &maps, (from, to), protocol)?;
     Ok(SocketAnswer::new((from, to, protocol), &record, &maps.dump()?))

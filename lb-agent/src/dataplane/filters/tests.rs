@@ -72,7 +72,7 @@ fn a_successor_adopts_filters_and_replaces_them_in_place() {
         let after = programs();
         assert!(after.len() == 2 && after.iter().all(|program| !before.contains(program)), "{before:?} {after:?}");
         assert_eq!(dataplane.attached(), BTreeSet::from([device]));
-        assert_eq!(super::marked(&Pins::new(&root)), [device], "the mark is of this layout");
+        assert_eq!(super::marked(&Pins::new(&root).links()), [device], "the mark is of this layout");
         assert!(!root.join("v0").exists());
     }
 }
@@ -96,7 +96,7 @@ fn filters_of_a_device_that_has_gone_are_forgotten() {
     put(&mut place.open(), &place);
     ip("link del uplink");
     assert_eq!(place.open().attached(), BTreeSet::new());
-    assert!(super::marked(&Pins::new(&place.options.bpffs)).is_empty());
+    assert!(super::marked(&Pins::new(&place.options.bpffs).links()).is_empty());
 }
 
 #[test]

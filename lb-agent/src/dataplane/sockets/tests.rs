@@ -26,8 +26,9 @@ fn a_cgroup_is_found_in_the_mount_table() {
     let mounts = "24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                   30 24 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
                   31 24 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-    assert_eq!(mount_in(mounts), Some("/sys/fs/cgroup/unified".into()));
-    assert_eq!(mount_in("24 1 0:22 / / rw - ext4 /dev/vda rw\n"), None);
+    let found = |table| cgroup_in(crate::dataplane::mounts::parse(table));
+    assert_eq!(found(mounts), Some("/sys/fs/cgroup/unified".into()));
+    assert_eq!(found("24 1 0:22 / / rw - ext4 /dev/vda rw\n"), None);
 }
 
 #[test]
@@ -48,8 +49,7 @@ struct OwnCgroup(PathBuf);
 
 impl OwnCgroup {
     fn new(test: &str) -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let path = mount_in(&mounts)?.join(format!("shunt-test-{}-{test}", std::process::id()));
+        let path = cgroup_in(mounts())?.join(format!("shunt-test-{}-{test}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Some(Self(path))
     }
