@@ -18,7 +18,7 @@ use super::world::{backend, key, spec, unit_id};
 use crate::{
     compile::{BackendKey, FrontendPlan, List, ServiceKey, Unit},
     dataplane::fake::Fake,
-    diff::{Capacities, Dump, GRACE, Operation, State, WriteError, Writer},
+    diff::{Capacities, Cursor, Dump, GRACE, Operation, SampleSize, State, WriteError, Writer},
 };
 
 /// The fake, watched: it panics when a write would hurt a packet.
@@ -239,9 +239,18 @@ impl History {
         };
         self.sync(&ServiceKey::new("default", name));
         self.settle();
+        self.check_sample();
         if step.restarts {
             self.state = State::adopt(self.watch.fake.dump(), &self.capacities);
             self.watch.now += GRACE;
+        }
+    }
+
+    /// An audit finds nothing that it would have to put right, also after writes that failed.
+    fn check_sample(&self) {
+        let all = SampleSize { elements: usize::MAX / 2, slots: usize::MAX };
+        for operation in self.state.sample(&mut Cursor::default(), all) {
+            assert!(self.watch.fake.holds(&operation), "{operation:?}");
         }
     }
 
