@@ -10,6 +10,7 @@ pub mod compile;
 pub mod dataplane;
 pub mod diff;
 pub mod events;
+pub mod hash_seed;
 pub mod health;
 pub mod http;
 pub mod memory;

@@ -15,8 +15,8 @@ use clap::Parser;
 use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
-        core::v1::{Container, PodSpec, ServiceAccount, Toleration},
-        rbac::v1::{ClusterRole, ClusterRoleBinding},
+        core::v1::{Container, PodSpec, Secret, ServiceAccount, Toleration},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
     },
     apimachinery::pkg::api::resource::Quantity,
     serde::{Serialize, de::DeserializeOwned},
@@ -121,7 +121,10 @@ fn by_file_and_by_kustomization_the_same_objects_are_applied_and_every_kind_is_k
     strictly::<ClusterRole>("ClusterRole");
     strictly::<ClusterRoleBinding>("ClusterRoleBinding");
     strictly::<DaemonSet>("DaemonSet");
-    assert_eq!(resources().len(), 4);
+    strictly::<Role>("Role");
+    strictly::<RoleBinding>("RoleBinding");
+    strictly::<Secret>("Secret");
+    assert_eq!(resources().len(), 7);
 }
 
 #[test]
@@ -141,6 +144,32 @@ fn rule_77_the_agent_may_what_kube_proxy_may() {
     let subject = &binding.subjects.unwrap()[0];
     assert_eq!((subject.name.as_str(), subject.namespace.as_deref()), ("shunt", Some("kube-system")));
     assert_eq!(pod().service_account_name.as_deref(), Some("shunt"));
+}
+
+#[test]
+fn the_agent_may_read_and_fill_the_seed_of_the_flow_hash_and_no_other_secret() {
+    let secret = strictly::<Secret>("Secret");
+    let name = secret.metadata.name.unwrap();
+    let place = format!("{}/{name}", secret.metadata.namespace.unwrap());
+    assert_eq!(run_args(&agent()).flows.hash_seed_secret.to_string(), place);
+    assert_eq!(
+        (secret.data, secret.string_data),
+        (None, None),
+        "applied again, it must not take the agents' seed away"
+    );
+    let role = strictly::<Role>("Role");
+    let rule = PolicyRule {
+        api_groups: Some(vec![String::new()]),
+        resources: Some(vec!["secrets".into()]),
+        resource_names: Some(vec![name]),
+        verbs: vec!["get".into(), "update".into()],
+        ..PolicyRule::default()
+    };
+    assert_eq!((role.metadata.namespace.as_deref(), role.rules), (Some("kube-system"), Some(vec![rule])));
+    let binding = strictly::<RoleBinding>("RoleBinding");
+    let subject = &binding.subjects.unwrap()[0];
+    assert_eq!((subject.name.as_str(), subject.namespace.as_deref()), ("shunt", Some("kube-system")));
+    assert_eq!((binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()), ("Role", "shunt"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod flags;
 mod tasks;
 mod values;
 
-use std::{env, fs, io::Read, path::Path};
+use std::{env, fs, path::Path};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
@@ -31,6 +31,7 @@ use crate::{
     dataplane::{self, Capacities, Dataplane, Options, Part, Pins, Repair, SocketOptions},
     diff::State,
     events::{self, Recorder},
+    hash_seed::HashSeed,
     health::{self, Health},
     http::{self, Connections},
     memory::{Bill, mebibytes},
@@ -49,6 +50,9 @@ const MOST_CONNECTIONS: usize = 64;
 
 /// Threads beside that of the loop: for sources, probes and scrapes.
 const WORKERS: usize = 2;
+
+/// Where a directory of manifests has the seed of the flow hash.
+const HASH_SEED_FILE: &str = "hash-seed";
 
 /// Runs the agent. Returns when it is told to stop; forwarding goes on.
 ///
@@ -85,7 +89,9 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     flags.set("node-name", &node_name);
     let metrics = Metrics::default();
     let kube = KubeOptions::new(args.kubeconfig.clone(), node_name.clone());
-    let kube = KubeOptions { requests: metrics.api_requests().clone(), ..kube };
+    let given_seed = given_seed(&args)?;
+    let hash_seed = given_seed.is_none().then(|| args.flows.hash_seed_secret.clone());
+    let kube = KubeOptions { hash_seed, requests: metrics.api_requests().clone(), ..kube };
     check_machine(&args, &kube).await?;
     let selection = args.devices.selection();
     let (follower, machine) = Follower::start().await?;
@@ -112,7 +118,7 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     let told = (&mut services, &mut reporter, &metrics);
     let mut dataplane = sync::take_in_while(opening, &mut events, told).await??;
     recorder.tell_start();
-    dataplane.set_config(&configuration(dataplane.config(), &args.flows)?);
+    dataplane.set_config(&configuration(dataplane.config(), &args.flows, given_seed)?);
     let (tell_lost, notices) = notices(&mut dataplane);
     let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
@@ -228,11 +234,12 @@ fn check_cgroup(path: &Path) -> anyhow::Result<()> {
 }
 
 /// The configuration as the flags want it, on top of what an earlier agent left.
-fn configuration(former: Config, flows: &FlowArgs) -> anyhow::Result<Config> {
-    let seed = match flows.hash_seed {
+fn configuration(former: Config, flows: &FlowArgs, seed: Option<HashSeed>) -> anyhow::Result<Config> {
+    let seed = match seed {
         Some(seed) => seed.0,
         None if former.seed != [0; 2] => former.seed,
-        None => random_seed().context("can't read /dev/urandom; give --hash-seed")?,
+        // Until the source knows the one that all nodes share.
+        None => HashSeed::random().context("can't read /dev/urandom; give --hash-seed-file")?.0,
     };
     let mut timeouts = [0; FlowState::COUNT];
     for (states, timeout) in [
@@ -259,10 +266,22 @@ fn configuration(former: Config, flows: &FlowArgs) -> anyhow::Result<Config> {
     })
 }
 
-fn random_seed() -> std::io::Result<[u64; 2]> {
-    let mut seed = [0; 2];
-    fs::File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut seed))?;
-    Ok(seed)
+/// The seed of the flow hash that a flag gives, or the directory of manifests.
+fn given_seed(args: &RunArgs) -> anyhow::Result<Option<HashSeed>> {
+    let beside = match &args.source {
+        SourceSpec::Dir(path) => Some(path.join(HASH_SEED_FILE)).filter(|path| path.exists()),
+        SourceSpec::Kube => None,
+    };
+    let file = args.flows.hash_seed_file.clone().or(beside);
+    match (args.flows.hash_seed, file) {
+        (Some(seed), _) => Ok(Some(seed)),
+        (None, Some(path)) => {
+            let seed =
+                HashSeed::read(&path).context("write it (`openssl rand -hex 16`), or name another --hash-seed-file")?;
+            Ok(Some(seed))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 /// Kubernetes Events.
@@ -325,7 +344,7 @@ mod tests {
     fn rule_63_every_state_of_a_flow_has_its_time_out() {
         let flows =
             flows("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
-        let config = configuration(Config::default(), &flows).unwrap();
+        let config = configuration(Config::default(), &flows, flows.hash_seed).unwrap();
         let expected = [60, 86_400, 1800, 1800, 10, 30, 180, 1800].map(ticks);
         assert_eq!(config.timeouts, expected);
         assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
@@ -336,20 +355,41 @@ mod tests {
 
     #[test]
     fn rules_46_and_52_masquerade_all_and_cluster_cidrs_are_as_the_flags_say() {
-        let given = configuration(Config::default(), &flows("--masquerade-all --cluster-cidr 10.244.0.0/16")).unwrap();
+        let given =
+            configuration(Config::default(), &flows("--masquerade-all --cluster-cidr 10.244.0.0/16"), None).unwrap();
         assert_eq!(given.flags, config_flags::MASQUERADE_ALL);
         let pod = Address::from(IpAddr::from([10, 244, 1, 2]));
         assert_eq!(given.cluster_cidrs.map(|cidr| cidr.contains(&pod)), [true, false]);
-        let without = configuration(given, &flows("")).unwrap();
+        let without = configuration(given, &flows(""), None).unwrap();
         assert_eq!((without.flags, without.cluster_cidrs), (0, [Cidr::default(); 2]));
     }
 
     #[test]
     fn an_adopted_configuration_keeps_its_seed_and_generation() {
-        let first = configuration(Config::default(), &flows("")).unwrap();
+        let first = configuration(Config::default(), &flows(""), None).unwrap();
         assert_ne!(first.seed, [0; 2]);
         let former = Config { next_hop_generation: 7, ..first };
-        assert_eq!(configuration(former, &flows("")).unwrap(), former);
+        assert_eq!(configuration(former, &flows(""), None).unwrap(), former);
+    }
+
+    #[test]
+    fn the_seed_of_the_flow_hash_comes_from_a_flag_a_file_or_the_directory_of_manifests() {
+        const SEEDS: [&str; 3] = ["00000000000000000000000000000001", "0000000000000000000000000000000a", "0f"];
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let seed = |flags: String| {
+            let flags = format!("run --source dir:{} {flags}", directory.path().display());
+            given_seed(&Flags::parse_from(flags.split_whitespace()).run)
+        };
+        assert_eq!(seed(String::new()).unwrap(), None);
+        fs::write(path("hash-seed"), SEEDS[0]).unwrap();
+        assert_eq!(seed(String::new()).unwrap().unwrap().0, [0, 1]);
+        fs::write(path("other"), SEEDS[1]).unwrap();
+        assert_eq!(seed(format!("--hash-seed-file {}", path("other"))).unwrap().unwrap().0, [0, 10]);
+        assert_eq!(seed(format!("--hash-seed {}", SEEDS[1])).unwrap().unwrap().0, [0, 10]);
+        fs::write(path("hash-seed"), SEEDS[2]).unwrap();
+        let error = format!("{:#}", seed(String::new()).unwrap_err());
+        assert!(error.contains("--hash-seed-file") && error.contains("exactly 32 hex digits"), "{error}");
     }
 
     #[test]

@@ -108,7 +108,11 @@ impl Metrics {
         let kind = match event {
             Event::Apply(object) => object.id().kind,
             Event::Delete(id) => id.kind,
-            Event::Synced | Event::Incomplete(_) | Event::Problem(_) => return,
+            Event::Synced
+            | Event::Incomplete(_)
+            | Event::ServiceCidrsUnknown(_)
+            | Event::HashSeed(_)
+            | Event::Problem(_) => return,
         };
         let changes = match kind {
             Kind::Service => &self.service_changes,

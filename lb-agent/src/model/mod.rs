@@ -15,6 +15,7 @@ use litemap::LiteMap;
 
 use crate::{
     compile::{self, BackendKey, Part, ServiceKey, Unit, UnitId},
+    hash_seed::HashSeed,
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
 };
@@ -58,6 +59,8 @@ pub struct Model {
     splits: Splits,
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
+    are_service_cidrs_unknown: bool,
+    hash_seed: Option<HashSeed>,
     is_synced: bool,
     is_incomplete: bool,
 }
@@ -74,6 +77,8 @@ impl Model {
             splits: Splits::default(),
             service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
+            are_service_cidrs_unknown: false,
+            hash_seed: None,
             is_synced: false,
             is_incomplete: false,
         }
@@ -90,6 +95,8 @@ impl Model {
             Event::Delete(id) => self.delete(id),
             Event::Synced => self.is_synced = true,
             Event::Incomplete(is_incomplete) => self.is_incomplete = is_incomplete,
+            Event::ServiceCidrsUnknown(are_unknown) => self.are_service_cidrs_unknown = are_unknown,
+            Event::HashSeed(seed) => self.hash_seed = Some(seed),
             Event::Problem(problem) => return vec![problem],
         }
         Vec::new()
@@ -260,10 +267,16 @@ impl Model {
         &self.node
     }
 
-    /// The ranges from which ClusterIPs are allocated; empty where that is not known.
+    /// The ranges from which ClusterIPs are allocated; `None` where that is not known.
     #[must_use]
-    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
-        self.service_cidrs.ranges()
+    pub fn service_cidrs(&self) -> Option<BTreeSet<IpNet>> {
+        (!self.are_service_cidrs_unknown).then(|| self.service_cidrs.ranges())
+    }
+
+    /// The key of the flow hash, if the sources know one.
+    #[must_use]
+    pub const fn hash_seed(&self) -> Option<HashSeed> {
+        self.hash_seed
     }
 
     /// Whether there is a Node object for the agent's own node.

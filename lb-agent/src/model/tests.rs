@@ -136,7 +136,7 @@ fn rule_5_internal_addresses_come_before_external_ones() {
 
 #[test]
 fn rule_6_service_cidrs_are_followed() {
-    let ranges = |model: &Model| model.service_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let ranges = |model: &Model| model.service_cidrs().unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
     let mut model = model([service_cidr("kubernetes", &["10.96.0.0/12", "fd00:96::/108"])]);
     assert_eq!(model.handle(service_cidr("more", &["10.96.0.0/12", "172.30.0.0/16"])), []);
     assert_eq!(ranges(&model), ["10.96.0.0/12", "172.30.0.0/16", "fd00:96::/108"]);

@@ -5,7 +5,6 @@
 //! that is known is taken back (rule 8). Which objects have gone is [`Known`]'s business.
 
 use std::{
-    error::Error,
     fmt::Debug,
     path::PathBuf,
     pin::pin,
@@ -22,10 +21,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::{
-        utils::Backoff,
-        watcher::{self, DefaultBackoff, watcher},
-    },
+    runtime::watcher::{self, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -36,10 +32,17 @@ use tokio::{
 use super::{ApiRequests, Event, Object, SourceError};
 use crate::problem::Problem;
 
+mod backoff;
 mod counted;
+mod failure;
+mod hash_seed;
 mod known;
 mod lean;
 
+use backoff::Backoff;
+use counted::AskedPause;
+use failure::{BAD_REQUEST, FORBIDDEN, Failure, GONE, NOT_FOUND};
+pub use hash_seed::SecretName;
 use known::Known;
 use lean::Lean;
 
@@ -64,19 +67,14 @@ const READ_TIMEOUT: Duration = Duration::from_secs(70);
 
 const _: () = assert!(WATCH_SECS + 5 <= 60 && READ_TIMEOUT.as_secs() > WATCH_SECS as u64 + 5);
 
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// Failures further apart than this, which is longer than any back-off, are not of the same outage.
 const OUTAGE_GAP: Duration = Duration::from_secs(120);
 
-/// HTTP 400: among other things, the server does not know the field by which we select, which its message names.
-const BAD_REQUEST: u16 = 400;
-/// HTTP 410: the server has forgotten the version from which we wanted to go on.
-const GONE: u16 = 410;
-/// HTTP 404: the server does not know the kind.
-const NOT_FOUND: u16 = 404;
-/// HTTP 403: it does not let us see it.
-const FORBIDDEN: u16 = 403;
-
-/// How long a kind that the server may lack is not asked for again: servers are upgraded while agents run.
+/// The longest time for which what the server may lack, or not let us see, is not asked for again: servers are upgraded, and
+/// roles changed, while agents run.
 const KIND_PAUSE: Duration = Duration::from_secs(600);
 
 /// Which API, and as whom.
@@ -88,6 +86,8 @@ pub struct KubeOptions {
     pub node_name: String,
     /// How long a watch lasts before it is asked for anew, in seconds.
     pub watch_secs: u32,
+    /// The Secret with the seed of the flow hash; `None` where that is given otherwise.
+    pub hash_seed: Option<SecretName>,
     /// Where requests are counted.
     pub requests: ApiRequests,
 }
@@ -96,7 +96,7 @@ impl KubeOptions {
     /// With the usual times, and requests counted for nobody.
     #[must_use]
     pub fn new(kubeconfig: Option<PathBuf>, node_name: String) -> Self {
-        Self { kubeconfig, node_name, watch_secs: WATCH_SECS, requests: ApiRequests::default() }
+        Self { kubeconfig, node_name, watch_secs: WATCH_SECS, hash_seed: None, requests: ApiRequests::default() }
     }
 }
 
@@ -106,8 +106,10 @@ impl KubeOptions {
 /// When the credentials can't be read. A server that doesn't answer is no error: it is asked again and again.
 pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Result<(), SourceError> {
     let (config, origin) = load_config(&options).await?;
-    let server = Server { url: config.cluster_url.to_string(), origin, events, unlisted: AtomicU8::new(KINDS) };
-    let client = counted::client(config, &options.requests).map_err(SourceError::Client)?;
+    let unlisted = AtomicU8::new(KINDS + u8::from(options.hash_seed.is_some()));
+    let (url, asked) = (config.cluster_url.to_string(), AskedPause::default());
+    let client = counted::client(config, &options.requests, &asked).map_err(SourceError::Client)?;
+    let server = Server { url, origin, events, unlisted, asked };
     let everything = || watcher::Config::default().timeout(options.watch_secs);
     let own_node = format!("metadata.name={}", options.node_name);
     let followed = async {
@@ -121,6 +123,11 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
             server.follow::<Lean<EndpointSlice>>(&client, everything().labels(SLICE_LABELS), None, Need::Must),
             server.follow::<Node>(&client, everything().fields(&own_node), None, Need::Must),
             server.follow::<ServiceCIDR>(&client, everything(), None, Need::May),
+            async {
+                if let Some(name) = &options.hash_seed {
+                    server.follow_hash_seed(&client, name).await;
+                }
+            },
         )
     };
     tokio::select! {
@@ -136,7 +143,7 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
 /// When the credentials can't be read.
 pub async fn connect(options: &KubeOptions) -> Result<Client, SourceError> {
     let (config, _) = load_config(options).await?;
-    counted::client(config, &options.requests).map_err(SourceError::Client)
+    counted::client(config, &options.requests, &AskedPause::default()).map_err(SourceError::Client)
 }
 
 /// The configuration, and where it is from.
@@ -167,6 +174,8 @@ struct Server {
     events: mpsc::Sender<Event>,
     /// Kinds whose first list isn't complete.
     unlisted: AtomicU8,
+    /// What the server has asked for in its last answers.
+    asked: AskedPause,
 }
 
 /// The receiver of the events is gone.
@@ -187,7 +196,6 @@ impl Server {
     {
         let mut watch = Watch::new(K::plural(&K::DynamicType::default()).into_owned(), spare_fields, need);
         let api = Api::<K>::all(client.clone());
-        let mut backoff = DefaultBackoff::default();
         loop {
             let mut config = config.clone();
             if let Some(fields) = watch.spare_fields {
@@ -197,9 +205,6 @@ impl Server {
             loop {
                 let failure = match watch.next(stream.next()).await {
                     Ok(event) => {
-                        if is_the_servers(&event) {
-                            backoff.reset();
-                        }
                         if self.take_in(&mut watch, event).await.is_err() {
                             return Closed;
                         }
@@ -212,17 +217,10 @@ impl Server {
                     tracing::info!(server = self.url, kind = watch.kind, fields, cause, "going on with all of these");
                     break;
                 }
-                if watch.can_do_without(&failure) {
-                    if self.do_without(&mut watch, &failure).await.is_err() {
-                        return Closed;
-                    }
-                    time::sleep(KIND_PAUSE).await;
-                    break;
-                }
-                if self.complain(&mut watch, &failure).await.is_err() {
+                if self.bear(&mut watch, &failure).await.is_err() {
                     return Closed;
                 }
-                time::sleep(backoff.next().unwrap_or(LIST_PATIENCE)).await;
+                time::sleep(watch.pause(&failure, self.asked.remaining())).await;
                 if failure.is_stuck() {
                     break;
                 }
@@ -232,7 +230,10 @@ impl Server {
 
     async fn take_in(&self, watch: &mut Watch, event: watcher::Event<impl Into<Object>>) -> Result<(), Closed> {
         let is_list_complete = matches!(event, watcher::Event::InitDone);
-        watch.is_lacking &= !is_the_servers(&event);
+        if matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_)) {
+            watch.backoff.reset();
+            watch.was_gone = false;
+        }
         if is_the_servers(&event) && watch.complaint.take().is_some() {
             tracing::info!(server = self.url, kind = watch.kind, "the API server answers again");
         }
@@ -244,22 +245,47 @@ impl Server {
 
     /// What there is of one kind is known.
     async fn set_listed(&self, watch: &mut Watch) -> Result<(), Closed> {
-        if !std::mem::replace(&mut watch.is_listed, true) {
-            // Each watch has sent what it listed before it counts down, so the last one speaks for all (rule 7).
-            if self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.send(Event::Synced).await?;
-            }
+        if std::mem::replace(&mut watch.is_listed, true) {
+            return Ok(());
         }
-        Ok(())
+        if std::mem::replace(&mut watch.is_counted, true) {
+            return self.send(Event::ServiceCidrsUnknown(false)).await;
+        }
+        self.count_listed().await
     }
 
-    /// The server has none of these, or lets nobody see them: as good as an empty list. Said once, although it is asked again.
-    async fn do_without(&self, watch: &mut Watch, failure: &Failure) -> Result<(), Closed> {
-        let cause = failure.describe(&watch.kind);
-        if !std::mem::replace(&mut watch.is_lacking, true) {
-            tracing::info!(server = self.url, kind = watch.kind, cause, "going on without this kind of objects");
+    /// One more of what there is at the start has been sent. The last one speaks for all (rule 7).
+    async fn count_listed(&self) -> Result<(), Closed> {
+        if self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 { self.send(Event::Synced).await } else { Ok(()) }
+    }
+
+    /// Says what failed, and goes on without a kind of objects where that can be.
+    async fn bear(&self, watch: &mut Watch, failure: &Failure) -> Result<(), Closed> {
+        match failure.status() {
+            // It knows no such kind: as good as an empty list.
+            Some(NOT_FOUND) if watch.need == Need::May => {
+                let cause = failure.describe(&watch.kind);
+                if !watch.is_listed {
+                    tracing::info!(
+                        server = self.url,
+                        kind = watch.kind,
+                        cause,
+                        "going on without this kind of objects"
+                    );
+                }
+                self.set_listed(watch).await
+            }
+            // What there is of it is not known, and does not hold the rest back.
+            Some(FORBIDDEN) if watch.need == Need::May => {
+                self.complain(watch, failure).await?;
+                if watch.is_listed || std::mem::replace(&mut watch.is_counted, true) {
+                    return Ok(());
+                }
+                self.send(Event::ServiceCidrsUnknown(true)).await?;
+                self.count_listed().await
+            }
+            _ => self.complain(watch, failure).await,
         }
-        self.set_listed(watch).await
     }
 
     /// Says what failed, once in an outage.
@@ -272,14 +298,10 @@ impl Server {
         }
         let now = Instant::now();
         let last = watch.complaint.replace((cause.clone(), now));
-        if last.is_some_and(|(said, at)| said == cause && now - at < OUTAGE_GAP) {
+        if last.is_some_and(|(said, at)| said == cause && now - at < watch.outage_gap()) {
             return Ok(());
         }
-        let remedy = match failure.status() {
-            Some(401) => format!("renew the credentials in {}", self.origin),
-            Some(403) => format!("allow the user of {} to list and watch {}", self.origin, watch.kind),
-            _ => format!("make sure that this node reaches it, or correct {}", self.origin),
-        };
+        let remedy = failure.remedy(&watch.kind, &self.origin);
         let subject = format!("Kubernetes API server {}", self.url);
         let waiting = "; asked again until it answers, with all that is known in force";
         self.send(Event::Problem(Problem::new(subject, cause, remedy + waiting))).await
@@ -300,7 +322,7 @@ const fn is_the_servers<K>(event: &watcher::Event<K>) -> bool {
 enum Need {
     /// Nothing is programmed without it.
     Must,
-    /// Some servers don't know it, and some don't let us see it.
+    /// ServiceCIDRs: some servers don't know them, and some don't let us see them.
     May,
 }
 
@@ -314,15 +336,29 @@ struct Watch {
     known: Known,
     /// Whether a list was ever complete.
     is_listed: bool,
-    /// Whether the server has none of them for us.
-    is_lacking: bool,
+    /// Whether the first sync waits for it no more, because it is listed, or may not be read.
+    is_counted: bool,
+    backoff: Backoff,
+    /// Whether the server has said, since the last change that it told, that it has forgotten our version.
+    was_gone: bool,
     /// What failed last, and when, if nothing has come since.
     complaint: Option<(String, Instant)>,
 }
 
 impl Watch {
     fn new(kind: String, spare_fields: Option<&'static str>, need: Need) -> Self {
-        Self { kind, need, spare_fields, known: Known::default(), is_listed: false, is_lacking: false, complaint: None }
+        let (known, backoff) = (Known::default(), Backoff::default());
+        Self {
+            kind,
+            need,
+            spare_fields,
+            known,
+            is_listed: false,
+            is_counted: false,
+            backoff,
+            was_gone: false,
+            complaint: None,
+        }
     }
 
     /// Gives the field selector up if it is what the server refuses, and returns it. For good: servers are upgraded seldom, and
@@ -333,9 +369,21 @@ impl Watch {
         self.spare_fields.take_if(|_| is_refused)
     }
 
-    /// Whether the failure means that there is nothing to follow. What was known of it stays known.
-    fn can_do_without(&self, failure: &Failure) -> bool {
-        self.need == Need::May && matches!(failure.status(), Some(NOT_FOUND | FORBIDDEN))
+    /// How long to wait after a failure. The server may have asked for some time.
+    fn pause(&mut self, failure: &Failure, asked: Duration) -> Duration {
+        let is_fresh = self.backoff.note(Instant::now());
+        // A list is what it takes. Where another one is forgotten as soon as it is complete, haste makes it worse.
+        if failure.status() == Some(GONE) && !std::mem::replace(&mut self.was_gone, true) {
+            return asked;
+        }
+        let is_lacking = self.need == Need::May && matches!(failure.status(), Some(NOT_FOUND | FORBIDDEN));
+        let longest = if is_lacking { KIND_PAUSE } else { failure.longest_pause(is_fresh) };
+        self.backoff.pause(longest).max(asked)
+    }
+
+    /// Failures further apart than this are not of the same outage.
+    fn outage_gap(&self) -> Duration {
+        if self.need == Need::May { 2 * KIND_PAUSE } else { OUTAGE_GAP }
     }
 
     /// Waits for the next event. In a list there is always more to come, in a watch there may be nothing for hours.
@@ -350,70 +398,6 @@ impl Watch {
         };
         event.ok_or(Failure::End)?.map_err(Failure::Watcher)
     }
-}
-
-/// Why there is no next event.
-enum Failure {
-    Watcher(watcher::Error),
-    /// A list that doesn't go on.
-    Silence,
-    /// The watcher's stream is over, which it never should be.
-    End,
-}
-
-impl Failure {
-    /// Whether the stream would fail for ever in the same way: at 410 as the answer to its request, the watcher asks for
-    /// the same version again, which has been forgotten; a new one begins with a list.
-    fn is_stuck(&self) -> bool {
-        match self {
-            Self::Watcher(watcher::Error::WatchStartFailed(_)) => self.status() == Some(GONE),
-            Self::Watcher(_) => false,
-            Self::Silence | Self::End => true,
-        }
-    }
-
-    /// The server's HTTP status, if it answered at all.
-    fn status(&self) -> Option<u16> {
-        match self {
-            Self::Watcher(
-                watcher::Error::InitialListFailed(kube::Error::Api(status))
-                | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-                | watcher::Error::WatchFailed(kube::Error::Api(status))
-                | watcher::Error::WatchError(status),
-            ) => Some(status.code),
-            Self::Watcher(_) | Self::Silence | Self::End => None,
-        }
-    }
-
-    fn describe(&self, kind: &str) -> String {
-        match self {
-            Self::Watcher(watcher::Error::InitialListFailed(error)) => format!("can't list {kind}: {}", chain(error)),
-            Self::Watcher(watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error)) => {
-                format!("can't watch {kind}: {}", chain(error))
-            }
-            Self::Watcher(watcher::Error::WatchError(status)) => format!("can't watch {kind}: {}", status.message),
-            Self::Watcher(error @ watcher::Error::NoResourceVersion) => format!("can't watch {kind}: {error}"),
-            Self::Silence => format!("can't list {kind}: no answer within {} s", LIST_PATIENCE.as_secs()),
-            Self::End => format!("can't watch {kind}: the watch ended"),
-        }
-    }
-}
-
-/// An error and its causes: only the last of them says `Connection refused`.
-fn chain(error: &kube::Error) -> String {
-    if let kube::Error::Api(status) = error {
-        return format!("{} (HTTP {})", status.message, status.code);
-    }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

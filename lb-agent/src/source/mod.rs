@@ -10,7 +10,7 @@ use k8s_openapi::api::{
     networking::v1::ServiceCIDR,
 };
 
-use crate::problem::Problem;
+use crate::{hash_seed::HashSeed, problem::Problem};
 
 mod dir;
 mod kube;
@@ -18,7 +18,7 @@ mod requests;
 
 pub use self::{
     dir::run_dir,
-    kube::{KubeOptions, connect, run_kube},
+    kube::{KubeOptions, SecretName, connect, run_kube},
     requests::ApiRequests,
 };
 
@@ -34,6 +34,11 @@ pub enum Event {
     /// Whether something that existed at the start can't be read, and may be anything: until it can, what is absent is not
     /// known to be gone. Told only where it changes; a source that says nothing of it is complete.
     Incomplete(bool),
+    /// Whether nobody knows which ServiceCIDRs there are, because they may not be read. Told only where it changes; a source
+    /// that says nothing of it knows.
+    ServiceCidrsUnknown(bool),
+    /// The key of the flow hash that all nodes share.
+    HashSeed(HashSeed),
     /// Something could not be read; what was known before stays.
     Problem(Problem),
 }

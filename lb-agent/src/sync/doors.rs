@@ -8,6 +8,7 @@ use lb_common::{address::Address, config::Config, verdict::Reason};
 use crate::{
     dataplane::{AttachError, Audit, Dataplane, MapError, SocketError},
     diff::{Filter, Operation, Writer},
+    hash_seed::HashSeed,
     node::state::Link,
     problem::Problem,
 };
@@ -48,6 +49,9 @@ pub trait Doors: Writer {
 
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
+
+    /// Sets the key of the flow hash. Flows that there are stay where they are.
+    fn set_hash_seed(&mut self, seed: HashSeed);
 
     /// Looks whether what was made in the kernel outside of the maps is still as it was made; puts back what is not.
     fn audit(&mut self) -> Audit {
@@ -150,6 +154,13 @@ impl Doors for Dataplane {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.set_config(&Config { node_addresses: addresses, ..self.config() });
+    }
+
+    fn set_hash_seed(&mut self, seed: HashSeed) {
+        let config = self.config();
+        if config.seed != seed.0 {
+            self.set_config(&Config { seed: seed.0, ..config });
+        }
     }
 
     fn audit(&mut self) -> Audit {

@@ -158,7 +158,8 @@ impl<D: Doors> Loop<D> {
         }
     }
 
-    /// Tells in which ranges addresses that are nobody's shall be dropped; `None` until the maps are complete.
+    /// Tells in which ranges addresses that are nobody's shall be dropped; `None` until the maps are complete, and while
+    /// nobody knows.
     #[must_use]
     pub fn service_cidrs(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
         self.service_cidrs.subscribe()
@@ -234,6 +235,9 @@ impl<D: Doors> Loop<D> {
             external_addresses: model.node().external_addresses.clone(),
         });
         self.health.set_node(node_status(model));
+        if let Some(seed) = model.hash_seed() {
+            self.maps.doors.set_hash_seed(seed);
+        }
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.listen_on(&self.devices.health_check_addresses());
         self.services.gather(&mut self.maps.state, now);
@@ -281,8 +285,8 @@ impl<D: Doors> Loop<D> {
     /// routes. kube-proxy's rules for them come after the look-up of a route, which must find one.
     fn tell_service_cidrs(&self) {
         let is_open = self.maps.doors.is_socket_door_open();
-        let ranges = || if is_open { self.services.model().service_cidrs() } else { BTreeSet::new() };
-        let ranges = self.health.is_synced().then(ranges);
+        let ranges = || if is_open { self.services.model().service_cidrs() } else { Some(BTreeSet::new()) };
+        let ranges = self.health.is_synced().then(ranges).flatten();
         self.service_cidrs.send_if_modified(|held| {
             let is_new = *held != ranges;
             *held = ranges;

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     dataplane::{Audit, MapError, fake::Fake},
     diff::{Capacities, Dump, Filter, Operation, State, WriteError, Writer},
+    hash_seed::HashSeed,
     health::Health,
     metrics::Metrics,
     model::{
@@ -51,6 +52,7 @@ struct FakeDoors {
     attachments: Vec<u32>,
     refuses: bool,
     bumps: usize,
+    hash_seed: Option<HashSeed>,
     node_addresses: [Address; 2],
     writes: usize,
     sweeps: usize,
@@ -113,6 +115,10 @@ impl Doors for FakeDoors {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.node_addresses = addresses;
+    }
+
+    fn set_hash_seed(&mut self, seed: HashSeed) {
+        self.hash_seed = Some(seed);
     }
 
     fn audit(&mut self) -> Audit {
@@ -511,6 +517,24 @@ fn rule_6_service_cidrs_are_told_once_the_sources_have_synced() {
     assert!(!told.has_changed().unwrap());
     world.event(deleted(Kind::ServiceCidr, "kubernetes")).settle();
     assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()));
+}
+
+#[test]
+fn rule_44_routes_stay_while_service_cidrs_may_not_be_read() {
+    let mut world = World::new(fake_doors());
+    let mut told = world.agent.service_cidrs();
+    world.event(Event::ServiceCidrsUnknown(true)).event(Event::Synced).settle();
+    assert_eq!(*told.borrow_and_update(), None, "what an earlier agent made stays");
+    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).event(Event::ServiceCidrsUnknown(false)).settle();
+    assert_eq!(*told.borrow_and_update(), Some(["10.96.0.0/12".parse().unwrap()].into()));
+}
+
+#[test]
+fn the_seed_that_the_source_knows_is_the_programs() {
+    let mut world = World::new(fake_doors());
+    let seed = "0123456789abcdeffedcba9876543210".parse().unwrap();
+    world.event(Event::HashSeed(seed)).settle();
+    assert_eq!(world.agent.maps.doors.hash_seed, Some(seed));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     Shared,
     fault::{Fault, Verb},
-    resource::Resource,
+    resource::{Id, Resource},
     selector::Selector,
     serve::State,
     wire::{Answer, Manner, Request},
@@ -31,6 +31,9 @@ pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream
     });
     if !is_known {
         return plain(stream).whole(401, &failure(401, "Unauthorized"));
+    }
+    if let Some(id) = Id::at(&request.path) {
+        return one(shared, &id, request, plain(stream));
     }
     if request.method != "GET" {
         let (status, body) = take_event(shared, request);
@@ -65,12 +68,37 @@ pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream
             drop(shared.wait_while(Duration::MAX, |state| state.is_open(connection)));
             Ok(())
         }
-        (_, Verb::List) => {
+        (_, Verb::List | Verb::Get | Verb::Update) => {
             let (status, body) = list(&mut shared.state(), resource, namespace, request);
             answer.whole(status, &body)
         }
         (_, Verb::Watch) => watch(shared, connection, resource, request, answer.begin()?),
     }
+}
+
+/// One object is asked for, or replaced.
+fn one(shared: &Shared, id: &Id, request: &Request, answer: Answer) -> io::Result<()> {
+    let verb = if request.method == "PUT" { Verb::Update } else { Verb::Get };
+    let fault = shared.change(|state| {
+        *state.counts.entry((id.resource, verb)).or_default() += 1;
+        state.faults.get_mut(&(id.resource, verb)).and_then(|faults| faults.pop_front())
+    });
+    if let Some(Fault::Status(status)) = fault {
+        return answer.whole(status, &failure(status, "this request was to fail"));
+    }
+    let (status, body) = shared.change(|state| match (state.store.get(id), verb) {
+        (None, _) => (404, failure(404, "there is no such object")),
+        (Some(object), Verb::Update) => {
+            let new: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+            if new["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+                return (409, failure(409, "the object has been modified"));
+            }
+            state.store.put(new.clone());
+            (200, state.store.get(id).unwrap_or(new))
+        }
+        (Some(object), _) => (200, object),
+    });
+    answer.whole(status, &body)
 }
 
 fn selector(request: &Request) -> Selector {

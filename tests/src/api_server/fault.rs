@@ -12,6 +12,10 @@ pub enum Verb {
     List,
     /// What changes.
     Watch,
+    /// One object, by its name.
+    Get,
+    /// To replace one object.
+    Update,
 }
 
 /// A misfortune.

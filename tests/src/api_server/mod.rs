@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A small Kubernetes API server, and everything that goes wrong with big ones, on demand.
 //!
-//! It keeps Services, EndpointSlices, Nodes and ServiceCIDRs under one count of versions; answers lists in pages and
+//! It keeps Services, EndpointSlices, Nodes, ServiceCIDRs and Secrets under one count of versions; answers lists in pages and
 //! watches with selectors, bookmarks and time-outs; and records the Events that are posted to it. A [`Fault`] strikes one
 //! request, [`ApiServer::hold`] keeps requests waiting, and [`ApiServer::go_away`] refuses all of them. It never decides by
 //! itself to misbehave.
@@ -148,6 +148,12 @@ impl ApiServer {
     /// Deletes an object, if it is there. Namespaced ones are in `default`.
     pub fn delete(&self, resource: Resource, name: &str) {
         self.shared.change(|state| state.store.remove(&Id::new(resource, "default", name)));
+    }
+
+    /// An object of the namespace `default`, as it is now.
+    #[must_use]
+    pub fn object(&self, resource: Resource, name: &str) -> Option<Value> {
+        self.shared.state().store.get(&Id::new(resource, "default", name))
     }
 
     /// Forgets the history: a watch that starts from an older version is told 410 in its stream.

@@ -14,11 +14,13 @@ pub enum Resource {
     Nodes,
     /// `networking.k8s.io/v1/ServiceCIDR`.
     ServiceCidrs,
+    /// `v1/Secret`.
+    Secrets,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs];
+    pub const ALL: [Self; 5] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs, Self::Secrets];
 
     /// The last part of its path.
     #[must_use]
@@ -28,6 +30,7 @@ impl Resource {
             Self::EndpointSlices => "endpointslices",
             Self::Nodes => "nodes",
             Self::ServiceCidrs => "servicecidrs",
+            Self::Secrets => "secrets",
         }
     }
 
@@ -37,19 +40,20 @@ impl Resource {
             Self::EndpointSlices => "EndpointSlice",
             Self::Nodes => "Node",
             Self::ServiceCidrs => "ServiceCIDR",
+            Self::Secrets => "Secret",
         }
     }
 
     pub(super) fn api_version(self) -> &'static str {
         match self {
-            Self::Services | Self::Nodes => "v1",
+            Self::Services | Self::Nodes | Self::Secrets => "v1",
             Self::EndpointSlices => "discovery.k8s.io/v1",
             Self::ServiceCidrs => "networking.k8s.io/v1",
         }
     }
 
     fn is_namespaced(self) -> bool {
-        matches!(self, Self::Services | Self::EndpointSlices)
+        matches!(self, Self::Services | Self::EndpointSlices | Self::Secrets)
     }
 
     /// The kind of a manifest.
@@ -93,6 +97,13 @@ impl Id {
         Some(Self::new(resource, namespace.unwrap_or("default"), name))
     }
 
+    /// The one object that a path names.
+    pub(super) fn at(path: &str) -> Option<Self> {
+        let (collection, name) = path.rsplit_once('/')?;
+        let (resource, namespace) = Resource::at(collection)?;
+        (resource.is_namespaced() == namespace.is_some()).then(|| Self::new(resource, namespace.unwrap_or(""), name))
+    }
+
     pub(super) fn new(resource: Resource, namespace: &str, name: &str) -> Self {
         let namespace = if resource.is_namespaced() { namespace } else { "" };
         Self { resource, namespace: namespace.to_owned(), name: name.to_owned() }
@@ -109,6 +120,9 @@ mod tests {
         assert_eq!(Resource::at("/api/v1/namespaces/a/services"), Some((Resource::Services, Some("a"))));
         assert_eq!(Resource::at("/apis/discovery.k8s.io/v1/endpointslices"), Some((Resource::EndpointSlices, None)));
         assert_eq!(Resource::at("/apis/networking.k8s.io/v1/servicecidrs"), Some((Resource::ServiceCidrs, None)));
+        let secret = Id::new(Resource::Secrets, "a", "b");
+        assert_eq!(Id::at("/api/v1/namespaces/a/secrets/b"), Some(secret));
+        assert_eq!(Id::at("/api/v1/namespaces/a/services"), None);
         for other in ["/api/v1/pods", "/apis/v1/services", "/api/v1/namespaces/a/nodes", "/version"] {
             assert_eq!(Resource::at(other), None, "{other}");
         }

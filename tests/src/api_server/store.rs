@@ -54,6 +54,10 @@ impl Store {
         self.history.push(Change { version: self.version, resource: id.resource, before, after: Some(object) });
     }
 
+    pub(super) fn get(&self, id: &Id) -> Option<Value> {
+        self.objects.get(id).cloned()
+    }
+
     /// Removes an object, if it is there.
     pub(super) fn remove(&mut self, id: &Id) {
         let Some(before) = self.objects.remove(id) else { return };

@@ -16,6 +16,7 @@ use lb_agent::{
     dataplane::fake::Fake,
     diff::{Capacities, Filter, Operation, State, WriteError, Writer},
     events::{self, Recorder},
+    hash_seed::HashSeed,
     health::Health,
     metrics::Metrics,
     model::Model,
@@ -39,7 +40,7 @@ use tokio::{runtime::Runtime, sync::mpsc};
 /// The Node that all agents here run on.
 pub const NODE: &str = "node-a";
 /// For the maps to follow, back-offs of the source included.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Time in which something that must not happen would have.
 pub const A_WHILE: Duration = Duration::from_millis(400);
 
@@ -52,6 +53,7 @@ struct SharedMaps {
     fake: Arc<Mutex<Fake>>,
     /// Flows that found no source port.
     without_port: Arc<AtomicU64>,
+    hash_seed: Arc<Mutex<Option<HashSeed>>>,
 }
 
 impl SharedMaps {
@@ -93,6 +95,10 @@ impl Doors for SharedMaps {
 
     fn set_node_addresses(&mut self, _addresses: [Address; 2]) {}
 
+    fn set_hash_seed(&mut self, seed: HashSeed) {
+        *self.hash_seed.lock().unwrap_or_else(PoisonError::into_inner) = Some(seed);
+    }
+
     fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
         Ok(needed.clone())
     }
@@ -117,6 +123,17 @@ impl Agent {
     /// Starts one on maps that an earlier one has left.
     pub fn adopt(server: &ApiServer, maps: Fake) -> Result<Self> {
         Self::with_credentials(server, |options| Self::follow(options, maps))
+    }
+
+    /// Starts one on empty maps that has the seed of the flow hash from a Secret.
+    pub fn sharing_seed(server: &ApiServer, secret: &str) -> Result<Self> {
+        let hash_seed = Some(secret.parse()?);
+        Self::with_credentials(server, |options| Self::follow(KubeOptions { hash_seed, ..options }, empty()))
+    }
+
+    /// The seed of the flow hash, if it has been told one.
+    pub fn hash_seed(&self) -> Option<HashSeed> {
+        *self.maps.hash_seed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts one on empty maps whose watches last a second.

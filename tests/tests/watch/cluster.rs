@@ -34,6 +34,7 @@ fn kind_of(resource: Resource) -> ApiResource {
         Resource::Services => ("", "Service"),
         Resource::EndpointSlices => ("discovery.k8s.io", "EndpointSlice"),
         Resource::Nodes => ("", "Node"),
+        Resource::Secrets => ("", "Secret"),
         Resource::ServiceCidrs => ("networking.k8s.io", "ServiceCIDR"),
     };
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind))

@@ -12,6 +12,7 @@ mod gaps;
 mod objects;
 mod pod;
 mod scenarios;
+mod seed;
 mod selected;
 mod tls;
 mod tokens;

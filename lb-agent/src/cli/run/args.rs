@@ -8,11 +8,13 @@ use std::{
 
 use lb_common::maps::capacity;
 
-use super::values::{ClusterCidrs, HashSeed, Seconds, SourceSpec};
+use super::values::{ClusterCidrs, Seconds, SourceSpec};
 use crate::{
     dataplane::{SocketMode, XdpMode},
     diff::Capacities,
+    hash_seed::HashSeed,
     node::{addresses::NodePortAddresses, checks::PortRange, pattern::Pattern, roles::Selection},
+    source::SecretName,
 };
 
 /// Flags of `run`.
@@ -99,10 +101,18 @@ pub struct FlowArgs {
     /// Where all pods of the cluster are, one range of each family: those of other nodes then count as clients inside
     #[arg(long, value_name = "CIDR,..")]
     pub cluster_cidr: Option<ClusterCidrs>,
-    /// Key of the flow hash, 32 hex digits: the same on all nodes, and secret, so that nobody can aim at a backend.
-    /// Default: the one in use, at first a random one
-    #[arg(long, value_name = "HEX32")]
+    /// Key of the flow hash, 32 hex digits: the same on all nodes, and secret, so that nobody can aim at a backend. Everybody
+    /// on the node can read a command line: use --hash-seed-file or --hash-seed-secret
+    #[arg(long, value_name = "HEX32", conflicts_with = "hash_seed_file")]
     pub hash_seed: Option<HashSeed>,
+    /// File with the key of the flow hash. Default: with --source dir:PATH the file `hash-seed` in PATH if there is one, with
+    /// --source kube the Secret below; else the key in use, at first a random one
+    #[arg(long, value_name = "FILE")]
+    pub hash_seed_file: Option<PathBuf>,
+    /// With --source kube: the Secret whose `hash-seed` is the key of the flow hash; an agent that finds it without one makes
+    /// one
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "kube-system/shunt-hash-seed")]
+    pub hash_seed_secret: SecretName,
     /// Idle time of a TCP connection that the client has not confirmed
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub tcp_timeout_half_open: Seconds,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Values of flags of `lb-agent run` that have a form of their own.
 
-use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
+use std::{net::IpAddr, path::PathBuf, str::FromStr};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -126,32 +126,6 @@ fn cidr(range: &IpNet) -> Cidr {
     Cidr { address: range.addr().into(), mask }
 }
 
-/// The key of the flow hash.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct HashSeed(pub [u64; 2]);
-
-impl fmt::Debug for HashSeed {
-    /// Secret, thus not shown.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HashSeed(..)")
-    }
-}
-
-/// A hash seed could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("a hash seed has exactly 32 hex digits, not all 0; `openssl rand -hex 16` makes one")]
-pub struct HashSeedError;
-
-impl FromStr for HashSeed {
-    type Err = HashSeedError;
-
-    fn from_str(text: &str) -> Result<Self, HashSeedError> {
-        let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let value = u128::from_str_radix(text, 16).ok().filter(|&value| is_hex && value != 0).ok_or(HashSeedError)?;
-        Ok(Self([(value >> 64) as u64, value as u64]))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,12 +152,5 @@ mod tests {
             let error = bad.parse::<ClusterCidrs>().unwrap_err().to_string();
             assert!(error.contains(cause), "{error}");
         }
-    }
-
-    #[test]
-    fn seeds_are_whole() {
-        let seed: HashSeed = "0123456789abcdeffedcba9876543210".parse().unwrap();
-        assert_eq!(seed.0, [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
-        assert!("+123456789abcdeffedcba9876543210".parse::<HashSeed>().is_err());
     }
 }

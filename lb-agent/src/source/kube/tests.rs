@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 enum Answer {
     /// Status and whole body; a watch's body is a line for each event.
     Body(u16, String),
+    /// Status 429: to be asked again after so many seconds. The body is what API servers send.
+    Busy(u32),
     /// None.
     Silence,
 }
@@ -64,6 +66,11 @@ async fn answer(State(script): State<Shared>, uri: Uri) -> Response {
     };
     let (status, body) = match next {
         Some(Answer::Body(status, body)) => (status, body),
+        Some(Answer::Busy(seconds)) => {
+            let headers = [(header::RETRY_AFTER, seconds.to_string())];
+            return (StatusCode::TOO_MANY_REQUESTS, headers, "Too many requests, please try again later.\n")
+                .into_response();
+        }
         // Nothing was scripted: an empty list, a watch in which nothing happens.
         None if !is_watch => (200, list(kind, version, &[])),
         Some(Answer::Silence) | None => std::future::pending().await,
@@ -156,7 +163,8 @@ async fn next(events: &mut mpsc::Receiver<Event>) -> String {
         }
         Event::Synced => "synced".into(),
         Event::Problem(problem) => problem.to_string(),
-        Event::Incomplete(_) => unreachable!("an API server's list is whole"),
+        Event::ServiceCidrsUnknown(are_unknown) => format!("ServiceCIDRs unknown: {are_unknown}"),
+        Event::Incomplete(_) | Event::HashSeed(_) => unreachable!("an API server's list is whole"),
     }
 }
 
@@ -215,13 +223,35 @@ async fn rule_7_synced_comes_after_all_first_lists() {
 
 #[tokio::test]
 async fn rule_6_a_server_without_service_cidrs_is_as_good_as_one_with_none() {
-    // The third is what a server says of an API group that it has not got.
+    // The second is what a server says of an API group that it has not got.
     let plain = Answer::Body(404, "404 page not found\n".into());
-    for refusal in [failure(404, "not here"), failure(403, "not for you"), plain] {
+    for refusal in [failure(404, "not here"), plain] {
         let script = script(vec![services(&["web"])], vec![]);
         script.lock().unwrap().answers.insert(("servicecidrs", false), [refusal].into());
         assert_eq!(until_synced(&mut follow_script(&script).await).await, ["apply web"]);
     }
+}
+
+#[tokio::test]
+async fn rule_6_service_cidrs_that_may_not_be_read_are_unknown_and_asked_for_again_within_seconds() {
+    let script = script(vec![services(&["web"])], vec![]);
+    // As of a server that has yet to read the roles.
+    let refusals = (0..2).map(|_| failure(403, "servicecidrs is forbidden"));
+    script.lock().unwrap().answers.insert(("servicecidrs", false), refusals.collect());
+    let mut events = follow_script(&script).await;
+    let mut news = until_synced(&mut events).await;
+    news.sort();
+    assert_eq!(
+        (news.len(), news[1..].to_vec()),
+        (3, vec!["ServiceCIDRs unknown: true".into(), "apply web".to_string()])
+    );
+    assert!(
+        news[0].contains("can't list servicecidrs: servicecidrs is forbidden (HTTP 403); allow the user of"),
+        "{news:?}"
+    );
+    let start = Instant::now();
+    assert_eq!(next(&mut events).await, "ServiceCIDRs unknown: false");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -272,22 +302,72 @@ async fn a_refusal_says_what_to_allow_and_is_said_once() {
     assert_eq!(until_synced(&mut events).await, ["apply web"]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn pauses_grow_while_a_server_fails() {
-    let lists = (0..6).map(|_| failure(500, "no quorum")).chain([services(&["web"])]).collect();
-    let script = script(lists, vec![]);
+/// Time between one request for Services and the next, of the first so many.
+async fn pauses(script: &Shared, requests: usize) -> Vec<Duration> {
     // No network: the clock is ours.
     let client = Client::new(Router::new().fallback(answer).with_state(script.clone()), "default");
     let (sender, mut events) = mpsc::channel(16);
-    let server =
-        Server { url: "http://test".into(), origin: "a test".into(), events: sender, unlisted: AtomicU8::new(1) };
+    let (url, origin, unlisted) = ("http://test".into(), "a test".into(), AtomicU8::new(1));
+    let server = Server { url, origin, events: sender, unlisted, asked: AskedPause::default() };
     tokio::spawn(
         async move { server.follow::<Lean<Service>>(&client, watcher::Config::default(), None, Need::Must).await },
     );
-    while !matches!(events.recv().await, Some(Event::Apply(_))) {}
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    let is_over = || script.lock().unwrap().times.len() >= requests;
+    for _ in 0..100_000 {
+        if is_over() {
+            break;
+        }
+        time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_over(), "{:?}", script.lock().unwrap().requests);
     let times = script.lock().unwrap().times.clone();
-    let pauses: Vec<Duration> = times.windows(2).take(6).map(|pair| pair[1] - pair[0]).collect();
+    times[..requests].windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_while_a_server_fails() {
+    let lists = (0..6).map(|_| failure(500, "no quorum")).chain([services(&["web"])]).collect();
+    let pauses = pauses(&script(lists, vec![]), 7).await;
     assert!(pauses[5] > pauses[0] * 5, "{pauses:?}");
+}
+
+/// A server whose history is shorter than a list takes.
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_while_every_list_is_forgotten_at_once() {
+    let lists = (0..60).map(|_| services(&["web"])).collect();
+    let watches = (0..60).map(|_| failure(410, "too old resource version")).collect();
+    let pauses = pauses(&script(lists, watches), 120).await;
+    // List, watch, list ..: only the first list follows at once.
+    let before_lists: Vec<_> = pauses.iter().skip(1).step_by(2).collect();
+    assert!(*before_lists[0] < Duration::from_millis(100), "{before_lists:?}");
+    assert!(before_lists[1..].iter().all(|pause| **pause >= Duration::from_millis(400)), "{before_lists:?}");
+    assert!(**before_lists.last().unwrap() > Duration::from_secs(10), "{before_lists:?}");
+}
+
+/// `refuses` stands for what a server does while it is restarted, until it can tell that it has forgotten.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_server_that_has_forgotten_is_listed_within_three_seconds() {
+    for refusals in [0, 1, 5, 25] {
+        let watches = (0..refusals).map(|_| failure(403, "not yet")).chain([failure(410, "too old")]).collect();
+        let script = script(vec![services(&["web"]), services(&["dns"])], watches);
+        let pauses = pauses(&script, refusals + 3).await;
+        let (last, refused) = pauses[1..].split_last().unwrap();
+        assert!(*last < Duration::from_millis(100), "{pauses:?}");
+        assert!(refused.iter().all(|pause| *pause <= Duration::from_secs(2) + Duration::from_millis(50)), "{pauses:?}");
+    }
+}
+
+#[tokio::test]
+async fn http_429_is_waited_out_and_named_for_what_it_is() {
+    let script = script(vec![Answer::Busy(3), services(&["web"])], vec![]);
+    let start = Instant::now();
+    let mut events = follow_script(&script).await;
+    let problem = next(&mut events).await;
+    assert!(problem.contains("HTTP 429"), "{problem}");
+    assert!(problem.contains("see what overloads the server") && !problem.contains("reaches it"), "{problem}");
+    assert_eq!(until_synced(&mut events).await, ["apply web"]);
+    assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 /// Where a server will be, and none is yet. `number` is of one test alone: no other takes the port meanwhile.

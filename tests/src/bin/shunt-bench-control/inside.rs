@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use lb_agent::{
     dataplane::{Dataplane, Options, SocketOptions, XdpMode},
     diff::{Capacities, Filter, GRACE, Operation, State, WriteError, Writer},
+    hash_seed::HashSeed,
     health::Health,
     metrics::{Directory, Metrics},
     model::Model,
@@ -239,6 +240,8 @@ impl Doors for Stopwatch {
     fn bump_next_hops(&mut self) {
         self.dataplane.bump_next_hops();
     }
+
+    fn set_hash_seed(&mut self, _seed: HashSeed) {}
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.dataplane.set_node_addresses(addresses);

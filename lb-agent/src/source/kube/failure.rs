@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Why a list or a watch does not go on, and what that means for the next attempt.
+
+use std::{error::Error, time::Duration};
+
+use kube::runtime::watcher;
+
+use super::{LIST_PATIENCE, LONGEST_PAUSE};
+
+/// HTTP 400: among other things, the server does not know the field by which we select, which its message names.
+pub(super) const BAD_REQUEST: u16 = 400;
+/// HTTP 410: the server has forgotten the version from which we wanted to go on.
+pub(super) const GONE: u16 = 410;
+/// HTTP 409: somebody has changed the object since it was read.
+pub(super) const CONFLICT: u16 = 409;
+/// HTTP 404: the server does not know the kind.
+pub(super) const NOT_FOUND: u16 = 404;
+/// HTTP 403: it does not let us see it.
+pub(super) const FORBIDDEN: u16 = 403;
+/// HTTP 429: it has too much to do.
+pub(super) const TOO_MANY_REQUESTS: u16 = 429;
+
+/// The longest pause in a fresh outage after an attempt that has cost the server nothing: one that is restarted is followed
+/// within three seconds after it answers again.
+const LONGEST_CHEAP_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why there is no next event.
+pub(super) enum Failure {
+    Watcher(watcher::Error),
+    /// A list that doesn't go on.
+    Silence,
+    /// The watcher's stream is over, which it never should be.
+    End,
+}
+
+impl Failure {
+    /// Whether the stream would fail for ever in the same way: at 410 as the answer to its request, the watcher asks for
+    /// the same version again, which has been forgotten; a new one begins with a list.
+    pub(super) fn is_stuck(&self) -> bool {
+        match self {
+            Self::Watcher(watcher::Error::WatchStartFailed(_)) => self.status() == Some(GONE),
+            Self::Watcher(_) => false,
+            Self::Silence | Self::End => true,
+        }
+    }
+
+    /// The longest pause before the next attempt.
+    pub(super) fn longest_pause(&self, is_fresh: bool) -> Duration {
+        // No answer, or one that is made before anything is looked up. (A server that is being started forbids all until it
+        // has read the roles.)
+        let is_cheap = match self.status() {
+            None => !matches!(self, Self::Silence),
+            Some(status) => matches!(status, FORBIDDEN | NOT_FOUND | GONE),
+        };
+        if is_cheap && is_fresh { LONGEST_CHEAP_PAUSE } else { LONGEST_PAUSE }
+    }
+
+    /// What can be done about it. `origin` is where the credentials are from.
+    pub(super) fn remedy(&self, kind: &str, origin: &str) -> String {
+        match self.status() {
+            Some(401) => format!("renew the credentials in {origin}"),
+            Some(FORBIDDEN) => format!("allow the user of {origin} to list and watch {kind}"),
+            Some(TOO_MANY_REQUESTS) => {
+                "see what overloads the server (`kubectl get --raw /debug/api_priority_and_fairness/dump_priority_levels`)"
+                    .to_owned()
+            }
+            Some(500..) => "see the server's log".to_owned(),
+            _ => format!("make sure that this node reaches it, or correct {origin}"),
+        }
+    }
+
+    /// The server's HTTP status, if it answered at all.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Watcher(
+                watcher::Error::InitialListFailed(kube::Error::Api(status))
+                | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+                | watcher::Error::WatchFailed(kube::Error::Api(status))
+                | watcher::Error::WatchError(status),
+            ) => Some(status.code),
+            Self::Watcher(_) | Self::Silence | Self::End => None,
+        }
+    }
+
+    pub(super) fn describe(&self, kind: &str) -> String {
+        match self {
+            Self::Watcher(watcher::Error::InitialListFailed(error)) => format!("can't list {kind}: {}", chain(error)),
+            Self::Watcher(watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error)) => {
+                format!("can't watch {kind}: {}", chain(error))
+            }
+            Self::Watcher(watcher::Error::WatchError(status)) => format!("can't watch {kind}: {}", status.message),
+            Self::Watcher(error @ watcher::Error::NoResourceVersion) => format!("can't watch {kind}: {error}"),
+            Self::Silence => format!("can't list {kind}: no answer within {} s", LIST_PATIENCE.as_secs()),
+            Self::End => format!("can't watch {kind}: the watch ended"),
+        }
+    }
+}
+
+/// An error and its causes: only the last of them says `Connection refused`.
+pub(super) fn chain(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("{} (HTTP {})", status.message, status.code);
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
