@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `/metrics` in the OpenMetrics text format, and `/proxyMode` (rule 72).
+//! `/metrics` in the text format of Prometheus or of OpenMetrics, and `/proxyMode` (rule 72).
 //!
 //! The counters of the packet path stand in the maps: a scrape reads them, and asks the one loop for the [`Directory`]
 //! that says what their indices stand for. What the agent itself does is counted in [`Metrics`].
@@ -12,7 +12,7 @@ use std::{
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -20,6 +20,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::{mpsc, oneshot};
 
 mod agent;
+mod format;
 mod maps;
 mod problems;
 mod process;
@@ -29,6 +30,7 @@ pub use self::{
     maps::Directory,
 };
 use self::{
+    format::Format,
     maps::{MapCounters, Snapshot},
     process::ProcessMetrics,
 };
@@ -61,7 +63,7 @@ pub fn router(metrics: &Metrics, requests: Requests, maps: Arc<Maps>) -> Router 
     router.route("/proxyMode", get(|| async { "shunt" })).route("/healthz", get(|| async { "ok" }))
 }
 
-async fn show_metrics(State(pages): State<Pages>) -> Response {
+async fn show_metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
     let snapshot = match snapshot(&pages).await {
         Ok(snapshot) => snapshot,
         Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
@@ -70,8 +72,9 @@ async fn show_metrics(State(pages): State<Pages>) -> Response {
     let mut body = String::new();
     match encode(&mut body, &pages.registry) {
         Ok(()) => {
-            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, content_type)], body).into_response()
+            let format = Format::wanted(&headers);
+            let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "Accept")];
+            (headers, format.of_open_metrics(body)).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
