@@ -110,8 +110,10 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     let mut tasks = Tasks::default();
     let is_kube = args.source == SourceSpec::Kube;
     let recorder = if is_kube { start_recorder(&kube, &mut tasks).await? } else { Recorder::default() };
-    let (mut services, mut reporter) =
-        (Services::new(Model::new(node_name.clone()), args.flows.source_ports), Reporter::new(recorder.clone()));
+    let (mut services, mut reporter) = (
+        Services::new(Model::new(node_name.clone()).serving_external_ips(args.external_ips), args.flows.source_ports),
+        Reporter::new(recorder.clone()),
+    );
     let (event_sender, mut events) = mpsc::channel(QUEUE_LENGTH);
     let mut source = tokio::spawn(run_source(args.source, kube, event_sender));
     let opening = tokio::task::spawn_blocking(move || Dataplane::open(&options));
@@ -125,8 +127,11 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
 
     let devices = Devices::new(machine, selection, args.nodeport_addresses.clone(), dump.interfaces.clone());
     let state = State::adopt(dump, &dataplane.capacities());
-    let maps = Maps { state, doors: dataplane };
     let health = if is_kube { Health::requiring_node() } else { Health::default() };
+    if state.services().next().is_some() {
+        health.set_adopted();
+    }
+    let maps = Maps { state, doors: dataplane };
     let (change_sender, changes) = mpsc::channel(QUEUE_LENGTH);
     let (request_sender, requests) = mpsc::channel(1);
 

@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{
     address::Address,
     config::{Interface, role},
-    frontend::{FrontendKey, frontend_flags},
+    frontend::{FrontendKey, Scope, frontend_flags},
+    hash::{scale, siphash13},
     maps::{FILTER_EGRESS, FILTER_INGRESS},
 };
 
@@ -36,6 +37,35 @@ fn small() -> Capacities {
         node_addresses: 16,
         sockets: 16,
     }
+}
+
+/// What one node sends a tuple to: the hash as the programs take it, and the maps as the agent has written them.
+fn choice(world: &World, seed: [u64; 2], tuple: u64) -> (Address, u16) {
+    let dump = world.fake.dump();
+    let target = dump.frontends[&key(1)].target(Scope::External);
+    let hash = siphash13(&seed, &[tuple, 80]);
+    let index = dump.tables[&target.offset][scale(hash, target.slots) as usize];
+    let backend = dump.backends[index as usize];
+    (backend.address, backend.port_be)
+}
+
+/// Two nodes that have come to the same objects by other ways: other indices, other places of the tables.
+#[test]
+fn two_nodes_with_one_seed_send_ten_thousand_tuples_to_the_same_backends() {
+    let web = || unit(&[(1, 1), (2, 3), (3, 1), (4, 1), (5, 1)], &[(1, List::Cluster)]);
+    let mut fresh = World::new(Capacities::default());
+    fresh.want("web", 10, web());
+    let mut old = World::new(Capacities::default());
+    old.want("other", 10, unit(&[(8, 1), (9, 1)], &[(2, List::Cluster)]));
+    old.want("web", 10, unit(&[(5, 1), (4, 1), (7, 1)], &[(1, List::Cluster)]));
+    old.restart();
+    old.want("web", 10, web());
+    assert_ne!(fresh.fake.to_string(), old.fake.to_string());
+
+    let (shared, of_its_own) = ([1, 2], [3, 4]);
+    let differ = |seed| (0..10_000).filter(|&n| choice(&fresh, shared, n) != choice(&old, seed, n)).count();
+    assert_eq!(differ(shared), 0);
+    assert!(differ(of_its_own) > 5000, "the seed decides");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! Whether this node may be sent traffic: `/healthz` and `/livez` (rules 69 to 71).
 //!
 //! The one loop tells [`Health`] when something has to be written and when all of it has been; probes ask it. Before the
-//! first sync is in the maps the agent is alive, but its node is not eligible: kube-proxy says so, too, as it doesn't know
-//! its Node by then.
+//! first sync is in the maps the agent is alive, but its node is not eligible, unless an earlier agent has left Services in the
+//! maps: they are served, and a node that is restarted while the API is away must not leave the load balancers.
 
 use std::{
     collections::BTreeMap,
@@ -45,6 +45,8 @@ struct Facts {
     last_sync: Option<Timestamp>,
     /// Whether something has no room in the maps since then.
     is_partial: bool,
+    /// Whether the maps hold what an earlier agent left.
+    is_adopted: bool,
     /// Since when something has been waiting to be written.
     waiting_since: Option<Instant>,
     /// When the loop began its latest turn.
@@ -92,6 +94,11 @@ impl Health {
     #[must_use]
     pub fn requiring_node() -> Self {
         Self { requires_node: true, ..Self::default() }
+    }
+
+    /// The maps hold Services that an earlier agent left: they are served already.
+    pub fn set_adopted(&self) {
+        self.facts().is_adopted = true;
     }
 
     /// Something has to be written.
@@ -161,12 +168,14 @@ impl Health {
         let healthy = facts.is_healthy(now);
         let is_up_to_date = healthy && !facts.is_partial;
         let last_updated = if is_up_to_date { wall } else { facts.last_sync.unwrap_or(Timestamp::UNIX_EPOCH) };
+        let is_served_from_before = facts.is_adopted && !facts.is_synced;
         let is_wanted = match facts.node {
-            NodeStatus::Unknown => !self.requires_node,
+            // The earlier agent knew it.
+            NodeStatus::Unknown => !self.requires_node || is_served_from_before,
             NodeStatus::Present => true,
             NodeStatus::Leaving => false,
         };
-        let node_eligible = Some(is_wanted && facts.is_synced);
+        let node_eligible = Some(is_wanted && (facts.is_synced || is_served_from_before));
         let status = ["IPv4", "IPv6"].map(|family| (family, FamilyReport { last_updated, healthy })).into();
         Report { last_updated, current_time: wall, node_eligible, healthy, status }
     }
@@ -278,6 +287,20 @@ mod tests {
         let machine = Health::default();
         machine.set_synced(WALL, true);
         assert_eq!(is_eligible(&machine), Some(true), "a machine without a cluster has no Node");
+    }
+
+    #[test]
+    fn rule_69_a_node_that_serves_what_an_earlier_agent_left_is_eligible_before_the_first_sync() {
+        let is_eligible = |health: &Health| health.report(Instant::now(), WALL).node_eligible;
+        let health = Health::requiring_node();
+        assert_eq!(is_eligible(&health), Some(false));
+        health.set_adopted();
+        assert_eq!(is_eligible(&health), Some(true), "the API may be away");
+        health.set_node(NodeStatus::Leaving);
+        assert_eq!(is_eligible(&health), Some(false));
+        health.set_node(NodeStatus::Unknown);
+        health.set_synced(WALL);
+        assert_eq!(is_eligible(&health), Some(false), "there is no Node");
     }
 
     #[test]

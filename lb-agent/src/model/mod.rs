@@ -60,6 +60,7 @@ pub struct Model {
     service_cidrs: ServiceCidrs,
     dirty: BTreeSet<ServiceKey>,
     are_service_cidrs_unknown: bool,
+    has_external_ips: bool,
     hash_seed: Option<HashSeed>,
     is_synced: bool,
     is_incomplete: bool,
@@ -78,10 +79,17 @@ impl Model {
             service_cidrs: ServiceCidrs::default(),
             dirty: BTreeSet::new(),
             are_service_cidrs_unknown: false,
+            has_external_ips: true,
             hash_seed: None,
             is_synced: false,
             is_incomplete: false,
         }
+    }
+
+    /// Whether external IPs are served (rule 87).
+    #[must_use]
+    pub fn serving_external_ips(self, has_external_ips: bool) -> Self {
+        Self { has_external_ips, ..self }
     }
 
     /// Takes in what a source says. Returns the problems that concern no Service; those of a Service are
@@ -295,7 +303,10 @@ impl Model {
     fn apply_service(&mut self, object: &core::Service) {
         let key = ServiceKey::of(&object.metadata);
         let old = self.services.get(&key);
-        let Some(next) = Service::parse(object, old) else { return self.remove_service(key) };
+        let Some(mut next) = Service::parse(object, old) else { return self.remove_service(key) };
+        if !self.has_external_ips {
+            next.drop_external_ips();
+        }
         if old != Some(&next) {
             if old.is_some_and(|old| old.uid != next.uid) {
                 // Another Service of the same name: the split that was in force is not its own.

@@ -154,6 +154,17 @@ impl Service {
         let (problems, stopgaps) = faults.finish();
         Some(Self { problems, stopgaps, ..own })
     }
+
+    /// Leaves its external IPs out, and says so.
+    pub(super) fn drop_external_ips(&mut self) {
+        if !std::mem::take(&mut self.external_ips).is_empty() {
+            self.problems.push(Problem::new(
+                format!("Service {}", self.key),
+                "its spec.externalIPs are not served: the agents run with --external-ips=false",
+                "remove them, or use addresses of a load balancer",
+            ));
+        }
+    }
 }
 
 fn is_hidden(object: &core::Service) -> bool {

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use lb_common::address::Address;
 use proptest::prelude::*;
 
 use super::*;
@@ -148,6 +149,23 @@ fn rule_6_service_cidrs_are_followed() {
     assert_eq!(problems.len(), 2);
     model.handle(deleted(Kind::ServiceCidr, "kubernetes"));
     assert_eq!(ranges(&model), [""; 0]);
+}
+
+#[test]
+fn rule_87_external_ips_are_left_out_where_they_are_not_wanted_and_that_is_said() {
+    let object = || service("web").tcp("http", 80).edit(|spec| spec.external_ips = Some(vec!["203.0.113.7".into()]));
+    let serves = |model: &Model| {
+        let (units, problems) = model.compile(&ServiceKey::new("default", "web"));
+        let address = Address::from(IpAddr::from([203, 0, 113, 7]));
+        let frontends = units.values().flat_map(|unit| unit.frontends.keys());
+        (frontends.filter(|frontend| frontend.address == address).count(), problems.len())
+    };
+    assert_eq!(serves(&model([object().applied()])), (1, 0));
+    let mut without = Model::new("node-1".into()).serving_external_ips(false);
+    without.handle(object().applied());
+    assert_eq!(serves(&without), (0, 1));
+    without.handle(service("web").tcp("http", 80).applied());
+    assert_eq!(serves(&without), (0, 0));
 }
 
 #[test]

@@ -125,11 +125,10 @@ impl Devices {
 
     /// Where load balancers ask for Services (rule 65): wherever NodePorts are answered.
     pub fn health_check_addresses(&self) -> Vec<IpAddr> {
-        match self.node_ports {
-            NodePortAddresses::All => HealthPorts::EVERYWHERE.to_vec(),
-            NodePortAddresses::Primary | NodePortAddresses::Ranges(_) => {
-                self.node_port_addresses.iter().copied().map(IpAddr::from).collect()
-            }
+        if self.node_ports.are_all() {
+            HealthPorts::EVERYWHERE.to_vec()
+        } else {
+            self.node_port_addresses.iter().copied().map(IpAddr::from).collect()
         }
     }
 

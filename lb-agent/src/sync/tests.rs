@@ -146,7 +146,7 @@ struct World {
 impl World {
     /// A node with an uplink and a pod's device, and with what an earlier agent left.
     fn new(doors: FakeDoors) -> Self {
-        Self::answering_at(NodePortAddresses::Primary, doors)
+        Self::answering_at(NodePortAddresses::default(), doors)
     }
 
     fn answering_at(node_ports: NodePortAddresses, doors: FakeDoors) -> Self {

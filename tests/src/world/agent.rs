@@ -44,19 +44,22 @@ pub struct Agent {
     child: Child,
     namespace: Arc<Namespace>,
     log: PathBuf,
+    /// Where what this one logs begins.
+    log_start: u64,
 }
 
 impl Agent {
     /// Starts it; what it logs is appended to `log`.
     pub(super) fn start(node: &str, namespace: Arc<Namespace>, mut command: Command, log: PathBuf) -> Result<Self> {
+        let log_start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let open = || File::options().create(true).append(true).open(&log);
         let (out, err) = open().and_then(|out| Ok((out, open()?))).with_context(|| format!("can't open {log:?}"))?;
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
         let child = child.with_context(|| format!("can't start {command:?}"))?;
-        Ok(Self { node: node.to_owned(), child, namespace, log })
+        Ok(Self { node: node.to_owned(), child, namespace, log, log_start })
     }
 
-    /// Waits until `/healthz` says that the first sync is in the maps.
+    /// Waits until the first sync is in the maps, by its log, and `/healthz` says that the node is eligible.
     ///
     /// # Errors
     /// When it doesn't in time, or the agent ends; the error holds the end of its log.
@@ -66,7 +69,10 @@ impl Agent {
             .enter(|| {
                 wait_until(&what, READY_LIMIT, || {
                     self.check_alive()?;
-                    Ok(http::get(HEALTHZ, "/healthz", PROBE_LIMIT).is_ok_and(|response| response.status == 200))
+                    // A node that serves what an earlier agent left is eligible before that.
+                    let is_synced = self.own_log().contains("first sync: ");
+                    let is_eligible = || http::get(HEALTHZ, "/healthz", PROBE_LIMIT);
+                    Ok(is_synced && is_eligible().is_ok_and(|response| response.status == 200))
                 })
             })?
             .with_context(|| self.log_tail())
@@ -126,6 +132,13 @@ impl Agent {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What it alone has logged.
+    fn own_log(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let start = usize::try_from(self.log_start).unwrap_or(usize::MAX);
+        String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned()
     }
 
     /// The end of its log, with a heading.

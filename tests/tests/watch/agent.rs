@@ -167,7 +167,7 @@ impl Agent {
         let runtime = runtime.context("a runtime")?;
         let state = State::adopt(maps.lock().dump(), &Capacities::default());
         let selection = Selection { uplinks: Vec::new(), pods: Vec::new() };
-        let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, BTreeMap::new());
+        let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::default(), BTreeMap::new());
         let services = Services::new(Model::new(NODE.into()), "61000-65535".parse()?);
         let health = Health::default();
         let (recorder, notes) = Recorder::new();

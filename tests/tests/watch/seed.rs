@@ -50,38 +50,32 @@ fn agents_of_a_cluster_share_the_seed_that_the_first_one_made() -> Result<()> {
     Ok(())
 }
 
-/// An agent that serves although it has no seed of the cluster, and says why.
-fn serves_and_warns(server: &ApiServer, told: &str) -> Result<Agent> {
+/// An agent that serves although it has no seed of the cluster.
+fn serves(server: &ApiServer) -> Result<Agent> {
     let agent = Agent::sharing_seed(server, SECRET)?;
     agent.wait_served(&serving(&[(1, &[])]))?;
-    let is_told = |event: &Value| event["note"].as_str().is_some_and(|note| note.contains(told));
-    let event = server.wait_for_event("a warning", |event| event["type"] == "Warning" && is_told(event))?;
-    let note = event["note"].as_str().unwrap_or_default();
-    ensure!(note.contains("Secret default/shunt-hash-seed") || note.contains("seed for the flow hash"), "{event}");
-    ensure!(note.contains("until then this node has a seed of its own"), "{event}");
+    ensure!(agent.hash_seed().is_none());
     Ok(agent)
 }
 
 #[test]
-fn a_cluster_without_the_secret_is_served_with_a_warning_and_takes_it_up_when_it_comes() -> Result<()> {
+fn a_cluster_without_the_secret_is_served_and_takes_it_up_when_it_comes() -> Result<()> {
     let server = server()?;
-    let agent = serves_and_warns(&server, "create it (manifests/hash-seed.yaml")?;
-    ensure!(agent.hash_seed().is_none());
+    let agent = serves(&server)?;
     server.apply(empty_secret());
     wait_until("the seed", PATIENCE, || Ok(agent.hash_seed().is_some()))
 }
 
 #[test]
-fn a_secret_that_may_not_be_read_or_is_no_seed_is_a_warning() -> Result<()> {
+fn a_secret_that_may_not_be_read_or_is_no_seed_holds_nothing_back() -> Result<()> {
     let forbidding = server()?;
     (0..50).for_each(|_| forbidding.inject(Resource::Secrets, Verb::Get, Fault::Status(403)));
-    serves_and_warns(&forbidding, "let the agent's user get and update it")?;
+    serves(&forbidding)?;
     let malformed = server()?;
     let mut secret = empty_secret();
     secret["data"] = json!({"hash-seed": "MTIz"});
     malformed.apply(secret);
-    let agent = serves_and_warns(&malformed, "remove that key from the Secret")?;
-    ensure!(agent.hash_seed().is_none());
+    serves(&malformed)?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use clap::ArgAction;
 use lb_common::maps::capacity;
 
 use super::values::{ClusterCidrs, Seconds, SourceSpec};
@@ -45,9 +46,14 @@ pub struct RunArgs {
     /// The cgroup v2 directory whose sockets these are; default: the root of the first cgroup v2 file system
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Local addresses that answer NodePorts: `primary`, `all`, or ranges
-    #[arg(long, value_name = "primary|all|CIDR,..", default_value = "primary")]
+    /// Local addresses that answer NodePorts: the words `primary`, `localhost` (by the socket door) and `all`, and ranges.
+    /// `primary` alone includes localhost, ranges alone do not
+    #[arg(long, value_name = "primary|localhost|all|CIDR,..", default_value = "primary")]
     pub nodeport_addresses: NodePortAddresses,
+    /// Whether `spec.externalIPs` of Services are served. Who may edit a Service takes any address with it
+    /// (CVE-2020-8554): give `false` unless your admission control forbids that
+    #[arg(long, value_name = "true|false", default_value_t = true, action = ArgAction::Set)]
+    pub external_ips: bool,
     /// Where to answer /healthz and /livez
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,
@@ -227,7 +233,8 @@ mod tests {
     fn a_source_is_all_that_is_needed() {
         let args = run(&["--source", "dir:/etc/shunt"]).unwrap();
         assert_eq!(args.source, SourceSpec::Dir("/etc/shunt".into()));
-        assert_eq!(args.nodeport_addresses, NodePortAddresses::Primary);
+        assert_eq!(args.nodeport_addresses, NodePortAddresses::default());
+        assert!(args.external_ips);
         assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
         assert_eq!(args.devices.pod_interface.len(), 7);
         assert!(run(&[]).is_err());

@@ -190,6 +190,15 @@ fn read(path: &Path, text: &str) -> Result<Findings, ConfigFileError> {
         match fields::meaning(&field, mode) {
             None => findings.unknown.push(field),
             Some(Meaning::Header) => {}
+            Some(Meaning::Switch(flag)) => match value::either(value) {
+                Err(wanted) => return Err(wrong(&field, value, wanted)),
+                Ok(value) => findings.settings.push(Setting { field, flag, value }),
+            },
+            Some(Meaning::Restriction(forbids)) if value.as_bool() == Some(forbids) => {
+                let wanted = "absent: Shunt does not know this gate, and would go on doing what it forbids";
+                return Err(wrong(&field, value, wanted));
+            }
+            Some(Meaning::Restriction(_)) => drop(findings.ignored.insert(field, "it forbids nothing")),
             // Tools write all fields out: those that say nothing are not worth a word.
             Some(_) if value::is_unset(value) => {}
             Some(Meaning::Ignored(reason)) => drop(findings.ignored.insert(field, reason)),

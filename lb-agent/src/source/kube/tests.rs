@@ -41,9 +41,12 @@ struct Script {
     times: Vec<Instant>,
 }
 
+const SECRET: &str = "shunt-hash-seed";
+
 type Shared = Arc<Mutex<Script>>;
 
-const KINDS_AND_VERSIONS: [(&str, &str, &str); 4] = [
+const KINDS_AND_VERSIONS: [(&str, &str, &str); 5] = [
+    (SECRET, "Secret", "v1"),
     ("services", "Service", "v1"),
     ("endpointslices", "EndpointSlice", "discovery.k8s.io/v1"),
     ("nodes", "Node", "v1"),
@@ -121,6 +124,10 @@ fn follow(url: &str) -> mpsc::Receiver<Event> {
 }
 
 fn follow_counted(url: &str, requests: ApiRequests) -> mpsc::Receiver<Event> {
+    follow_as(url, |options| KubeOptions { requests, ..options })
+}
+
+fn follow_as(url: &str, change: impl FnOnce(KubeOptions) -> KubeOptions) -> mpsc::Receiver<Event> {
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("config");
     let text = json!({
@@ -130,7 +137,7 @@ fn follow_counted(url: &str, requests: ApiRequests) -> mpsc::Receiver<Event> {
         "current-context": "x",
     });
     std::fs::write(&kubeconfig, text.to_string()).unwrap();
-    let options = KubeOptions { requests, ..KubeOptions::new(Some(kubeconfig), "node-1".into()) };
+    let options = change(KubeOptions::new(Some(kubeconfig), "node-1".into()));
     let (sender, events) = mpsc::channel(16);
     tokio::spawn(async move {
         let _kept = directory;
@@ -252,6 +259,37 @@ async fn rule_6_service_cidrs_that_may_not_be_read_are_unknown_and_asked_for_aga
     let start = Instant::now();
     assert_eq!(next(&mut events).await, "ServiceCIDRs unknown: false");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+/// Without the cluster's seed every node goes on with one of its own: with a warning, and nothing else waits for it.
+#[tokio::test]
+async fn a_secret_that_gives_no_seed_is_a_warning_that_says_what_to_do() {
+    let malformed = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {}, "data": {"hash-seed": "MTIz"}});
+    for (answer, cause, remedy) in [
+        (
+            failure(404, "secrets \"shunt-hash-seed\" not found"),
+            "not found (HTTP 404)",
+            "create it (manifests/hash-seed.yaml",
+        ),
+        (failure(403, "secrets is forbidden"), "is forbidden (HTTP 403)", "let the agent's user get and update it"),
+        (Answer::Body(200, malformed.to_string()), "exactly 32 hex digits", "remove that key from the Secret"),
+    ] {
+        let script = script(vec![services(&["web"])], vec![]);
+        script.lock().unwrap().answers.insert((SECRET, false), [answer].into());
+        let url = format!("http://{}", start(&script).await);
+        let name = format!("kube-system/{SECRET}").parse().unwrap();
+        let mut news =
+            until_synced(&mut follow_as(&url, |options| KubeOptions { hash_seed: Some(name), ..options })).await;
+        news.sort();
+        let [problem, applied] = &news[..] else { panic!("{news:?}") };
+        assert_eq!(applied, "apply web");
+        assert!(
+            problem.starts_with("Secret kube-system/shunt-hash-seed: gives no seed for the flow hash: "),
+            "{problem}"
+        );
+        assert!(problem.contains(cause) && problem.contains(remedy), "{problem}");
+        assert!(problem.contains("until then this node has a seed of its own"), "{problem}");
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use super::*;
 #[tokio::test]
 async fn pitfall_16_a_health_check_port_turns_before_the_maps_lose_endpoints_and_after_they_get_them() {
     let port = free_port();
-    let mut world = World::answering_at(NodePortAddresses::All, fake_doors());
+    let mut world = World::answering_at("all".parse().unwrap(), fake_doors());
     let web = service("web").of_type("LoadBalancer").tcp("http", 80).external_policy("Local");
     let with = |ips: &[&str]| {
         let empty = slice("web-1", "web").tcp("http", 8080).with(endpoint("10.0.0.9"));
@@ -73,14 +73,14 @@ async fn a_service_that_is_kept_over_a_restart_answers_for_its_health() {
         let slice = slice("v1-1", "v1").tcp("http", 8080).with(endpoint("10.0.0.1").on("node-1"));
         [service("v1").cluster_ips(&["10.96.0.11"]).tcp("http", 80).applied(), slice.applied()]
     };
-    let mut before = World::answering_at(NodePortAddresses::All, fake_doors());
+    let mut before = World::answering_at("all".parse().unwrap(), fake_doors());
     before.events(part()).event(web("v1=1")).event(Event::Synced).settle();
     assert_eq!(status(port).await, "200");
     let doors = before.into_doors();
     while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
         tokio::task::yield_now().await;
     }
-    let mut world = World::answering_at(NodePortAddresses::All, doors);
+    let mut world = World::answering_at("all".parse().unwrap(), doors);
     world.events(part()).event(web("v1=1,v2=1")).event(Event::Synced).settle();
     assert_eq!(world.agent.reporter.standing(), 1, "kept");
     assert_eq!(status(port).await, "200");

@@ -123,7 +123,8 @@ fn session<T: Send>(bpffs: &Path, shape: Shape, body: impl FnOnce(&mut Hand) -> 
             let state = State::adopt(dataplane.maps().dump()?, &dataplane.capacities());
             let doors = Stopwatch { dataplane, committed };
             let selection = Selection { uplinks: Vec::new(), pods: Vec::new() };
-            let devices = Devices::new(NodeState::default(), selection, NodePortAddresses::Primary, Default::default());
+            let devices =
+                Devices::new(NodeState::default(), selection, NodePortAddresses::default(), Default::default());
             let agent = Loop::new(services, devices, Maps { state, doors }, health, metrics).reporting(reporter);
             let (_changes, changes) = mpsc::channel(1);
             let (_notices, notices) = mpsc::channel(1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The fields of `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1, Kubernetes 1.36), and what they mean here.
+//! The fields of `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1, Kubernetes 1.37), and what they mean here.
 
 use super::value::{self, Read};
 
@@ -20,6 +20,10 @@ pub(super) enum Meaning {
     Header,
     /// The same as this flag; how its value is read.
     Flag(&'static str, Read),
+    /// The same as this flag, on or off.
+    Switch(&'static str),
+    /// A feature gate that Shunt does not know, and that takes something away when it has this value.
+    Restriction(bool),
     /// Nothing, and why.
     Ignored(&'static str),
 }
@@ -32,6 +36,19 @@ const BY_DOOR: &str = "Shunt knows local pods by the device that they send by (-
 const NO_IPVS: &str = "Shunt does without IPVS";
 const NO_WINDOWS: &str = "it is for Windows";
 const OWN_LOG: &str = "Shunt has logging flags of its own";
+
+/// Gates that allow something, and gates that forbid something, tell it by their names. Who relies on one that Shunt does not
+/// know must hear of it.
+fn gate(name: &str) -> Meaning {
+    const FORBIDDING: [&str; 7] = ["Block", "Deny", "Disable", "Disallow", "Enforce", "Restrict", "Require"];
+    if name.starts_with("Allow") {
+        Meaning::Restriction(false)
+    } else if FORBIDDING.iter().any(|word| name.starts_with(word)) {
+        Meaning::Restriction(true)
+    } else {
+        Meaning::Ignored("Shunt has no such feature gate")
+    }
+}
 
 /// `mode` is that of the file: some fields stand once for each mode. `None` for what is no field.
 pub(super) fn meaning(field: &str, mode: &str) -> Option<Meaning> {
@@ -88,7 +105,8 @@ pub(super) fn meaning(field: &str, mode: &str) -> Option<Meaning> {
         "featureGates" => Ignored("Shunt has no feature gates"),
         "logging" => Ignored(OWN_LOG),
         // Their members have names of their own.
-        _ if field.starts_with("featureGates.") => Ignored("Shunt has no feature gates"),
+        "featureGates.AllowServiceExternalIPs" => Meaning::Switch("external-ips"),
+        _ if field.starts_with("featureGates.") => gate(field.trim_start_matches("featureGates.")),
         _ if field.starts_with("logging.") => Ignored(OWN_LOG),
         _ => return None,
     })

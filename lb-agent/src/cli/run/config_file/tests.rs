@@ -4,7 +4,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::{cli::run::values::Seconds, node::addresses::NodePortAddresses};
+use crate::cli::run::values::Seconds;
 
 /// What kubeadm 1.36 puts into the ConfigMap kube-proxy, with some values set.
 const KUBEADM: &str = "
@@ -105,8 +105,7 @@ fn rule_76_what_kubeadm_writes_is_understood_to_the_last_field() {
     assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
     assert_eq!(args.flows.udp_timeout_unreplied, Seconds(45));
     assert_eq!(args.flows.cluster_cidr, "10.244.0.0/16,fd00:244::/56".parse().ok());
-    let NodePortAddresses::Ranges(ranges) = args.nodeport_addresses else { panic!("{:?}", args.nodeport_addresses) };
-    assert_eq!(ranges.len(), 2);
+    assert_eq!(args.nodeport_addresses, "192.0.2.0/24,fd00::/64".parse().unwrap());
 }
 
 #[test]
@@ -139,6 +138,43 @@ fn masquerade_all_is_that_of_the_files_mode() {
         assert_eq!(ignored.contains_key("iptables.masqueradeAll"), !is_on, "{mode}");
     }
     assert!(flags(&with_header("mode: nftables\nnftables: {masqueradeAll: true}"), "").flows.masquerade_all);
+}
+
+#[test]
+fn rule_84_node_port_addresses_of_kubernetes_1_37_mix_words_and_ranges() {
+    for (list, flag) in [
+        ("[primary, localhost, 192.0.2.0/24]", "primary,localhost,192.0.2.0/24"),
+        ("[all]", "all"),
+        ("[localhost]", "localhost"),
+    ] {
+        let args = flags(&with_header(&format!("nodePortAddresses: {list}")), "");
+        assert_eq!(args.nodeport_addresses, flag.parse().unwrap(), "{list}");
+    }
+    let text = error("nodePortAddresses: [secondary]");
+    assert!(text.contains("nodePortAddresses is [\"secondary\"]; it must be a list of CIDRs"), "{text}");
+}
+
+/// CVE-2020-8554 stays closed for who comes from kube-proxy.
+#[test]
+fn rule_87_a_gate_that_closes_external_ips_is_honoured() {
+    let gates = |gates: &str| with_header(&format!("featureGates: {{{gates}}}"));
+    assert!(!flags(&gates("AllowServiceExternalIPs: false"), "").external_ips);
+    assert!(flags(&gates("AllowServiceExternalIPs: true"), "").external_ips);
+    assert!(flags(&gates("AllowServiceExternalIPs: false"), "--external-ips=true").external_ips, "what is typed wins");
+    assert!(flags(&gates("ServiceTrafficDistribution: true"), "").external_ips);
+    assert!(!flags(&gates(""), "--external-ips=false").external_ips);
+}
+
+#[test]
+fn rule_87_a_gate_that_forbids_something_and_means_nothing_here_is_refused() {
+    for gate in ["AllowSomethingNew: false", "DisableSomethingOld: true", "RestrictSources: true"] {
+        let text = error(&format!("featureGates: {{{gate}}}"));
+        assert!(text.contains("featureGates.") && text.contains("would go on doing what it forbids"), "{text}");
+    }
+    for gate in ["AllowSomethingNew: true", "DisableSomethingOld: false", "NFTablesProxyMode: true"] {
+        let found = findings(&with_header(&format!("featureGates: {{{gate}}}")));
+        assert_eq!((found.settings.len(), found.ignored.len()), (0, 1), "{gate}");
+    }
 }
 
 #[test]

@@ -37,6 +37,11 @@ pub(super) fn switch(value: &Value) -> Result<Option<String>, &'static str> {
     if value.is_boolean() { Ok(None) } else { Err("true or false") }
 }
 
+/// A switch that means as much when it is off.
+pub(super) fn either(value: &Value) -> Result<Option<String>, &'static str> {
+    value.as_bool().map(|is_on| Some(is_on.to_string())).ok_or("true or false")
+}
+
 pub(super) fn healthz_address(value: &Value) -> Result<Option<String>, &'static str> {
     address(value, HEALTHZ_PORT)
 }
@@ -53,15 +58,12 @@ fn address(value: &Value, default_port: u16) -> Result<Option<String>, &'static 
 }
 
 pub(super) fn node_port_addresses(value: &Value) -> Result<Option<String>, &'static str> {
-    const WANTED: &str = "a list of CIDRs such as 192.0.2.0/24, or of the one word `primary`";
+    const WANTED: &str = "a list of CIDRs such as 192.0.2.0/24 and the words `primary`, `localhost` and `all`";
     let items = value.as_array().ok_or(WANTED)?;
     let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
     let text = texts.ok_or(WANTED)?.join(",");
-    match text.parse() {
-        Ok(NodePortAddresses::Primary | NodePortAddresses::Ranges(_)) => Ok(Some(text)),
-        // Our own word, not kube-proxy's.
-        Ok(NodePortAddresses::All) | Err(_) => Err(WANTED),
-    }
+    text.parse::<NodePortAddresses>().map_err(|_| WANTED)?;
+    Ok(Some(text))
 }
 
 /// One CIDR, or one of each family.
