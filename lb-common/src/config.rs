@@ -63,6 +63,8 @@ pub struct Config {
 pub mod config_flags {
     /// Every source is translated where the backend is not on the node itself (`--masquerade-all`).
     pub const MASQUERADE_ALL: u32 = 1;
+    /// NodePorts do not answer at localhost (`--nodeport-addresses` with ranges that leave it out).
+    pub const NO_LOCALHOST: u32 = 2;
 }
 
 /// An address range as mask and value, in packet byte order. All zero matches nothing.

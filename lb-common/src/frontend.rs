@@ -85,6 +85,9 @@ pub mod frontend_flags {
     pub const SOURCE_RANGES: u32 = 16;
     /// Established TCP flows are reset when their backend goes (`shunt.dev/on-backend-removal: reset`).
     pub const RESET_ON_REMOVAL: u32 = 32;
+    /// External clients without a usable backend are no business of ours: their packets go on as if there were no frontend
+    /// (`spec.externalFailoverPolicy: Passthrough`, KEP-6272).
+    pub const EXTERNAL_PASS: u32 = 64;
 }
 
 /// What a new flow to a frontend gets. One update of this value switches a Service to its new backends.
@@ -121,6 +124,13 @@ impl Frontend {
             Scope::External => frontend_flags::EXTERNAL_LOCAL,
         };
         if self.flags & bit != 0 { backend_flags::IN_LOCAL } else { backend_flags::IN_CLUSTER }
+    }
+
+    /// Whether packets of a scope that find no backend go on untouched.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pass(&self, scope: Scope) -> bool {
+        matches!(scope, Scope::External) && self.flags & frontend_flags::EXTERNAL_PASS != 0
     }
 
     /// Whether clients of a scope that find no backend are dropped in silence, not rejected.

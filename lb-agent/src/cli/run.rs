@@ -23,8 +23,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use self::{args::FlowArgs, config_file::Completed, tasks::Tasks, values::SourceSpec};
 pub use self::{args::RunArgs, flags::Flags};
+use self::{config_file::Completed, tasks::Tasks, values::SourceSpec};
 use crate::{
     about::{self, About},
     cli::told_to_stop,
@@ -115,12 +115,12 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
         Reporter::new(recorder.clone()),
     );
     let (event_sender, mut events) = mpsc::channel(QUEUE_LENGTH);
-    let mut source = tokio::spawn(run_source(args.source, kube, event_sender));
+    let mut source = tokio::spawn(run_source(args.source.clone(), kube, event_sender));
     let opening = tokio::task::spawn_blocking(move || Dataplane::open(&options));
     let told = (&mut services, &mut reporter, &metrics);
     let mut dataplane = sync::take_in_while(opening, &mut events, told).await??;
     recorder.tell_start();
-    dataplane.set_config(&configuration(dataplane.config(), &args.flows, given_seed)?);
+    dataplane.set_config(&configuration(dataplane.config(), &args, given_seed)?);
     let (tell_lost, notices) = notices(&mut dataplane);
     let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
@@ -239,7 +239,8 @@ fn check_cgroup(path: &Path) -> anyhow::Result<()> {
 }
 
 /// The configuration as the flags want it, on top of what an earlier agent left.
-fn configuration(former: Config, flows: &FlowArgs, seed: Option<HashSeed>) -> anyhow::Result<Config> {
+fn configuration(former: Config, args: &RunArgs, seed: Option<HashSeed>) -> anyhow::Result<Config> {
+    let flows = &args.flows;
     let seed = match seed {
         Some(seed) => seed.0,
         None if former.seed != [0; 2] => former.seed,
@@ -265,7 +266,13 @@ fn configuration(former: Config, flows: &FlowArgs, seed: Option<HashSeed>) -> an
         timeouts,
         rejects_per_tick: u32::try_from(rejects_per_tick).unwrap_or(u32::MAX),
         cluster_cidrs: flows.cluster_cidr.clone().unwrap_or_default().to_config(),
-        flags: if flows.masquerade_all { config_flags::MASQUERADE_ALL } else { 0 },
+        flags: [
+            (config_flags::MASQUERADE_ALL, flows.masquerade_all),
+            (config_flags::NO_LOCALHOST, !args.nodeport_addresses.have_localhost()),
+        ]
+        .into_iter()
+        .filter(|(_, is_set)| *is_set)
+        .fold(0, |flags, (flag, _)| flags | flag),
         next_hop_generation: former.next_hop_generation.max(1),
         ..former
     })
@@ -326,10 +333,6 @@ mod tests {
         Flags::parse_from(["run", "--source", "kube"].into_iter().chain(given)).run
     }
 
-    fn flows(flags: &str) -> FlowArgs {
-        args(flags).flows
-    }
-
     #[tokio::test]
     async fn credentials_that_cannot_be_read_are_found_before_anything_is_made() {
         let args = args("--kubeconfig /nonexistent/config");
@@ -347,9 +350,8 @@ mod tests {
 
     #[test]
     fn rule_63_every_state_of_a_flow_has_its_time_out() {
-        let flows =
-            flows("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
-        let config = configuration(Config::default(), &flows, flows.hash_seed).unwrap();
+        let args = args("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
+        let config = configuration(Config::default(), &args, args.flows.hash_seed).unwrap();
         let expected = [60, 86_400, 1800, 1800, 10, 30, 180, 1800].map(ticks);
         assert_eq!(config.timeouts, expected);
         assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
@@ -361,20 +363,30 @@ mod tests {
     #[test]
     fn rules_46_and_52_masquerade_all_and_cluster_cidrs_are_as_the_flags_say() {
         let given =
-            configuration(Config::default(), &flows("--masquerade-all --cluster-cidr 10.244.0.0/16"), None).unwrap();
+            configuration(Config::default(), &args("--masquerade-all --cluster-cidr 10.244.0.0/16"), None).unwrap();
         assert_eq!(given.flags, config_flags::MASQUERADE_ALL);
         let pod = Address::from(IpAddr::from([10, 244, 1, 2]));
         assert_eq!(given.cluster_cidrs.map(|cidr| cidr.contains(&pod)), [true, false]);
-        let without = configuration(given, &flows(""), None).unwrap();
+        let without = configuration(given, &args(""), None).unwrap();
         assert_eq!((without.flags, without.cluster_cidrs), (0, [Cidr::default(); 2]));
     }
 
     #[test]
+    fn rule_84_ranges_that_leave_localhost_out_close_it() {
+        for (flag, flags) in
+            [("primary", 0), ("192.0.2.0/24", config_flags::NO_LOCALHOST), ("192.0.2.0/24,localhost", 0)]
+        {
+            let args = args(&format!("--nodeport-addresses {flag}"));
+            assert_eq!(configuration(Config::default(), &args, None).unwrap().flags, flags, "{flag}");
+        }
+    }
+
+    #[test]
     fn an_adopted_configuration_keeps_its_seed_and_generation() {
-        let first = configuration(Config::default(), &flows(""), None).unwrap();
+        let first = configuration(Config::default(), &args(""), None).unwrap();
         assert_ne!(first.seed, [0; 2]);
         let former = Config { next_hop_generation: 7, ..first };
-        assert_eq!(configuration(former, &flows(""), None).unwrap(), former);
+        assert_eq!(configuration(former, &args(""), None).unwrap(), former);
     }
 
     #[test]

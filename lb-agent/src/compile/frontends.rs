@@ -26,20 +26,29 @@ pub(super) fn plan(
     let inside = plan_of(internal_lists(service), lists, own);
     let outside = plan_of(external_lists(service), lists, own);
     let restriction = if is_restricted { frontend_flags::SOURCE_RANGES } else { 0 };
-    let load_balancer = FrontendPlan { flags: outside.flags | restriction, ..outside };
+    let external_ip = FrontendPlan { flags: outside.flags | failover(service, outside), ..outside };
+    let load_balancer = FrontendPlan { flags: external_ip.flags | restriction, ..external_ip };
     let at = |ip: &IpAddr| FrontendKey::new((*ip).into(), port.port.to_be(), port.protocol);
     let is_ours = |ip: &&IpAddr| ip.is_ipv4() == is_v4;
 
     let mut frontends = BTreeMap::new();
-    for (ips, plan) in
-        [(&service.external_ips, outside), (&service.load_balancer_ips, load_balancer), (&service.cluster_ips, inside)]
-    {
+    for (ips, plan) in [
+        (&service.external_ips, external_ip),
+        (&service.load_balancer_ips, load_balancer),
+        (&service.cluster_ips, inside),
+    ] {
         frontends.extend(ips.iter().filter(is_ours).map(|ip| (at(ip), plan)));
     }
     if let Some(number) = port.node_port {
         frontends.insert(FrontendKey::node_port(is_v4, number.to_be(), port.protocol), outside);
     }
     frontends
+}
+
+/// Rule 86: with the policy Local, what finds no endpoint here goes on by the node's routes, if the Service wants that. Not at
+/// NodePorts, which are the node's own.
+fn failover(service: &Service, outside: FrontendPlan) -> u32 {
+    if service.passes_on_failover && outside.external == List::Local { frontend_flags::EXTERNAL_PASS } else { 0 }
 }
 
 /// Rule 37: the internal policy governs the ClusterIP, for whoever reaches it.

@@ -248,6 +248,7 @@ impl fmt::Display for FrontendFlags {
             (frontend_flags::EXTERNAL_LOCAL, "external-local"),
             (frontend_flags::SOURCE_RANGES, "source-ranges"),
             (frontend_flags::RESET_ON_REMOVAL, "reset-on-removal"),
+            (frontend_flags::EXTERNAL_PASS, "external-pass"),
         ];
         names.into_iter().filter(|(bit, _)| self.0 & bit != 0).try_for_each(|(_, name)| write!(f, ", {name}"))
     }

@@ -27,6 +27,8 @@ pub enum Field {
     SourceRanges,
     /// The annotation `shunt.dev/on-backend-removal`.
     OnBackendRemoval,
+    /// `spec.externalFailoverPolicy`, and the annotation `shunt.dev/external-failover`.
+    ExternalFailover,
     /// The annotation `shunt.dev/split`.
     Split,
     /// `addressType` of a slice.

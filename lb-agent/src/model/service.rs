@@ -58,6 +58,9 @@ pub struct Service {
     pub affinity_secs: Option<u32>,
     /// Whether established TCP connections are reset when their endpoint goes (`shunt.dev/on-backend-removal: reset`).
     pub resets_on_removal: bool,
+    /// Whether packets for its external and load-balancer addresses go on where the policy Local finds no endpoint
+    /// (`spec.externalFailoverPolicy: Passthrough`, or `shunt.dev/external-failover: passthrough`).
+    pub passes_on_failover: bool,
     /// Whose endpoints serve, where those are not its own (`shunt.dev/split`).
     pub split: Option<Split>,
     /// What had to be left out.
@@ -113,7 +116,7 @@ impl Service {
         let before = before.filter(|before| before.uid == uid);
         let good = |field| before.filter(|before| !before.stopgaps.contains(&field));
         let mut faults = Faults::new(format!("Service {key}"));
-        let Annotations { resets_on_removal, split } = Annotations::parse(object, good, &mut faults);
+        let Annotations { resets_on_removal, passes_on_failover, split } = Annotations::parse(object, good, &mut faults);
         let are_names_good =
             check_name("namespace", &key.namespace, &mut faults) & check_name("name", &key.name, &mut faults);
         let service_type = parse_type(spec, good(Field::Type), &mut faults);
@@ -146,6 +149,7 @@ impl Service {
             health_check_port: parse_health_check_port(spec),
             affinity_secs: parse_affinity(spec, good(Field::Affinity), &mut faults),
             resets_on_removal,
+            passes_on_failover,
             split,
             problems: Vec::new(),
             stopgaps: BTreeSet::new(),

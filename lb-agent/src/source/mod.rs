@@ -13,6 +13,7 @@ use k8s_openapi::api::{
 use crate::{hash_seed::HashSeed, problem::Problem};
 
 mod dir;
+mod failover;
 mod kube;
 mod requests;
 

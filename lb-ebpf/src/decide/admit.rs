@@ -73,6 +73,8 @@ pub fn find_target(frontend: &Frontend, scope: Scope) -> Stage<Target> {
     let target = frontend.target(scope);
     if target.slots != 0 {
         Ok(target)
+    } else if frontend.is_pass(scope) {
+        Err(Stop::NOT_OURS)
     } else if frontend.is_drop(scope) {
         Err(Stop::drop(Reason::NoLocalEndpoints))
     } else {
@@ -98,8 +100,9 @@ fn scope<F: Header>(parsed: &Parsed<F>, comes_from_pod: bool) -> Stage<Scope> {
 #[inline(always)]
 fn refuse<P: Packet>(packet: &P, service: u32, stop: Stop) -> Stop {
     let is_drop = stop.fate() == Fate::Drop;
+    let is_reject = stop.fate() == Fate::Reject && !P::IS_XDP;
     if !packet.is_trace()
-        && (is_drop || !P::IS_XDP)
+        && (is_drop || is_reject)
         && let Some(counters) = maps::service_counters(service)
     {
         if is_drop {

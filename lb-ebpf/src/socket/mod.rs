@@ -23,7 +23,7 @@ mod datagram;
 use aya_ebpf::{bindings::bpf_sock_addr, maps::lpm_trie::Key, programs::SockContext};
 use lb_common::{
     address::{Address, Family as _, V4},
-    config::family_index,
+    config::{config_flags, family_index},
     flow::protocol,
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
     hash,
@@ -237,7 +237,7 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
 fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
     let is_v4 = key.address.is_v4();
     if key.address.is_this_machine() {
-        if !is_of_node {
+        if !is_of_node || maps::config()?.flags & config_flags::NO_LOCALHOST != 0 {
             return Err(Stop::NOT_OURS);
         }
         key.address = FrontendKey::any_address(is_v4);

@@ -74,6 +74,7 @@ pub fn frontend_flags_of(frontend: &Frontend) -> u32 {
         (frontend_flags::EXTERNAL_LOCAL, locals[1]),
         (frontend_flags::SOURCE_RANGES, frontend.is_restricted),
         (frontend_flags::RESET_ON_REMOVAL, frontend.resets),
+        (frontend_flags::EXTERNAL_PASS, frontend.policies[1] == Policy::Pass),
     ])
 }
 

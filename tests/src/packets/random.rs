@@ -147,7 +147,8 @@ impl Random {
             }
             slots
         });
-        let policies = [0, 1].map(|_| self.pick(&[Policy::Reject, Policy::Drop]));
+        let policies =
+            [self.pick(&[Policy::Reject, Policy::Drop]), self.pick(&[Policy::Reject, Policy::Drop, Policy::Pass])];
         for frontend in setup.frontends.values_mut().filter(|frontend| frontend.service == service) {
             frontend.tables.clone_from(&tables);
             frontend.policies = policies;

@@ -105,6 +105,7 @@ fn choose_backend(
     let slots = &frontend.tables[scope];
     if slots.is_empty() {
         return Err(match frontend.policies[scope] {
+            Policy::Pass => End::NotOurs,
             Policy::Drop => End::Drop(Reason::NoLocalEndpoints),
             Policy::Reject => End::Reject(Reason::NoEndpoints),
         });

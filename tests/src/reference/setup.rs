@@ -48,6 +48,8 @@ pub enum Policy {
     Reject,
     /// Silence.
     Drop,
+    /// None of our business; for clients outside only.
+    Pass,
 }
 
 /// Endpoints that may be used: those of the whole cluster, or those on this node.

@@ -11,7 +11,7 @@ use shunt_tests::{
         node::{self, CALLER, CLUSTER_IP, EMPTY, HERE, LOCAL_ONLY, NODE, OUTSIDE, THERE, UNRESOLVED, UNROUTED, pick},
         port_unreachable, with_options, with_rig,
     },
-    reference::{Arrival, Door, Verdict, Version},
+    reference::{Arrival, Door, Policy, Verdict, Version},
 };
 
 use crate::step::{ALL_PROTOCOLS, PROTOCOLS, Step, end, first, next, send, take};
@@ -104,6 +104,35 @@ fn a_local_policy_without_local_endpoints_drops() -> Result<()> {
                         Step::dropped("inside", (Door::Ingress, POD), inside, &moved),
                         Step::dropped("outside", (Door::Ingress, UPLINK), outside.clone(), &moved),
                         Step::dropped("outside, XDP", (Door::Xdp, UPLINK), outside, &moved),
+                    ],
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `externalFailoverPolicy: Passthrough`: for clients outside there is no such frontend while no backend may serve them.
+#[test]
+fn rule_86_what_finds_no_backend_goes_on_untouched_and_uncounted_where_the_service_wants_that() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| {
+            for frontend in setup.frontends.values_mut() {
+                frontend.policies[1] = Policy::Pass;
+            }
+        })?;
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                let (pod, client) = (end(CALLER, version, 40_000), end(OUTSIDE, version, 40_000));
+                let outside = || first(protocol, client, LOCAL_ONLY.at_node(version)).build();
+                let inside = first(protocol, pod, LOCAL_ONLY.at_cluster_ip(version)).build();
+                let moved = format!("no-local-endpoints=1 service{}.dropped=1", LOCAL_ONLY.index(version));
+                take(
+                    rig,
+                    [
+                        Step::untouched("outside", (Door::Ingress, UPLINK), outside(), ""),
+                        Step::untouched("outside, XDP", (Door::Xdp, UPLINK), outside(), ""),
+                        Step::dropped("inside", (Door::Ingress, POD), inside, &moved),
                     ],
                 )?;
             }

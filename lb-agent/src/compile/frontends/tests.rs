@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rules 27 to 42: where a port is reached, and by which list.
 
-use frontend_flags::{EXTERNAL_DROP, INTERNAL_DROP, RESET_ON_REMOVAL, SOURCE_RANGES};
+use frontend_flags::{EXTERNAL_DROP, EXTERNAL_PASS, INTERNAL_DROP, RESET_ON_REMOVAL, SOURCE_RANGES};
 use lb_common::{address::Address, flow::protocol::TCP};
 
 use super::*;
@@ -49,6 +49,20 @@ fn rules_27_to_33_every_way_in_has_its_frontend() {
     let frontends = plan_v4(everywhere(), &lists(&[HERE], &[HERE]));
     let expected = [at("10.96.0.1"), at("192.0.2.7"), at("192.0.2.9"), node_port(true)];
     assert_eq!(frontends, expected.map(|key| (key, CLUSTER)).into());
+}
+
+#[test]
+fn rule_86_passthrough_is_for_load_balancer_and_external_ips_with_the_policy_local() {
+    let passing = |policy: &str| {
+        let builder = everywhere().edit(|spec| spec.external_traffic_policy = Some(policy.into()));
+        let plans = plan_v4(builder.annotation("shunt.dev/external-failover", "passthrough"), &lists(&[THERE], &[]));
+        plans.into_iter().filter(|(_, plan)| plan.flags & EXTERNAL_PASS != 0).map(|(key, _)| key).collect::<Vec<_>>()
+    };
+    assert_eq!(passing("Local"), [at("192.0.2.7"), at("192.0.2.9")]);
+    assert_eq!(passing("Cluster"), []);
+    let without =
+        plan_v4(everywhere().edit(|spec| spec.external_traffic_policy = Some("Local".into())), &lists(&[THERE], &[]));
+    assert!(without.values().all(|plan| plan.flags & EXTERNAL_PASS == 0));
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::model::{
 const ANNOTATION_PREFIX: &str = "shunt.dev/";
 /// What becomes of established TCP connections whose endpoint goes.
 pub(super) const ON_BACKEND_REMOVAL: &str = "shunt.dev/on-backend-removal";
+/// What becomes of packets from outside for which the external policy Local finds no endpoint. Sources put the field
+/// `spec.externalFailoverPolicy` here, too ([`crate::source`]).
+pub(super) const EXTERNAL_FAILOVER: &str = "shunt.dev/external-failover";
 /// Which Services' endpoints serve, and in which proportion.
 pub(super) const SPLIT: &str = "shunt.dev/split";
 
@@ -57,6 +60,7 @@ pub(super) fn parse_affinity(spec: &core::ServiceSpec, good: Option<&Service>, f
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Annotations {
     pub(super) resets_on_removal: bool,
+    pub(super) passes_on_failover: bool,
     pub(super) split: Option<Split>,
 }
 
@@ -73,10 +77,13 @@ impl Annotations {
                 ON_BACKEND_REMOVAL => {
                     own.resets_on_removal = parse_removal(value, good(Field::OnBackendRemoval), faults);
                 }
+                EXTERNAL_FAILOVER => {
+                    own.passes_on_failover = parse_failover(value, good(Field::ExternalFailover), faults);
+                }
                 SPLIT => own.split = parse_split(value, good(Field::Split), faults),
                 other if other.starts_with(ANNOTATION_PREFIX) => faults.tell(
                     format!("annotation {other} is unknown"),
-                    format!("remove it; {ON_BACKEND_REMOVAL} and {SPLIT} are known"),
+                    format!("remove it; {ON_BACKEND_REMOVAL}, {EXTERNAL_FAILOVER} and {SPLIT} are known"),
                 ),
                 _ => {}
             }
@@ -112,6 +119,25 @@ fn parse_split(value: &str, good: Option<&Service>, faults: &mut Faults) -> Opti
                 remedy: "give Services of this namespace with weights, such as web-v1=90,web-v2=10".into(),
             };
             faults.hold(Field::Split, bad, good.map(|good| good.split.clone()))
+        }
+    }
+}
+
+/// The field's values begin with a capital.
+fn parse_failover(value: &str, good: Option<&Service>, faults: &mut Faults) -> bool {
+    match value {
+        "passthrough" | "Passthrough" => true,
+        "none" | "None" | "" => false,
+        other => {
+            let bad = Bad {
+                cause: format!("its external failover policy \"{other}\" is unknown"),
+                stopgap: false,
+                stopgap_text: " and taken for None".into(),
+                remedy: format!(
+                    "set spec.externalFailoverPolicy to None or Passthrough, or {EXTERNAL_FAILOVER} to none or passthrough"
+                ),
+            };
+            faults.hold(Field::ExternalFailover, bad, good.map(|good| good.passes_on_failover))
         }
     }
 }
@@ -162,6 +188,19 @@ mod tests {
         let (service, causes) = removal("Reset");
         assert!(!service.resets_on_removal && service.stopgaps.contains(&Field::OnBackendRemoval));
         assert_eq!(causes, ["annotation shunt.dev/on-backend-removal: \"Reset\" is unknown and taken for keep"]);
+    }
+
+    #[test]
+    fn rule_86_passthrough_is_asked_for_by_annotation_or_field() {
+        let failover = |value| parsed(service("web").annotation(EXTERNAL_FAILOVER, value));
+        assert!(!parsed(service("web")).0.passes_on_failover);
+        for (value, expected) in [("passthrough", true), ("Passthrough", true), ("none", false), ("None", false)] {
+            let (service, causes) = failover(value);
+            assert_eq!((service.passes_on_failover, causes.len()), (expected, 0), "{value}");
+        }
+        let (service, causes) = failover("Forward");
+        assert!(!service.passes_on_failover);
+        assert_eq!(causes, ["its external failover policy \"Forward\" is unknown and taken for None"]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ fn a_plain_service_has_no_problems() {
         health_check_port: None,
         affinity_secs: None,
         resets_on_removal: false,
+        passes_on_failover: false,
         split: None,
         problems: vec![],
         stopgaps: BTreeSet::new(),

@@ -13,7 +13,7 @@ use k8s_openapi::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::Spanned;
 
-use crate::source::{Object, ObjectId};
+use crate::source::{Object, ObjectId, failover};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -165,7 +165,7 @@ fn read_document(document: &Document<'_>, manifest: &mut Manifest) -> Result<(),
         return Err(document.fault(1, "it has no apiVersion or no kind", NAME_KIND));
     };
     let object = match shape_of(&api_version, &kind) {
-        Some(Shape::Service) => Object::Service(document.decode()?),
+        Some(Shape::Service) => Service::from(document.decode::<failover::Written>()?).into(),
         Some(Shape::EndpointSlice) => Object::EndpointSlice(document.decode()?),
         Some(Shape::Node) => Object::Node(document.decode()?),
         Some(Shape::ServiceCidr) => Object::ServiceCidr(document.decode()?),
@@ -210,7 +210,7 @@ fn read_item(item: serde_json::Value, api_version: &str, kind: Option<&str>) -> 
     let api_version = text("apiVersion").unwrap_or(api_version);
     let Some(kind) = text("kind").or(kind) else { return Err("list item: it has no kind".into()) };
     match shape_of(api_version, kind) {
-        Some(Shape::Service) => typed(item).map(Object::Service).map(Some),
+        Some(Shape::Service) => typed(item).map(|written: Box<failover::Written>| Some(Service::from(*written).into())),
         Some(Shape::EndpointSlice) => typed(item).map(Object::EndpointSlice).map(Some),
         Some(Shape::Node) => typed(item).map(Object::Node).map(Some),
         Some(Shape::ServiceCidr) => typed(item).map(Object::ServiceCidr).map(Some),

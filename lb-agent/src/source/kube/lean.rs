@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Service, ServiceSpec, ServiceStatus},
+        core::v1::{Service, ServiceStatus},
         discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
-use crate::source::Object;
+use crate::source::{Object, failover::Spec};
 
 /// An object of kind `K` with no more of its metadata than Shunt reads.
 #[derive(Clone, Debug)]
@@ -49,10 +49,11 @@ impl<'de> Deserialize<'de> for Lean<Service> {
         struct Written {
             #[serde(default)]
             metadata: Metadata,
-            spec: Option<ServiceSpec>,
+            spec: Option<Spec>,
             status: Option<ServiceStatus>,
         }
-        let Written { metadata, spec, status } = Written::deserialize(deserializer)?;
+        let Written { mut metadata, spec, status } = Written::deserialize(deserializer)?;
+        let spec = spec.map(|spec| spec.into_known(&mut metadata.annotations));
         Ok(Self(Service { metadata: metadata.into(), spec, status }))
     }
 }
