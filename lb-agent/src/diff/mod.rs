@@ -45,7 +45,7 @@ pub use self::{
     filter::Filter,
     filter::position as filter_position,
     operation::{Operation, WriteError, Writer},
-    plan::Plan,
+    plan::{FRONTEND_TAKEN, Plan},
     sample::{Cursor, SampleSize},
     state::State,
 };

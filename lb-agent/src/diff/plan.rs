@@ -144,6 +144,9 @@ fn plan_units(draft: &mut Draft<'_>, change: &Change<'_>, judgement: &Judgement)
     units
 }
 
+/// The reason of a problem that a Service has with another one: it may be over when that one is planned.
+pub const FRONTEND_TAKEN: &str = "FrontendTaken";
+
 fn lost_frontends(service: &ServiceKey, judgement: &Judgement) -> Vec<Problem> {
     let problem = |(owner, keys): (&ServiceKey, Vec<_>)| {
         let keys: Vec<_> = keys.iter().map(|key| FrontendText(key).to_string()).collect();
@@ -152,6 +155,7 @@ fn lost_frontends(service: &ServiceKey, judgement: &Judgement) -> Vec<Problem> {
             format!("{} belongs to Service {owner}, which comes first by age, then name", keys.join(", ")),
             format!("change one of the two; it is served here as soon as {owner} gives it up"),
         )
+        .with_reason(FRONTEND_TAKEN)
     };
     judgement.losses().into_iter().map(problem).collect()
 }

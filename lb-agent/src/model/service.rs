@@ -116,7 +116,8 @@ impl Service {
         let before = before.filter(|before| before.uid == uid);
         let good = |field| before.filter(|before| !before.stopgaps.contains(&field));
         let mut faults = Faults::new(format!("Service {key}"));
-        let Annotations { resets_on_removal, passes_on_failover, split } = Annotations::parse(object, good, &mut faults);
+        let Annotations { resets_on_removal, passes_on_failover, split } =
+            Annotations::parse(object, good, &mut faults);
         let are_names_good =
             check_name("namespace", &key.namespace, &mut faults) & check_name("name", &key.name, &mut faults);
         let service_type = parse_type(spec, good(Field::Type), &mut faults);

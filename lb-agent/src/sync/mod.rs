@@ -13,6 +13,7 @@
 //! what it has written stays, and goes on forwarding.
 
 mod audit;
+mod conflicts;
 mod devices;
 pub mod doors;
 mod exhaustion;
@@ -262,6 +263,7 @@ impl<D: Doors> Loop<D> {
         }
         self.metrics.set_not_programmed(self.services.count_not_programmed());
         self.audit(now);
+        self.services.tell_conflicts(&mut self.reporter, now);
         self.tell_service_cidrs();
         let (ports, reminder) = (self.watch_ports(now), self.reporter.remind(now));
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());

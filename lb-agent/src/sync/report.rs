@@ -39,6 +39,8 @@ pub enum Scope {
     Kernel,
     /// A Service.
     Service(ServiceKey),
+    /// Frontends that a Service does not get.
+    Frontends(ServiceKey),
 }
 
 /// All problems there are now.
@@ -87,7 +89,7 @@ impl Reporter {
 
     fn record(&self, scope: &Scope, problem: &Problem) {
         match scope {
-            Scope::Service(key) => self.recorder.warn(key, problem),
+            Scope::Service(key) | Scope::Frontends(key) => self.recorder.warn(key, problem),
             Scope::SourcePorts | Scope::Kernel => self.recorder.warn_node(problem),
             Scope::Device(_) | Scope::Uplinks | Scope::Addresses => {}
         }

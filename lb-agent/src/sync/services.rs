@@ -23,6 +23,7 @@ use lb_common::frontend::FrontendKey;
 
 use super::{
     Maps,
+    conflicts::Conflicts,
     doors::Doors,
     no_local::NoLocalEndpoints,
     queue::Queue,
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     compile::{ServiceKey, Unit, UnitId},
-    diff::{State, WriteError},
+    diff::{FRONTEND_TAKEN, State, WriteError},
     health::{Health, HealthPorts},
     model::Model,
     node::checks::PortRange,
@@ -47,6 +48,7 @@ pub struct Services {
     health_ports: HealthPorts,
     no_local: NoLocalEndpoints,
     triggers: Triggers,
+    conflicts: Conflicts,
     /// Whether what the maps held at the start has been compared with what the sources told.
     is_compared: bool,
     /// Services that the maps hold as an earlier agent left them.
@@ -70,6 +72,7 @@ impl Services {
             health_ports: HealthPorts::default(),
             no_local: NoLocalEndpoints::default(),
             triggers: Triggers::new(Timestamp::now()),
+            conflicts: Conflicts::default(),
             is_compared: false,
             adopted: BTreeSet::new(),
             kept: BTreeSet::new(),
@@ -185,7 +188,12 @@ impl Services {
             let check =
                 self.model.health_check(&key).map(|check| if is_whole { check } else { check.without_endpoints() });
             self.health_ports.lower(&key, check);
-            problems.append(&mut plan.problems);
+            let (taken, others): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut plan.problems).into_iter().partition(|problem| problem.reason == FRONTEND_TAKEN);
+            problems.extend(others);
+            if self.conflicts.set(&key, taken, now) {
+                reporter.set(Scope::Frontends(key.clone()), Vec::new());
+            }
             let written = maps.state.carry_out(plan, &mut maps.doors, now);
             if written.is_ok() {
                 self.adopted.remove(&key);
@@ -223,6 +231,14 @@ impl Services {
         }
         if !is_unwritten && !is_partial {
             self.triggers.finish(key);
+        }
+    }
+
+    /// Tells of conflicts that last although everything is planned.
+    pub fn tell_conflicts(&mut self, reporter: &mut Reporter, now: Instant) {
+        if !self.queue.has_ready() {
+            let due = self.conflicts.take_due(now);
+            due.into_iter().for_each(|(key, problems)| reporter.set(Scope::Frontends(key), problems));
         }
     }
 
@@ -274,7 +290,7 @@ impl Services {
     /// When something that failed is due.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.queue.wake_at()
+        self.queue.wake_at().into_iter().chain(self.conflicts.wake_at()).min()
     }
 }
 

@@ -545,11 +545,36 @@ fn rule_44_no_range_is_dropped_where_processes_need_routes_to_services() {
     assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()), "what an earlier agent made goes");
 }
 
+/// kube-proxy tells of no conflict here, and there is none: only the new owner is planned before the old one.
+#[test]
+fn rule_18_a_frontend_that_moves_between_services_in_one_burst_is_no_conflict() {
+    let at = |name: &str, ip: &str| service(name).cluster_ips(&[ip]).tcp("http", 80).applied();
+    let mut world = World::new(fake_doors());
+    world.event(at("b", "10.96.0.1")).event(Event::Synced).settle();
+    world.events([at("a", "10.96.0.1"), at("b", "10.96.0.2")]).settle();
+    world.now += Duration::from_secs(5);
+    world.settle();
+    assert_eq!((world.agent.reporter.texts(), world.agent.reporter.total()), (vec![], 0));
+
+    // One that stays is told once it has lasted, and is over when it is.
+    world.event(at("c", "10.96.0.1"));
+    let wake_at = world.settle().unwrap();
+    assert_eq!(world.agent.reporter.total(), 0);
+    world.now = wake_at.max(world.now + Duration::from_secs(1));
+    world.settle();
+    let texts = world.agent.reporter.texts();
+    assert!(texts.len() == 1 && texts[0].contains("belongs to Service default/a"), "{texts:?}");
+    world.event(deleted(Kind::Service, "a")).settle();
+    assert_eq!(world.agent.reporter.texts(), [""; 0]);
+}
+
 #[test]
 fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
     let mut world = World::new(fake_doors());
     world.events(["a", "b"].map(|name| service(name).tcp("http", 80).applied())).event(Event::Synced).settle();
     assert!(world.text().contains("frontend 10.96.0.1:80/TCP -> service 1,"), "{}", world.text());
+    world.now += Duration::from_secs(1);
+    world.settle();
     assert_eq!(world.agent.reporter.standing(), 1, "b has no frontend");
     let slice = slice("b-1", "b").tcp("http", 8080).with(endpoint("10.0.0.1"));
     world.event(slice.applied()).settle();

@@ -19,8 +19,10 @@ pub enum Resource {
 }
 
 impl Resource {
+    /// Those that agents list and watch.
+    pub const WATCHED: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs];
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs, Self::Secrets];
+    const ALL: [Self; 5] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs, Self::Secrets];
 
     /// The last part of its path.
     #[must_use]

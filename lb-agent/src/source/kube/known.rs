@@ -14,8 +14,19 @@ use crate::source::{Event, Object, ObjectId};
 #[derive(Debug, Default)]
 pub(super) struct Known {
     ids: BTreeSet<ObjectId>,
-    /// Those of the list that is under way.
-    listing: Option<BTreeSet<ObjectId>>,
+    /// Whether a list was ever complete.
+    is_whole: bool,
+    listing: Option<Listing>,
+}
+
+/// A list that is under way.
+#[derive(Debug, Default)]
+struct Listing {
+    /// What it has brought so far.
+    ids: BTreeSet<ObjectId>,
+    /// Objects that were not known before, but for those of the first list. They wait for its end, which tells what has gone:
+    /// else they would meet ghosts, whose frontends they may have now.
+    new: Vec<Object>,
 }
 
 impl Known {
@@ -28,23 +39,29 @@ impl Known {
     pub(super) fn handle(&mut self, event: watcher::Event<impl Into<Object>>) -> Vec<Event> {
         match event {
             watcher::Event::Init => {
-                self.listing = Some(BTreeSet::new());
+                self.listing = Some(Listing::default());
                 Vec::new()
             }
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
                 let object: Object = object.into();
                 let id = object.id();
+                let is_known = self.ids.contains(&id);
                 if let Some(listing) = &mut self.listing {
-                    listing.insert(id.clone());
+                    listing.ids.insert(id.clone());
+                    if self.is_whole && !is_known {
+                        listing.new.push(object);
+                        return Vec::new();
+                    }
                 }
                 self.ids.insert(id);
                 vec![Event::Apply(object)]
             }
             watcher::Event::InitDone => {
-                let listed = self.listing.take().unwrap_or_default();
-                let missing = self.ids.difference(&listed).cloned().map(Event::Delete).collect();
-                self.ids = listed;
-                missing
+                let Listing { ids, new } = self.listing.take().unwrap_or_default();
+                let missing = self.ids.difference(&ids).cloned().map(Event::Delete);
+                let news = missing.chain(new.into_iter().map(Event::Apply)).collect();
+                (self.ids, self.is_whole) = (ids, true);
+                news
             }
             watcher::Event::Delete(object) => {
                 let id = object.into().id();
@@ -76,7 +93,7 @@ mod tests {
         let [a, b, c] = ["a", "b", "c"].map(|name| service(name).0);
         told(&mut known, vec![Watched::Init, Watched::InitApply(a.clone()), Watched::InitDone, Watched::Apply(b)]);
         let news = told(&mut known, vec![Watched::Init, Watched::InitApply(c), Watched::InitDone]);
-        assert_eq!(news, [service("c").applied(), deleted(Kind::Service, "a"), deleted(Kind::Service, "b")]);
+        assert_eq!(news, [deleted(Kind::Service, "a"), deleted(Kind::Service, "b"), service("c").applied()]);
         assert_eq!(told(&mut known, vec![Watched::Init, Watched::InitApply(a), Watched::InitDone]).len(), 2);
     }
 
@@ -88,7 +105,7 @@ mod tests {
         let broken = vec![Watched::Init, Watched::InitApply(b), Watched::Init, Watched::InitApply(a)];
         assert!(told(&mut known, broken).iter().all(|event| matches!(event, Event::Apply(_))));
         assert!(known.is_listing());
-        assert_eq!(told(&mut known, vec![Watched::InitDone]), [deleted(Kind::Service, "b")]);
+        assert_eq!(told(&mut known, vec![Watched::InitDone]), [], "b was never told of");
     }
 
     #[test]

@@ -323,7 +323,7 @@ async fn http_410_at_the_start_of_a_watch_leads_to_a_list_and_not_to_a_loop() {
     let script = script(vec![services(&["web"]), services(&["dns"])], vec![gone(), Answer::Silence]);
     let mut events = follow_script(&script).await;
     let mut news = Vec::new();
-    while news.last().is_none_or(|last| last != "delete web") {
+    while news.last().is_none_or(|last| last != "apply dns") {
         news.push(next(&mut events).await);
     }
     news.sort();
