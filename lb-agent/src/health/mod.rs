@@ -299,7 +299,7 @@ mod tests {
         health.set_node(NodeStatus::Leaving);
         assert_eq!(is_eligible(&health), Some(false));
         health.set_node(NodeStatus::Unknown);
-        health.set_synced(WALL);
+        health.set_synced(WALL, true);
         assert_eq!(is_eligible(&health), Some(false), "there is no Node");
     }
 

@@ -50,7 +50,7 @@ async fn a_service_that_no_map_has_room_for_fails_its_health_check_port() {
     for (what, capacities) in cases {
         let port = free_port();
         let doors = FakeDoors { maps: Fake::new(capacities), ..FakeDoors::default() };
-        let mut world = World::answering_at(NodePortAddresses::All, doors);
+        let mut world = World::answering_at("all".parse().unwrap(), doors);
         let web = service("web").of_type("LoadBalancer").tcp("http", 80).external_policy("Local");
         let two = slice("web-1", "web").tcp("http", 8080);
         let two = two.with(endpoint("10.0.0.1").on("node-1")).with(endpoint("10.0.0.2").on("node-1"));
