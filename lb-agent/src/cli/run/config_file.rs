@@ -107,7 +107,7 @@ pub fn complete(args: &RunArgs, arguments: impl IntoIterator<Item = OsString>) -
             fs::read_to_string(&path).map_err(|cause| ConfigFileError::Unreadable { path: path.clone(), cause })?;
         findings = read(&path, &text)?;
         findings.tell(&path);
-        if findings.means_all_addresses && args.nodeport_addresses == NodePortAddresses::Primary {
+        if findings.means_all_addresses && args.nodeport_addresses == NodePortAddresses::default() {
             warn!(
                 "--config {}: nodePortAddresses is not set, which means all addresses to kube-proxy in this mode; here NodePorts are \
                  answered at the node's own addresses of its Node object: set nodePortAddresses to [0.0.0.0/0, '::/0'] for all",
