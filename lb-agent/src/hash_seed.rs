@@ -3,11 +3,12 @@
 //! secret, so that nobody can aim at one.
 
 use std::{
-    fmt, fs,
-    io::{self, Read},
+    fmt, fs, io,
     path::{Path, PathBuf},
     str::FromStr,
 };
+
+use crate::random::random;
 
 /// The key of the flow hash. Never 0.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,8 +63,7 @@ impl HashSeed {
     /// # Errors
     /// When `/dev/urandom` can't be read.
     pub fn random() -> io::Result<Self> {
-        let mut seed = [0; 2];
-        fs::File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut seed))?;
+        let mut seed: [u64; 2] = random()?;
         // One in 2^128: but 0 means that there is none.
         seed[1] |= u64::from(seed == [0; 2]);
         Ok(Self(seed))

@@ -19,5 +19,6 @@ pub mod model;
 pub mod node;
 pub mod notice;
 pub mod problem;
+mod random;
 pub mod source;
 pub mod sync;

@@ -10,10 +10,11 @@ use lb_common::{
     address::{Address, V4, V6},
     config::Interface,
     counters::{BackendCounters, ServiceCounters},
-    flow::{Flow, FlowKey},
+    filter::Filter,
+    flow::next_hop::{self, NextHop},
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
-    maps::{self, FilterPlane, ServiceName},
+    maps::{self, FlowSet, ServiceName},
     socket::{SocketEntry, TalkEntry, TalkKey},
 };
 
@@ -53,8 +54,8 @@ impl Bill {
             frontends,
             backends,
             table_slots,
-            flows,
-            young_flows,
+            flows: _,
+            families: _,
             services,
             source_ranges,
             affinity,
@@ -64,10 +65,10 @@ impl Bill {
             sockets,
         } = *capacities;
         let lines = vec![
-            (maps::FLOWS_V4, hash(flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
-            (maps::FLOWS_V6, hash(flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
-            (maps::YOUNG_V4, hash(young_flows, size_of::<FlowKey<V4>>(), size_of::<Flow<V4>>())),
-            (maps::YOUNG_V6, hash(young_flows, size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>())),
+            (maps::FLOWS_V4, u64::from(capacities.flow_sets(true)) * size_of::<FlowSet<V4>>() as u64),
+            (maps::FLOWS_V6, u64::from(capacities.flow_sets(false)) * size_of::<FlowSet<V6>>() as u64),
+            (maps::NEXT_HOPS_V4, u64::from(next_hop::CAPACITY) * size_of::<NextHop>() as u64),
+            (maps::NEXT_HOPS_V6, u64::from(next_hop::CAPACITY) * size_of::<NextHop>() as u64),
             (maps::BACKEND_COUNTERS, u64::from(backends) * size_of::<BackendCounters>() as u64 * cpus),
             (maps::SERVICE_COUNTERS, u64::from(services) * size_of::<ServiceCounters>() as u64 * cpus),
             (maps::TABLES, u64::from(table_slots) * size_of::<u32>() as u64),
@@ -81,7 +82,7 @@ impl Bill {
             (maps::NODE_ADDRESSES, hash(node_addresses, size_of::<Address>(), size_of::<u32>())),
             (maps::SOCKETS, hash(sockets, size_of::<u64>(), size_of::<SocketEntry>())),
             (maps::TALKS, hash(sockets, size_of::<TalkKey>(), size_of::<TalkEntry>())),
-            (maps::FILTER, 2 * size_of::<FilterPlane>() as u64),
+            (maps::FILTER, size_of::<Filter>() as u64),
         ];
         Self { lines }
     }
@@ -148,5 +149,17 @@ mod tests {
         assert!(bill.clone().check(512).is_ok(), "{bill}: {}", bill.total());
         let error = bill.check(64).unwrap_err().to_string();
         assert!(error.contains("--max-flows") && error.contains("FLOWS_V6"), "{error}");
+    }
+
+    #[test]
+    fn flow_entries_take_whole_cache_lines_and_a_family_that_is_not_there_takes_none() {
+        let of = |flows, families| {
+            let Bill { lines } = Bill::new(&Capacities { flows, families, ..Capacities::default() }, 2);
+            [maps::FLOWS_V4, maps::FLOWS_V6].map(|map| lines.iter().find(|(name, _)| *name == map).unwrap().1)
+        };
+        assert_eq!(of(1 << 20, [true; 2]).map(mebibytes), [64, 128]);
+        assert_eq!(of((1 << 19) + 1, [true; 2]).map(mebibytes), [64, 128], "a power of two");
+        assert_eq!(of(1 << 20, [true, false]), [64 << 20, 4 * 128]);
+        assert_eq!(of(0, [true; 2]), [4 * 64, 4 * 128]);
     }
 }

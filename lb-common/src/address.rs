@@ -161,6 +161,15 @@ pub trait Family: Copy + 'static {
     const WORDS: usize;
     /// The address in the first words of sixteen bytes, the rest zero.
     fn first_words(addr: &Self::Addr) -> [u32; 4];
+
+    /// Number of 64-bit words in two addresses side by side.
+    const PAIR_WORDS: usize;
+    /// The 64-bit words of two addresses side by side, as they stand in memory: below [`Family::PAIR_WORDS`].
+    fn pair_word(first: &Self::Addr, second: &Self::Addr, index: usize) -> u64;
+    /// The addresses that such words are of.
+    fn pair(words: &[u64; 4]) -> (Self::Addr, Self::Addr);
+    /// What fills a record of four addresses and 48 bytes up to whole cache lines.
+    type LinePad: Copy + Eq + Pod + core::fmt::Debug;
 }
 
 /// IPv4 (RFC 791).
@@ -199,6 +208,20 @@ impl Family for V4 {
     fn first_words(addr: &u32) -> [u32; 4] {
         [*addr, 0, 0, 0]
     }
+
+    const PAIR_WORDS: usize = 1;
+
+    #[inline(always)]
+    fn pair_word(first: &u32, second: &u32, _index: usize) -> u64 {
+        join(*first, *second)
+    }
+
+    #[inline(always)]
+    fn pair(words: &[u64; 4]) -> (u32, u32) {
+        (words[0] as u32, (words[0] >> 32) as u32)
+    }
+
+    type LinePad = [u64; 0];
 }
 
 impl Family for V6 {
@@ -229,6 +252,28 @@ impl Family for V6 {
     fn first_words(addr: &[u32; 4]) -> [u32; 4] {
         *addr
     }
+
+    const PAIR_WORDS: usize = 4;
+
+    #[inline(always)]
+    fn pair_word(first: &[u32; 4], second: &[u32; 4], index: usize) -> u64 {
+        let words = if index < 2 { first } else { second };
+        let at = 2 * (index & 1);
+        join(words[at], words[at + 1])
+    }
+
+    #[inline(always)]
+    fn pair(words: &[u64; 4]) -> ([u32; 4], [u32; 4]) {
+        let four = |first: u64, second: u64| [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
+        (four(words[0], words[1]), four(words[2], words[3]))
+    }
+
+    type LinePad = [u64; 2];
+}
+
+#[inline(always)]
+const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
 }
 
 #[cfg(test)]
@@ -260,6 +305,13 @@ mod tests {
         for text in ["0.0.0.0", "128.0.0.1", "10.0.0.127", "::", "::2", "7f00::1"] {
             assert!(!address(text).is_loopback(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_pair_of_addresses_is_its_words() {
+        assert_eq!(V4::pair(&[V4::pair_word(&7, &9, 0), 0, 0, 0]), (7, 9));
+        let (first, second) = ([1, 2, 3, 4], [5, 6, 7, 8]);
+        assert_eq!(V6::pair(&[0, 1, 2, 3].map(|index| V6::pair_word(&first, &second, index))), (first, second));
     }
 
     #[test]

@@ -74,6 +74,29 @@ pub const fn apply(check: u16, delta: u16) -> u16 {
     !fold(!check as u64 + delta as u64)
 }
 
+/// A checksum field after several differences, which are given as their sum: at most three of 16 bits.
+#[inline(always)]
+#[must_use]
+pub const fn apply_sum(check: u16, deltas: u32) -> u16 {
+    let sum = !check as u32 + deltas;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// [`apply_sum`] for UDP, as [`apply_udp`] is [`apply`].
+#[inline(always)]
+#[must_use]
+pub const fn apply_sum_udp(check: u16, deltas: u32) -> u16 {
+    if check == 0 {
+        return 0;
+    }
+    let check = apply_sum(check, deltas);
+    if check == 0 { 0xffff } else { check }
+}
+
+/// The difference that taking one from a TTL makes: that of the word which it shares with the protocol. It stands in its first byte.
+pub const TTL_DELTA: u16 = !0x0100_u16.to_be();
+
 /// [`apply`] for UDP, where zero means that there is no checksum (RFC 768): it stays, and one that comes out as zero is
 /// written as its other form.
 #[inline(always)]
@@ -130,6 +153,21 @@ mod tests {
                 .replace16(old as u16, new as u16)
                 .replace16((old >> 16) as u16, (new >> 16) as u16);
             prop_assert_eq!(Delta::ZERO.replace(old, new).fold() % 0xffff, halves.fold() % 0xffff);
+        }
+
+        #[test]
+        fn several_differences_are_applied_at_once(check: u16, deltas: [u16; 3]) {
+            let one_by_one = deltas.iter().fold(check, |check, &delta| apply(check, delta));
+            let at_once = apply_sum(check, deltas.iter().map(|&delta| u32::from(delta)).sum());
+            prop_assert_eq!(at_once, one_by_one);
+            prop_assert_eq!(apply_sum_udp(check, deltas[0].into()), apply_udp(check, deltas[0]));
+        }
+
+        #[test]
+        fn one_less_of_ttl_is_always_the_same_difference(ttl in 1..=u8::MAX, protocol: u8) {
+            let word = |ttl: u8| u16::from_ne_bytes([ttl, protocol]);
+            let delta = Delta::ZERO.replace16(word(ttl), word(ttl - 1)).fold();
+            prop_assert_eq!(delta, TTL_DELTA);
         }
 
         #[test]

@@ -1,29 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
-//! What the programs must know of this node and of the agent's flags, in a memory-mapped array of one element.
-//!
-//! **Time** on the packet path is counted in ticks of 2^30 nanoseconds (1.074 s) of `CLOCK_MONOTONIC`: a shift, where
-//! seconds would cost a division.
+//! What the programs must know of this node and of the agent's flags, in a memory-mapped array of one element. Times in it are
+//! in ticks ([`Clock`]).
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{address::Address, flow::FlowState};
-
-/// Nanoseconds to ticks: `ns >> TICK_SHIFT`.
-pub const TICK_SHIFT: u32 = 30;
-
-/// Seconds in ticks, rounded up.
-#[must_use]
-pub const fn ticks(seconds: u32) -> u32 {
-    (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32
-}
-
-/// Ticks from `then` to `now`. Negative where `then` is of another CPU, which saw a tick begin that had not begun yet when this
-/// one looked at the clock.
-#[inline(always)]
-#[must_use]
-pub const fn elapsed(now: u32, then: u32) -> i64 {
-    (now.wrapping_sub(then) as i32) as i64
-}
+pub use crate::clock::{Clock, elapsed};
+use crate::{address::Address, flow::FlowState, hash};
 
 /// Index of a family in arrays of two.
 #[inline(always)]
@@ -38,13 +20,13 @@ pub const fn family_index(is_v4: bool) -> usize {
 pub struct Config {
     /// Key of the flow hash; the same on all nodes of a cluster.
     pub seed: [u64; 2],
+    /// Key of the flow table's hash; this node's own, and the same for as long as its table lives.
+    pub table_key: [u64; 2],
     /// Counts changes of routes, neighbours and links: a cached next hop of another generation is looked up again.
     /// Never 0, which marks a flow without a next hop.
     pub next_hop_generation: u32,
-    /// First port of the range reserved for source translation, host byte order.
-    pub source_port_first: u16,
-    /// Last port of that range.
-    pub source_port_last: u16,
+    /// The ranges of ports for source translation.
+    pub source_ports: [PortRange; 2],
     /// The node's primary addresses, IPv4 and IPv6: source of ICMP errors, and of translated packets that leave by a
     /// device without an address.
     pub node_addresses: [Address; 2],
@@ -57,6 +39,48 @@ pub struct Config {
     pub cluster_cidrs: [Cidr; 2],
     /// [`config_flags`].
     pub flags: u32,
+}
+
+/// A range of ports, host byte order; empty where the last one is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Number of ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(self) -> u32 {
+        if self.last == 0 { 0 } else { (self.last.wrapping_sub(self.first)) as u32 + 1 }
+    }
+
+    /// Whether it has none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Config {
+    /// The source port at a point of both ranges, which are run together; a point is any number, spread evenly.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source_port(&self, point: u32) -> u16 {
+        let [first, second] = self.source_ports;
+        let offset = hash::scale((point as u64) << 32, first.len() + second.len());
+        // Wrapping, in place of a branch: what lies beyond the first range's end begins the second.
+        if offset < first.len() {
+            first.first.wrapping_add(offset as u16)
+        } else {
+            second.first.wrapping_add((offset - first.len()) as u16)
+        }
+    }
 }
 
 /// Bits of [`Config::flags`].
@@ -113,7 +137,7 @@ pub struct Interface {
     pub role: u16,
 }
 
-const _: () = assert!(size_of::<Config>() == 160);
+const _: () = assert!(size_of::<Config>() == 184);
 const _: () = assert!(size_of::<Interface>() == 40);
 
 #[cfg(test)]
@@ -134,18 +158,21 @@ mod tests {
     }
 
     #[test]
-    fn a_tick_that_another_cpu_saw_earlier_is_no_age() {
-        assert_eq!(elapsed(7, 5), 2);
-        assert_eq!(elapsed(7, 8), -1);
-        assert_eq!(elapsed(0, u32::MAX), 1);
-        assert_eq!(elapsed(u32::MAX, 0), -1);
-    }
-
-    #[test]
-    fn a_time_out_is_never_shorter_than_asked() {
-        assert_eq!(ticks(0), 0);
-        assert_eq!(ticks(1), 1);
-        assert_eq!(ticks(10), 10);
-        assert_eq!(ticks(86_400), 80_467);
+    fn both_ranges_of_source_ports_are_used_evenly() {
+        let ranges = [(10_240, 29_999), (61_000, 65_535)].map(|(first, last)| PortRange { first, last });
+        let config = Config { source_ports: ranges, ..Config::default() };
+        let count = ranges[0].len() + ranges[1].len();
+        assert_eq!(count, 24_296);
+        let mut used = std::vec![0_u32; 65_536];
+        for point in 0..4 * u64::from(count) {
+            let point = (point << 32) / (4 * u64::from(count));
+            used[usize::from(config.source_port(point as u32))] += 1;
+        }
+        for (port, &times) in used.iter().enumerate() {
+            let is_ours = ranges.iter().any(|range| (range.first..=range.last).contains(&(port as u16)));
+            assert!(if is_ours { (3..=5).contains(&times) } else { times == 0 }, "{port}: {times}");
+        }
+        let one = Config { source_ports: [PortRange { first: 61_000, last: 65_535 }, PortRange::default()], ..config };
+        assert_eq!((one.source_port(0), one.source_port(u32::MAX)), (61_000, 65_535));
     }
 }

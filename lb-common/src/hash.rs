@@ -62,17 +62,19 @@ pub fn of_client(seed: &[u64; 2], words: &[u32; 4]) -> u64 {
     siphash13(seed, &[join(words[0], words[1]), join(words[2], words[3])])
 }
 
-/// Two words as one, for [`siphash13`].
+/// Two words as one, as they stand in memory.
 #[inline(always)]
 #[must_use]
 pub const fn join(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
 }
 
-/// Bits in one plane of the address filter: 64 KiB.
+/// Addresses that the filter tells apart.
 pub const FILTER_BITS: u32 = 1 << 19;
+/// Addresses with port and protocol that it tells apart.
+pub const FILTER_PORT_BITS: u32 = 1 << 20;
 
-/// The bit of an address of 16 bytes, in words as it stands in memory, in a plane of the address filter, below [`FILTER_BITS`].
+/// The cell of an address of 16 bytes, in words as it stands in memory, in the filter; below [`FILTER_BITS`].
 ///
 /// Not keyed: a collision costs one flow look-up that finds nothing.
 #[inline(always)]
@@ -86,6 +88,28 @@ pub const fn filter_bit(words: &[u32; 4]) -> u32 {
 #[must_use]
 pub const fn filter_bit_v4(word: u32) -> u32 {
     filter_bit_of_words(0x0000_ffff_u32.to_be().rotate_left(14), word)
+}
+
+/// The bit of an address with port and protocol, below [`FILTER_PORT_BITS`].
+#[inline(always)]
+#[must_use]
+pub const fn filter_port_bit(words: &[u32; 4], port_be: u16, protocol: u8) -> u32 {
+    port_bit_of_words(words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(14), words[3], port_be, protocol)
+}
+
+/// The same for IPv4.
+#[inline(always)]
+#[must_use]
+pub const fn filter_port_bit_v4(word: u32, port_be: u16, protocol: u8) -> u32 {
+    port_bit_of_words(0x0000_ffff_u32.to_be().rotate_left(14), word, port_be, protocol)
+}
+
+#[inline(always)]
+const fn port_bit_of_words(high: u32, low: u32, port_be: u16, protocol: u8) -> u32 {
+    let ends = (port_be as u64) << 8 | protocol as u64;
+    let mixed = ((low ^ high.wrapping_mul(0x85eb_ca6b)) as u64 | ends << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // The product's upper half depends on all bits of the lower words, its lower one not on the port.
+    ((mixed >> 32) as u32 ^ (mixed as u32).rotate_left(9)) >> (32 - FILTER_PORT_BITS.trailing_zeros())
 }
 
 #[inline(always)]
@@ -124,6 +148,8 @@ mod tests {
             let address = Address::from(IpAddr::from(ip));
             prop_assert_eq!(filter_bit(address.words_be()), filter_bit_v4(u32::from_ne_bytes(ip)));
             prop_assert!(filter_bit(address.words_be()) < FILTER_BITS);
+            prop_assert_eq!(filter_port_bit(address.words_be(), 80, 6), filter_port_bit_v4(u32::from_ne_bytes(ip), 80, 6));
+            prop_assert!(filter_port_bit(address.words_be(), u16::MAX, 17) < FILTER_PORT_BITS);
         }
     }
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Names and default capacities of all maps, and the layout version that their pins carry.
 
+use crate::flow::{Entry, table::WAYS};
+
 /// Goes into the path of every pin: re-using a pinned map checks nothing, so maps of another layout must not be found.
 /// Raise it with every change of a key, a value or their meaning.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Configuration: array of one [`crate::config::Config`], memory-mapped.
 pub const CONFIG: &str = "CONFIG";
@@ -13,15 +15,17 @@ pub const FRONTENDS: &str = "FRONTENDS";
 pub const BACKENDS: &str = "BACKENDS";
 /// Array of [`Chunk`], memory-mapped: all Maglev tables.
 pub const TABLES: &str = "TABLES";
-/// LRU hash: `FlowKey<V4>` -> `Flow<V4>`.
+/// Array of [`FlowSet<V4>`], memory-mapped: the flow table of IPv4. The number of sets is a power of two.
 pub const FLOWS_V4: &str = "FLOWS_V4";
-/// LRU hash: `FlowKey<V6>` -> `Flow<V6>`.
+/// Array of [`FlowSet<V6>`], memory-mapped: that of IPv6.
 pub const FLOWS_V6: &str = "FLOWS_V6";
-/// LRU hash: `FlowKey<V4>` -> `Flow<V4>`: flows that have not been answered and gone on yet.
-pub const YOUNG_V4: &str = "YOUNG_V4";
-/// LRU hash: `FlowKey<V6>` -> `Flow<V6>`: the same for IPv6.
-pub const YOUNG_V6: &str = "YOUNG_V6";
-/// Array of two [`FilterPlane`]s, memory-mapped: which addresses concern us at all.
+/// Array of [`crate::flow::next_hop::NextHop`], memory-mapped: ways to destinations in IPv4.
+pub const NEXT_HOPS_V4: &str = "NEXT_HOPS_V4";
+/// The same in IPv6.
+pub const NEXT_HOPS_V6: &str = "NEXT_HOPS_V6";
+/// Per-CPU array, by [`crate::flow::Evicted`]: flows that were alive, and had to yield their place.
+pub const EVICTIONS: &str = "EVICTIONS";
+/// Array of one [`crate::filter::Filter`], memory-mapped: which packets concern us at all.
 pub const FILTER: &str = "FILTER";
 /// Hash: [`crate::address::Address`] -> `u32` (0): local addresses that answer NodePorts.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
@@ -56,15 +60,16 @@ pub const SOCKETS: &str = "SOCKETS";
 pub const TALKS: &str = "TALKS";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 24] = [
+pub const PINNED: [&str; 25] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
     TABLES,
     FLOWS_V4,
     FLOWS_V6,
-    YOUNG_V4,
-    YOUNG_V6,
+    NEXT_HOPS_V4,
+    NEXT_HOPS_V6,
+    EVICTIONS,
     FILTER,
     NODE_ADDRESSES,
     AFFINITY,
@@ -117,6 +122,8 @@ pub mod programs {
     pub const GETPEERNAME6: &str = "shunt_getpeername6";
     /// Socket door: a socket is closed.
     pub const SOCK_RELEASE: &str = "shunt_sock_release";
+    /// No door: tells the agent which tick it is, by a test run.
+    pub const CLOCK: &str = "shunt_clock";
 
     /// Where programs go on: map, index and program.
     pub const TAILS: [(&str, u32, &str); 4] = [
@@ -148,13 +155,8 @@ pub const SLOTS_PER_CHUNK: u32 = 16;
 /// Sixteen slots, each the index of a backend.
 pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 
-/// One bit per [`crate::hash::filter_bit`].
-pub type FilterPlane = [u64; (crate::hash::FILTER_BITS / 64) as usize];
-
-/// Plane of destinations at ingress: frontends and this node's addresses.
-pub const FILTER_INGRESS: u32 = 0;
-/// Plane of sources at egress: backends.
-pub const FILTER_EGRESS: u32 = 1;
+/// One set of the flow table.
+pub type FlowSet<F> = [Entry<F>; WAYS as usize];
 
 /// Longest name of a Service port: namespace, name and port name are DNS labels of at most 63 bytes (RFC 1123), with two
 /// separators; rounded up.
@@ -183,10 +185,8 @@ pub mod capacity {
     /// Slots of all Maglev tables together: 32 MiB. 10,000 Services of three endpoints take half of them; a change needs
     /// room for a second table, and the first one rests before its room is free.
     pub const TABLE_SLOTS: u32 = 8 * 1024 * 1024;
-    /// Flow entries per family; a flow takes two.
+    /// Flow entries per family, a power of two; a flow takes two. 32 MiB for IPv4, 64 MiB for IPv6.
     pub const FLOWS: u32 = 524_288;
-    /// Entries of flows that have only begun, per family.
-    pub const YOUNG_FLOWS: u32 = 65_536;
     /// Service ports, per family.
     pub const SERVICES: u32 = 65_536;
     /// Local addresses that answer NodePorts.
@@ -201,4 +201,20 @@ pub mod capacity {
     pub const INTERFACES: u32 = 4_096;
     /// Sockets that the socket door has connected to backends, and as many entries of those that send without a connection.
     pub const SOCKETS: u32 = 65_536;
+}
+
+/// Names of the programs' constants, which the agent sets as it loads them.
+pub mod globals {
+    /// Jiffies in a second ([`crate::config::Clock::hz`]).
+    pub const HZ: &str = "HZ";
+    /// [`crate::config::Clock::shift`].
+    pub const TICK_SHIFT: &str = "TICK_SHIFT";
+    /// First half of [`crate::config::Config::table_key`].
+    pub const TABLE_KEY_0: &str = "TABLE_KEY_0";
+    /// Second half of it.
+    pub const TABLE_KEY_1: &str = "TABLE_KEY_1";
+    /// Number of sets of [`super::FLOWS_V4`], less one.
+    pub const FLOW_MASK_V4: &str = "FLOW_MASK_V4";
+    /// The same of [`super::FLOWS_V6`].
+    pub const FLOW_MASK_V6: &str = "FLOW_MASK_V6";
 }

@@ -10,6 +10,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
+#[expect(dead_code, reason = "the programs of a node use all of it")]
 #[path = "packet/wire.rs"]
 mod wire;
 

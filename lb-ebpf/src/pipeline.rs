@@ -1,31 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! The packet's story (datapath, fast path and slow path) on one screen: for plain packets, and side by side for rare ones, which
-//! are ICMP errors, IP options, extension headers, fragments, SCTP and tags.
+//! The packet's story (datapath) on one screen: the fast path, for plain packets of flows that simply go on, and the slow path,
+//! for new flows and for whatever is not plain (ICMP errors, IP options, extension headers, fragments, SCTP, tags).
 //!
 //! ```text
-//!  plain:  parse --> flow found? --yes--------------+-> resolve -> rewrite -> send -> conclude
-//!                       | no                        |
-//!                       +-> decide (a new flow) ----+
-//!  rare:   dissect -> with ports: found or decided -+-> resolve -> rewrite -> send -> conclude
-//!                  -> later fragment: the first's --+
-//!                  -> ICMP error: the quoted one's -+
+//!  fast:  parse --> flow goes on? --yes-----------------+-> resolve -> rewrite -> send -> conclude
+//!            | rare        | no                         |
+//!            v             v                            |
+//!  slow:  dissect -> with ports: flow holds? --yes------+
+//!                      | no -> decide (a new flow) -----+
+//!                 -> later fragment: the first's flow --+
+//!                 -> ICMP error: the quoted one's flow -+
 //! ```
 //!
 //! Written once over the address [`Family`](lb_common::address::Family) and the packet's [`Packet`] access. Stages stop the
-//! packet with a [`Stop`]; [`conclude`] alone turns that into the hook's action. What is not plain goes on in the door's other
-//! program, what is to be answered in [`answer`](crate::answer).
+//! packet with a [`Stop`]; [`conclude`] alone turns that into the hook's action. The slow path is the door's other program, to which
+//! the first one goes on by a tail call; what is to be answered goes on in [`answer`](crate::answer).
 
-use lb_common::{
-    flow::{Direction, Flow},
-    verdict::{Fate, Reason, Stage, Stop},
-};
+use lb_common::verdict::{Fate, Reason, Stage, Stop};
 
 use crate::{
     decide::decide_global,
-    flow::find::{self, Found},
+    flow::{find, follow},
     kernel::{
         clock, log, maps, tail,
-        work::{self, Parsed, Scratch, kind},
+        work::{self, Dissected, Instruction, Parsed, Scratch, Way, kind},
     },
     packet::{
         Exit, Packet,
@@ -37,7 +35,7 @@ use crate::{
         filter::Hook,
         fragment, plain,
     },
-    send::{self, next_hop, rewrite, sctp},
+    send::{self, Sending, next_hop, rewrite, sctp},
     trace,
 };
 
@@ -56,156 +54,143 @@ pub fn plain_egress<P: Packet, F: Header>(packet: &mut P) -> i32 {
     conclude(packet, result, || ETHERNET_LEN + F::HEADER_LEN)
 }
 
-/// A rare packet that arrives, with its IP header at `l3`.
+/// A packet that arrives and is not the fast path's, with its IP header at `l3`.
 #[inline(never)]
 pub fn rare_ingress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
-    let result = process_rare::<P, F>(packet, l3, Hook::Ingress);
-    conclude(packet, result, dissected_l4::<F>)
+    match find_out::<P, F>(packet, l3, Hook::Ingress) {
+        Ok(()) => transmit_ingress::<P, F>(packet),
+        Err(stop) => conclude(packet, Err(stop), dissected_l4::<F>),
+    }
 }
 
-/// A rare packet that leaves.
+/// One that leaves.
 #[inline(never)]
 pub fn rare_egress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
-    let result = process_rare::<P, F>(packet, l3, Hook::Egress);
-    conclude(packet, result, dissected_l4::<F>)
+    match find_out::<P, F>(packet, l3, Hook::Egress) {
+        Ok(()) => transmit_egress::<P, F>(packet),
+        Err(stop) => conclude(packet, Err(stop), dissected_l4::<F>),
+    }
 }
 
+/// The fast path.
 #[inline(always)]
 fn process_plain<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<i32> {
     let parsed = plain::parse::<P, F>(packet, hook)?;
-    let flow = find_or_decide(packet, &parsed, hook)?;
-    let l4 = (ETHERNET_LEN + F::HEADER_LEN) as u32;
-    let exit = resolve(packet, flow, &parsed, hook, l4)?;
-    let ifindex = flow.ifindex;
-    rewrite::translate(packet, Plain::NEW, parsed.key.protocol, flow, exit)?;
-    Ok(send(packet, ifindex, exit))
+    let flow = find::find(&parsed, hook)?;
+    let sending = resolve(packet, &flow, &parsed, hook, (ETHERNET_LEN + F::HEADER_LEN) as u32)?;
+    rewrite::translate(packet, Plain::NEW, parsed.key.protocol, &flow, &sending)?;
+    Ok(send(packet, &sending))
 }
 
+/// The slow path, until the instruction stands in the scratch space.
 #[inline(always)]
-fn process_rare<P: Packet, F: Header>(packet: &mut P, l3: u32, hook: Hook) -> Stage<i32> {
+fn find_out<P: Packet, F: Header>(packet: &mut P, l3: u32, hook: Hook) -> Stage<()> {
     packet.make_linear(MOST_BYTES);
     dissect::dissect_global::<P, F>(packet, l3, hook)?;
     // verifier: not copied, for the stack.
-    let Scratch { parsed, dissected, .. } = work::scratch::<F>()?;
-    let has_ports = matches!(dissected.kind, kind::SEGMENT | kind::FIRST_FRAGMENT);
-    let flow = if has_ports {
-        find_or_decide(packet, parsed, hook)?
+    let Scratch { parsed, dissected, instruction, .. } = work::scratch::<F>()?;
+    if has_ports(dissected) {
+        find_or_decide::<P, F>(packet, hook)?;
     } else {
-        follow(packet, find::find_related(dissected.kind, &parsed.key, hook)?)?
-    };
+        find::find_related_global::<F>(hook)?;
+        trace::note_flow(packet, instruction.backend);
+    }
     if dissected.kind == kind::FIRST_FRAGMENT {
-        sctp::check_fragment(parsed, flow)?;
+        sctp::check_fragment(parsed, instruction)?;
         if !packet.is_trace() {
-            fragment::remember_global::<F>(clock::now())?;
+            fragment::remember_global::<F>(clock::tick())?;
         }
     }
-    if l3 != ETHERNET_LEN as u32 && flow.is_forwarded() {
+    if l3 != ETHERNET_LEN as u32 && instruction.is_forwarded() {
         // Another device may want another tag, or none: the stack knows.
         return Err(Stop::LEAVE_TO_TC);
     }
-    let result = transmit_rare(packet, flow, hook);
-    if has_ports { result } else { result.map_err(|stop| unanswered(packet, stop)) }
+    Ok(())
 }
 
-/// The end of a rare packet's way: follows the instruction, wherever its headers are.
 #[inline(always)]
-fn transmit_rare<P: Packet, F: Header>(packet: &mut P, flow: &mut Flow<F>, hook: Hook) -> Stage<i32> {
-    let Scratch { parsed, dissected, original, .. } = work::scratch::<F>()?;
-    let exit = resolve(packet, flow, parsed, hook, dissected.at.l4)?;
-    let ifindex = flow.ifindex;
-    *original = *flow;
-    send::rewrite_global::<P, F>(packet, exit)?;
-    Ok(send(packet, ifindex, exit))
+fn has_ports(dissected: &Dissected) -> bool {
+    matches!(dissected.kind, kind::SEGMENT | kind::FIRST_FRAGMENT)
 }
 
-/// The instruction for a packet with ports: its flow's, or that of a new flow.
+/// The instruction for the packet with ports in the scratch space: its flow's, or that of a new flow. Nothing is decided for a packet
+/// that leaves.
 #[inline(always)]
-fn find_or_decide<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, hook: Hook) -> Stage<&'static mut Flow<F>> {
-    let now = clock::now();
-    match hook {
-        Hook::Ingress => flow_at_ingress(packet, parsed, now),
-        Hook::Egress => flow_at_egress(packet, parsed, now),
-    }
-}
-
-/// For a packet that arrives.
-#[inline(always)]
-fn flow_at_ingress<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Stage<&'static mut Flow<F>> {
-    match find::find(parsed, now, packet.is_trace())? {
-        Found::Valid(flow) if flow.is_at_egress() => Err(Stop::NOT_OURS),
-        Found::Valid(flow) => follow(packet, flow),
-        Found::Orphaned(flow) => {
-            trace::note_flow(packet, flow);
-            Err(find::stop_of_orphan(parsed))
-        }
-        Found::Undecided => {
-            let scratch = work::scratch::<F>()?;
-            scratch.parsed = *parsed;
-            decide_global::<P, F>(packet, now)?;
-            Ok(&mut scratch.original)
+fn find_or_decide<P: Packet, F: Header>(packet: &P, hook: Hook) -> Stage<()> {
+    let is_egress = hook == Hook::Egress;
+    let Scratch { instruction, is_due, .. } = work::scratch::<F>()?;
+    let found = match find::look_again_global::<F>(hook) {
+        Ok(()) if *is_due != 0 => follow::refresh_global::<F>(),
+        result => result,
+    };
+    match found {
+        Ok(()) if instruction.is_at_egress() != is_egress => Err(Stop::NOT_OURS),
+        Err(stop) if stop.fate() == Fate::NotOurs && !is_egress => decide_global::<P, F>(packet),
+        Err(_) if is_egress => Err(Stop::NOT_OURS),
+        result => {
+            trace::note_flow(packet, instruction.backend);
+            result
         }
     }
 }
 
-/// For a packet that leaves: that of a flow whose client keeps its address, for a reply. Nothing is decided here.
-#[inline(always)]
-fn flow_at_egress<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>, now: u32) -> Stage<&'static mut Flow<F>> {
-    match find::find(parsed, now, packet.is_trace())? {
-        Found::Valid(flow) if flow.is_at_egress() => follow(packet, flow),
-        Found::Valid(_) | Found::Orphaned(_) => Err(Stop::NOT_OURS),
-        Found::Undecided => {
-            let scratch = work::scratch::<F>()?;
-            scratch.parsed = *parsed;
-            find::find_young_global::<F>(now, packet.is_trace()).map_err(|_| Stop::NOT_OURS)?;
-            if !scratch.original.is_at_egress() {
-                return Err(Stop::NOT_OURS);
-            }
-            trace::note_flow(packet, &scratch.original);
-            Ok(&mut scratch.original)
-        }
-    }
+/// The end of the slow path.
+// verifier: a function of its own, so that its stack frame is not below those that decide.
+#[inline(never)]
+fn transmit_ingress<P: Packet, F: Header>(packet: &mut P) -> i32 {
+    let result = transmit::<P, F>(packet, Hook::Ingress);
+    conclude(packet, result, dissected_l4::<F>)
 }
 
-/// A flow that was found. A trace goes on with a copy, so that resolving the next hop leaves no mark either.
+/// The same for packets that leave.
+#[inline(never)]
+fn transmit_egress<P: Packet, F: Header>(packet: &mut P) -> i32 {
+    let result = transmit::<P, F>(packet, Hook::Egress);
+    conclude(packet, result, dissected_l4::<F>)
+}
+
+/// Follows the instruction in the scratch space, wherever the packet's headers are.
 #[inline(always)]
-fn follow<P: Packet, F: Header>(packet: &P, flow: &'static mut Flow<F>) -> Stage<&'static mut Flow<F>> {
-    if !packet.is_trace() {
-        return Ok(flow);
-    }
-    trace::note_flow(packet, flow);
-    let scratch = work::scratch::<F>()?;
-    scratch.original = *flow;
-    Ok(&mut scratch.original)
+fn transmit<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<i32> {
+    let Scratch { parsed, dissected, instruction, way, .. } = work::scratch::<F>()?;
+    let sending = resolve(packet, instruction, parsed, hook, dissected.at.l4);
+    let sending = if has_ports(dissected) { sending? } else { sending.map_err(|stop| unanswered(packet, stop))? };
+    *way = sending.way;
+    send::rewrite_global::<P, F>(packet, sending.exit)?;
+    Ok(send(packet, &sending))
 }
 
 /// How the packet goes on, and counts it for its backend; its layer 4 begins at `l4`.
 #[inline(always)]
 fn resolve<P: Packet, F: Header>(
     packet: &mut P,
-    flow: &mut Flow<F>,
+    flow: &Instruction<F>,
     parsed: &Parsed<F>,
     hook: Hook,
     l4: u32,
-) -> Stage<Exit> {
-    // What leaves already is on its way.
-    let exit = if hook == Hook::Egress { Exit::Stack } else { next_hop::resolve(packet, flow, parsed, l4)? };
+) -> Stage<Sending> {
+    let sending = match hook {
+        Hook::Ingress => next_hop::resolve(packet, flow, parsed, l4)?,
+        // What leaves already is on its way.
+        Hook::Egress => Sending { exit: Exit::Stack, way: Way::NONE },
+    };
     if packet.is_trace() {
-        trace::note_exit(packet, exit, flow.ifindex, flow.flags);
+        trace::note_exit(packet, sending.exit, sending.way.ifindex, flow.flags);
     } else if let Some(counters) = maps::backend_counters(flow.backend) {
-        let direction = usize::from(flow.direction() == Direction::Reply);
+        let direction = usize::from(flow.is_reply());
         counters.packets[direction] += 1;
         counters.bytes[direction] += u64::from(packet.len());
     }
-    Ok(exit)
+    Ok(sending)
 }
 
 /// The hook's action for a packet that was rewritten.
 #[inline(always)]
-fn send<P: Packet>(packet: &mut P, ifindex: u32, exit: Exit) -> i32 {
-    if exit != Exit::Stack {
+fn send<P: Packet>(packet: &mut P, sending: &Sending) -> i32 {
+    if sending.exit != Exit::Stack {
         packet.leave_vlan();
     }
-    packet.send(ifindex, exit)
+    packet.send(sending.way.ifindex, sending.exit)
 }
 
 /// ICMP errors and later fragments are never answered. Not left to the program that answers, which does not look behind the

@@ -2,8 +2,7 @@
 //! Answers to `trace`: what the pipeline decided, written to the agent's record instead of to flows and counters.
 
 use lb_common::{
-    address::Family,
-    flow::{Flow, flow_flags::ANSWERED},
+    flow::flow_flags,
     frontend::{Frontend, Scope},
     trace::{TraceRecord, trace_step, trace_verdict},
     verdict::{Fate, Stop},
@@ -36,20 +35,21 @@ pub fn note_frontend<P: Packet>(packet: &P, frontend: &Frontend, scope: Scope) {
 
 /// Writes whose flow it is.
 #[inline(always)]
-pub fn note_flow<P: Packet, F: Family>(packet: &P, flow: &Flow<F>) {
+pub fn note_flow<P: Packet>(packet: &P, backend: u32) {
     note(packet, |record| {
         record.step = trace_step::FLOW;
-        record.backend = flow.backend;
+        record.backend = backend;
     });
 }
 
 /// Writes how the packet goes on.
 #[inline(always)]
-pub fn note_exit<P: Packet>(packet: &P, exit: Exit, ifindex: u32, flow_flags: u8) {
+pub fn note_exit<P: Packet>(packet: &P, exit: Exit, ifindex: u32, flags: u32) {
+    const SHOWN: u8 = flow_flags::REPLY | flow_flags::SNAT | flow_flags::RESET;
     note(packet, |record| {
         record.verdict = if exit == Exit::Stack { trace_verdict::TRANSLATED } else { trace_verdict::FORWARDED };
         record.ifindex = if exit == Exit::Stack { 0 } else { ifindex };
-        record.flow_flags = u32::from(flow_flags & !ANSWERED);
+        record.flow_flags = flags & u32::from(SHOWN);
     });
 }
 

@@ -249,10 +249,10 @@ fn maps_of_the_size_that_the_agent_may_make_fit_into_its_limit() {
     let (requested, limit) = (memory(resources.requests), memory(resources.limits));
     let capacities = run_args(&container).capacities;
     assert!(limit >= capacities.max_map_memory + AGENT_MIB, "{limit}");
-    let usual = map_mebibytes(&capacities.capacities(), 2);
+    let usual = map_mebibytes(&capacities.capacities([true; 2]), 2);
     assert!(usual <= requested.into(), "two CPUs take {usual} MiB");
     for cpus in [2, 64, 128] {
-        let bill = Bill::new(&capacities.capacities(), cpus);
+        let bill = Bill::new(&capacities.capacities([true; 2]), cpus);
         bill.check(capacities.max_map_memory).unwrap_or_else(|error| panic!("{cpus} CPUs: {error}"));
     }
 }

@@ -141,7 +141,7 @@ fn flood_while(world: &World, protocol: Protocol, body: impl FnOnce()) -> Result
     Ok(sent()? - before)
 }
 
-/// Threads cilium 24177 and 20068: floods of first packets, many more than there is room for young flows: who has a flow keeps
+/// Threads cilium 24177 and 20068: floods of first packets, many more than the flow table holds: who has a flow keeps
 /// it, and new clients are served afterwards. A flow that was forgotten would get another server most often, and with it
 /// another address: only one served when they began, now three do.
 fn flood(options: Options) -> Result<()> {
@@ -149,7 +149,7 @@ fn flood(options: Options) -> Result<()> {
     const ROOM: u64 = 4096;
     const TIME: Duration = Duration::from_secs(2);
     const CAPTURED: u32 = 20_000;
-    let world = serve(options, &["--max-young-flows", &ROOM.to_string()], &["web-1"])?;
+    let world = serve(options, &["--max-flows", &ROOM.to_string()], &["web-1"])?;
     let mut flows = flows(&world, FLOWS_OF_EACH_KIND)?;
     world.put(world.slices(NAME, &ALL))?;
     let all_serve = || {

@@ -6,14 +6,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use anyhow::Context as _;
-use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Serialize, Serializer as _, ser::SerializeSeq as _};
 
 use self::table::Columns;
-use crate::dataplane::{DEFAULT_BPFFS, MapError, Maps, Pins};
+use crate::dataplane::{DEFAULT_BPFFS, Maps, Pins};
 
 /// Flags of `get`.
 #[derive(Clone, Debug, clap::Args)]
@@ -62,27 +61,46 @@ pub enum Output {
 /// # Errors
 /// When the maps can't be read.
 pub fn run(args: &GetArgs) -> anyhow::Result<()> {
-    Ok(super::answer::print(&answer(args)?)?)
-}
-
-fn answer(args: &GetArgs) -> anyhow::Result<String> {
     let pins = Pins::new(&args.bpffs);
     pins.check_serving()?;
     let maps = Maps::open(&pins)?;
-    match args.what {
-        What::Services => print(&rows::services(&maps.dump()?, &maps.counters()?), args.output),
-        What::Backends => print(&rows::backends(&maps.dump()?, &maps.counters()?), args.output),
-        What::Flows => print(&flows(&maps)?, args.output),
-        What::Sockets => print(&rows::sockets(&maps.socket_uses()?, &maps.dump()?), args.output),
-        What::Maglev => print(&rows::maglev(&maps.dump()?), args.output),
-        What::Maps => print(&rows::maps(&pins, &maps)?, args.output),
-    }
+    super::answer::stream(|out| {
+        let answer = match args.what {
+            What::Services => print(&rows::services(&maps.dump()?, &maps.counters()?), args.output),
+            What::Backends => print(&rows::backends(&maps.dump()?, &maps.counters()?, &maps.census()?), args.output),
+            What::Flows => return flows(&maps, args.output, out),
+            What::Sockets => print(&rows::sockets(&maps.socket_uses()?, &maps.dump()?), args.output),
+            What::Maglev => print(&rows::maglev(&maps.dump()?), args.output),
+            What::Maps => print(&rows::maps(&pins, &maps)?, args.output),
+        };
+        Ok(writeln!(out, "{}", answer?)?)
+    })
 }
 
-fn flows(maps: &Maps) -> Result<Vec<rows::FlowRow>, MapError> {
-    let mut flows = Vec::new();
-    maps.for_each_flow(|flow| flows.push(flow))?;
-    Ok(rows::flows(&flows, &maps.dump()?, now_ticks()))
+/// A node may have a million flows: what is shown of them is not held in memory. For columns of one width the tables are read
+/// twice; a flow that came in between may stand out.
+fn flows(maps: &Maps, output: Output, out: &mut dyn io::Write) -> anyhow::Result<()> {
+    let dump = maps.dump()?;
+    let rows = rows::FlowRows::new(&dump);
+    if output == Output::Json {
+        return Ok(write_json(maps.flows()?.map(|flow| rows.row(&flow)), out)?);
+    }
+    let is_wide = output == Output::Wide;
+    let mut widths = table::Widths::new::<rows::FlowRow>(is_wide);
+    maps.flows()?.for_each(|flow| widths.add(&rows.row(&flow)));
+    widths.write(maps.flows()?.map(|flow| rows.row(&flow)), out)?;
+    Ok(())
+}
+
+/// The rows as one JSON array, in the form of [`print`].
+fn write_json<R: Serialize>(rows: impl Iterator<Item = R>, mut out: &mut dyn io::Write) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::pretty(&mut out);
+    let mut array = serializer.serialize_seq(None)?;
+    for row in rows {
+        array.serialize_element(&row)?;
+    }
+    array.end()?;
+    writeln!(out)
 }
 
 fn print<R: Columns + Serialize>(rows: &[R], output: Output) -> anyhow::Result<String> {
@@ -91,11 +109,4 @@ fn print<R: Columns + Serialize>(rows: &[R], output: Output) -> anyhow::Result<S
         Output::Table => Ok(table::text(rows, false)),
         Output::Wide => Ok(table::text(rows, true)),
     }
-}
-
-/// The programs' clock, see [`lb_common::config`].
-fn now_ticks() -> u32 {
-    // The monotonic clock exists on every kernel; without it no age would be right.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
-    (now.as_nanos() >> lb_common::config::TICK_SHIFT) as u32
 }

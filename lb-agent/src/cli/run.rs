@@ -16,7 +16,7 @@ use std::{env, fs, path::Path};
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use lb_common::{
-    config::{Config, TICK_SHIFT, config_flags, ticks},
+    config::{Clock, Config, config_flags},
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -103,7 +103,10 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     let healthz = http::bind(args.healthz_bind_address, "--healthz-bind-address").await?;
     let metricsz = http::bind(args.metrics_bind_address, "--metrics-bind-address").await?;
 
-    let capacities = args.capacities.capacities();
+    if args.capacities.max_young_flows.is_some() {
+        warn!("--max-young-flows is ignored: flows that have only begun stand among the others now; see --max-flows");
+    }
+    let capacities = args.capacities.capacities(machine.families());
     let bill = Bill::new(&capacities, dataplane::cpu_numbers()?).check(args.capacities.max_map_memory)?;
     info!("node {node_name}; the maps take up to {} MiB: {bill}", mebibytes(bill.total()));
     let options = options(&args, capacities);
@@ -120,7 +123,8 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     let told = (&mut services, &mut reporter, &metrics);
     let mut dataplane = sync::take_in_while(opening, &mut events, told).await??;
     recorder.tell_start();
-    dataplane.set_config(&configuration(dataplane.config(), &args, given_seed)?);
+    let former = dataplane.config();
+    dataplane.set_config(&configuration(former, &args, given_seed, dataplane.maps().ticker.clock())?);
     let (tell_lost, notices) = notices(&mut dataplane);
     let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
@@ -239,7 +243,7 @@ fn check_cgroup(path: &Path) -> anyhow::Result<()> {
 }
 
 /// The configuration as the flags want it, on top of what an earlier agent left.
-fn configuration(former: Config, args: &RunArgs, seed: Option<HashSeed>) -> anyhow::Result<Config> {
+fn configuration(former: Config, args: &RunArgs, seed: Option<HashSeed>, clock: Clock) -> anyhow::Result<Config> {
     let flows = &args.flows;
     let seed = match seed {
         Some(seed) => seed.0,
@@ -251,18 +255,17 @@ fn configuration(former: Config, args: &RunArgs, seed: Option<HashSeed>) -> anyh
     for (states, timeout) in [
         (&[FlowState::HALF_OPEN] as &[_], flows.tcp_timeout_half_open),
         (&[FlowState::ESTABLISHED], flows.tcp_timeout_established),
-        (&[FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY, FlowState::RESET], flows.tcp_timeout_close_wait),
-        (&[FlowState::CLOSING], flows.tcp_timeout_closing),
-        (&[FlowState::UNREPLIED], flows.udp_timeout_unreplied),
-        (&[FlowState::REPLIED], flows.udp_timeout_replied),
+        (&[FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY], flows.tcp_timeout_close_wait),
+        (&[FlowState::CLOSING, FlowState::RESET], flows.tcp_timeout_closing),
+        (&[FlowState::UNREPLIED, FlowState::REPLIED], flows.udp_timeout),
+        (&[FlowState::STREAM], flows.udp_stream_timeout),
     ] {
-        states.iter().for_each(|state| timeouts[state.index()] = ticks(timeout.0));
+        states.iter().for_each(|state| timeouts[state.index()] = clock.ticks(timeout.0));
     }
-    let rejects_per_tick = (u64::from(flows.reject_rate) << TICK_SHIFT) / 1_000_000_000;
+    let rejects_per_tick = u64::from(flows.reject_rate) * clock.tick_ns() / 1_000_000_000;
     Ok(Config {
         seed,
-        source_port_first: flows.source_ports.first,
-        source_port_last: flows.source_ports.last,
+        source_ports: flows.source_ports.to_config(),
         timeouts,
         rejects_per_tick: u32::try_from(rejects_per_tick).unwrap_or(u32::MAX),
         cluster_cidrs: flows.cluster_cidr.clone().unwrap_or_default().to_config(),
@@ -321,6 +324,8 @@ mod tests {
 
     use super::*;
 
+    const CLOCK: Clock = Clock::new(250);
+
     /// The flags of `run` alone.
     #[derive(Parser)]
     struct Flags {
@@ -351,11 +356,11 @@ mod tests {
     #[test]
     fn rule_63_every_state_of_a_flow_has_its_time_out() {
         let args = args("--tcp-timeout-close-wait 30m --reject-rate 500 --hash-seed 0000000000000001000000000000000a");
-        let config = configuration(Config::default(), &args, args.flows.hash_seed).unwrap();
-        let expected = [60, 86_400, 1800, 1800, 10, 30, 180, 1800].map(ticks);
+        let config = configuration(Config::default(), &args, args.flows.hash_seed, CLOCK).unwrap();
+        let expected = [60, 86_400, 1800, 1800, 10, 30, 30, 10, 180].map(|seconds| CLOCK.ticks(seconds));
         assert_eq!(config.timeouts, expected);
-        assert_eq!(config.rejects_per_tick, 536, "a tick is 1.07 s");
-        assert_eq!((config.source_port_first, config.source_port_last), (61_000, 65_535));
+        assert_eq!(config.rejects_per_tick, 512, "a tick is 1.024 s");
+        assert_eq!(config.source_ports.map(|range| (range.first, range.last)), [(10_240, 29_999), (61_000, 65_535)]);
         assert_eq!(config.seed, [1, 10]);
         assert_eq!(config.next_hop_generation, 1);
     }
@@ -363,11 +368,12 @@ mod tests {
     #[test]
     fn rules_46_and_52_masquerade_all_and_cluster_cidrs_are_as_the_flags_say() {
         let given =
-            configuration(Config::default(), &args("--masquerade-all --cluster-cidr 10.244.0.0/16"), None).unwrap();
+            configuration(Config::default(), &args("--masquerade-all --cluster-cidr 10.244.0.0/16"), None, CLOCK)
+                .unwrap();
         assert_eq!(given.flags, config_flags::MASQUERADE_ALL);
         let pod = Address::from(IpAddr::from([10, 244, 1, 2]));
         assert_eq!(given.cluster_cidrs.map(|cidr| cidr.contains(&pod)), [true, false]);
-        let without = configuration(given, &args(""), None).unwrap();
+        let without = configuration(given, &args(""), None, CLOCK).unwrap();
         assert_eq!((without.flags, without.cluster_cidrs), (0, [Cidr::default(); 2]));
     }
 
@@ -377,16 +383,16 @@ mod tests {
             [("primary", 0), ("192.0.2.0/24", config_flags::NO_LOCALHOST), ("192.0.2.0/24,localhost", 0)]
         {
             let args = args(&format!("--nodeport-addresses {flag}"));
-            assert_eq!(configuration(Config::default(), &args, None).unwrap().flags, flags, "{flag}");
+            assert_eq!(configuration(Config::default(), &args, None, CLOCK).unwrap().flags, flags, "{flag}");
         }
     }
 
     #[test]
     fn an_adopted_configuration_keeps_its_seed_and_generation() {
-        let first = configuration(Config::default(), &args(""), None).unwrap();
+        let first = configuration(Config::default(), &args(""), None, CLOCK).unwrap();
         assert_ne!(first.seed, [0; 2]);
-        let former = Config { next_hop_generation: 7, ..first };
-        assert_eq!(configuration(former, &args(""), None).unwrap(), former);
+        let former = Config { next_hop_generation: 7, table_key: [3, 4], ..first };
+        assert_eq!(configuration(former, &args(""), None, CLOCK).unwrap(), former);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{
     address::Address,
-    config::ticks,
     frontend::{FrontendKey, frontend_flags},
 };
 
@@ -85,8 +84,8 @@ pub struct Unit {
     pub local: BTreeMap<BackendKey, u32>,
     /// Where the unit is reached, and which list serves there.
     pub frontends: BTreeMap<FrontendKey, FrontendPlan>,
-    /// Idle time in ticks for which a client stays with its backend; 0 without session affinity.
-    pub affinity_timeout: u32,
+    /// Idle time in seconds for which a client stays with its backend; 0 without session affinity.
+    pub affinity_secs: u32,
     /// Sources that are admitted where a frontend asks for that ([`lb_common::frontend::frontend_flags::SOURCE_RANGES`]).
     pub source_ranges: BTreeSet<IpNet>,
 }
@@ -215,8 +214,8 @@ fn compile_unit(service: &Service, port: &ServicePort, is_v4: bool, parts: &[Par
     let backends = backends.collect();
     let is_restricted = frontends.values().any(|plan| plan.flags & frontend_flags::SOURCE_RANGES != 0);
     let source_ranges = admitted.filter(|_| is_restricted).unwrap_or_default();
-    let affinity_timeout = service.affinity_secs.map_or(0, ticks);
-    (id, Unit { backends, cluster, local, frontends, affinity_timeout, source_ranges })
+    let affinity_secs = service.affinity_secs.unwrap_or(0);
+    (id, Unit { backends, cluster, local, frontends, affinity_secs, source_ranges })
 }
 
 #[cfg(test)]

@@ -155,9 +155,9 @@ fn rule_45_other_ports_of_external_addresses_are_left_alone() {
 fn rule_54_each_port_has_an_affinity_of_its_own_for_all_its_frontends() {
     let builder = service("web").of_type("NodePort").tcp("http", 80).node_port(30_080).tcp("https", 443);
     let units = compiled(builder.affinity(Some(60)), &[]);
-    assert_eq!(units.values().map(|unit| unit.affinity_timeout).collect::<Vec<_>>(), [56, 56], "ticks of 1.07 s");
+    assert_eq!(units.values().map(|unit| unit.affinity_secs).collect::<Vec<_>>(), [60, 60]);
     let units = compiled(service("web").tcp("http", 80), &[]);
-    assert_eq!(only(units).affinity_timeout, 0);
+    assert_eq!(only(units).affinity_secs, 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ops::AddAssign};
 
 use lb_common::{
     counters::{BackendCounters, ServiceCounters},
+    flow::Evicted,
     frontend::backend_state,
     verdict::Reason,
 };
@@ -20,6 +21,8 @@ pub struct Counters {
     pub services: BTreeMap<u32, ServiceCounters>,
     /// By index of the backend, for those that are not free.
     pub backends: BTreeMap<u32, BackendCounters>,
+    /// Flows that were alive, and had to yield their place in the flow table.
+    pub evictions: Vec<(Evicted, u64)>,
 }
 
 impl Maps {
@@ -39,6 +42,9 @@ impl Maps {
         let mut counters = Counters::default();
         for &reason in Reason::ALL {
             counters.reasons.push((reason, self.count_of(reason)?));
+        }
+        for evicted in Evicted::ALL {
+            counters.evictions.push((evicted, sum(self.evictions.get(evicted as u32)?)));
         }
         for service in self.names.entries()?.into_keys() {
             counters.services.insert(service, sum(self.service_counters.get(service)));

@@ -69,6 +69,7 @@ impl Fake {
             filter: self.filter.clone(),
             node_addresses: self.node_addresses.iter().copied().collect(),
             interfaces: self.interfaces.clone(),
+            ..Dump::default()
         }
     }
 
@@ -88,7 +89,7 @@ impl Fake {
                 let start = *offset as usize;
                 self.tables.get(start..start + slots.len()) == Some(slots)
             }
-            Operation::SetFilterBit { plane, address } => self.filter.contains(*plane, address),
+            Operation::Pass(concern) => self.filter.contains(*concern),
             Operation::SetName { service, name } => self.names.get(service) == Some(&**name),
             Operation::RemoveName { service } => !self.names.contains_key(service),
             Operation::UpsertFrontend { key, frontend } => self.frontends.get(key) == Some(frontend),
@@ -144,7 +145,7 @@ impl Writer for Fake {
                 let out_of_range = WriteError::OutOfRange { map: maps::TABLES, index: *offset, capacity };
                 self.tables.get_mut(start..start + slots.len()).ok_or(out_of_range)?.copy_from_slice(slots);
             }
-            Operation::SetFilterBit { plane, address } => self.filter.insert(*plane, address),
+            Operation::Pass(concern) => self.filter.insert(*concern),
             Operation::SetName { service, name } => {
                 Self::insert(maps::SERVICE_NAMES, self.capacities.services, &mut self.names, (*service, **name))?;
             }

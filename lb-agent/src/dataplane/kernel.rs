@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What this kernel has of what the programs and the agent can use, found at the start; and what it costs to do without.
 //!
-//! The oldest that serves is Linux 5.10. What is asked here is used where it is there, and replaced where it isn't.
+//! The oldest that serves is Linux 5.14. What is asked here is used where it is there, and replaced where it isn't.
 
 use std::fmt;
 
-use aya::{
-    programs::ProgramType,
-    sys::{BpfHelper, is_helper_supported},
-    util::KernelVersion,
-};
+use aya::util::KernelVersion;
 use nix::net::if_::if_nametoindex;
 
 use super::{doors::Door, sys};
@@ -17,8 +13,6 @@ use super::{doors::Door, sys};
 /// What not every kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// `bpf_ktime_get_coarse_ns`.
-    CoarseClock,
     /// `BPF_F_IPV6` of `bpf_l4_csum_replace`.
     Ipv6Checksum,
     /// Links of TC programs.
@@ -27,12 +21,11 @@ pub enum Feature {
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::CoarseClock, Self::Ipv6Checksum, Self::TcLinks];
+    pub const ALL: [Self; 2] = [Self::Ipv6Checksum, Self::TcLinks];
 
     /// The kernel that brought it, and what serves in its place at what cost.
     const fn story(self) -> (&'static str, &'static str) {
         match self {
-            Self::CoarseClock => ("5.11", "no coarse clock: the exact one serves, for some 20 ns more per packet"),
             Self::Ipv6Checksum => (
                 "6.16",
                 "no BPF_F_IPV6: translated IPv6 packets of devices that sum up whole packets may be summed up once more, \
@@ -46,11 +39,6 @@ impl Feature {
 
     fn is_there(self) -> bool {
         match self {
-            // A kernel that can't be asked has it, as all but the oldest do: else the verifier will say so.
-            Self::CoarseClock => {
-                is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns)
-                    .unwrap_or(true)
-            }
             // No question would tell: old kernels pass over flags that they don't know.
             Self::Ipv6Checksum => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 16, 0)),
             Self::TcLinks => {
@@ -87,13 +75,9 @@ impl Lacks {
 
     /// What the programs are told of the kernel, by the names of their globals; what each means stands there.
     #[must_use]
-    pub fn globals(&self) -> [(&'static str, u64); 2] {
+    pub fn globals(&self) -> [(&'static str, u64); 1] {
         const BPF_F_IPV6: u64 = 1 << 7;
-        let lacks = |feature| self.0.contains(&feature);
-        [
-            ("NO_COARSE_CLOCK", u64::from(lacks(Feature::CoarseClock))),
-            ("L4_CSUM_V6_FLAGS", if lacks(Feature::Ipv6Checksum) { 0 } else { BPF_F_IPV6 }),
-        ]
+        [("L4_CSUM_V6_FLAGS", if self.0.contains(&Feature::Ipv6Checksum) { 0 } else { BPF_F_IPV6 })]
     }
 }
 
@@ -103,12 +87,12 @@ mod tests {
 
     #[test]
     fn programs_are_told_what_they_must_do_without() {
-        assert_eq!(Lacks::default().globals().map(|(_, value)| value), [0, 128]);
-        assert_eq!(Lacks(Feature::ALL.to_vec()).globals().map(|(_, value)| value), [1, 0]);
+        assert_eq!(Lacks::default().globals().map(|(_, value)| value), [128]);
+        assert_eq!(Lacks(Feature::ALL.to_vec()).globals().map(|(_, value)| value), [0]);
     }
 
     #[test]
     fn a_lack_says_what_it_costs_and_which_kernel_has_more() {
-        assert!(Feature::CoarseClock.to_string().ends_with("20 ns more per packet (Linux has it since 5.11)"));
+        assert!(Feature::TcLinks.to_string().ends_with("may run before them (Linux has it since 6.6)"));
     }
 }

@@ -16,19 +16,23 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_obj::Object;
-use lb_common::maps::{self, LAYOUT_VERSION, SLOTS_PER_CHUNK, programs};
+use lb_common::{
+    config::Config,
+    maps::{self, LAYOUT_VERSION, SLOTS_PER_CHUNK, globals, programs},
+};
 use nix::libc;
 use tracing::{info, warn};
 
 use super::{
     OpenError,
+    clock::kernel_clock,
     kernel::Lacks,
-    maps::{MapError, open_map},
+    maps::{MapError, Shared, open_map},
     pins::{self, Pins},
     resize,
     sys::{self, MapInfo},
 };
-use crate::diff::Capacities;
+use crate::{diff::Capacities, random::random};
 
 /// The object that `build.rs` has put here; empty where it was told to.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt"));
@@ -40,10 +44,12 @@ const MOST_THREADS: usize = 4;
 pub struct Loaded {
     /// Keeps programs alive, and attaches those that have no links of their own (clsact filters).
     pub ebpf: Ebpf,
-    /// Descriptors of the packet doors' programs, by name.
+    /// Descriptors of the pinned programs, by name.
     pub programs: BTreeMap<&'static str, OwnedFd>,
     /// Those of the socket door's programs that the kernel refused, and why.
     pub refused: BTreeMap<&'static str, ProgramError>,
+    /// The key of the flow tables, for the configuration.
+    pub table_key: [u64; 2],
     /// Maps that are new and empty, because those before, which are set aside, have another size.
     pub resized: Vec<&'static str>,
 }
@@ -54,22 +60,27 @@ pub const fn is_empty() -> bool {
     OBJECT.is_empty()
 }
 
-/// Loads the object; of the programs, those of the packet doors, and `of_sockets`. Maps that are pinned already are adopted,
-/// with what they hold; where they should have another size they are set aside, see [`resize`]. Adopted program arrays lead to
-/// the earlier agent's programs until [`fill_program_arrays`] is called.
-pub fn load(
-    pins: &Pins,
-    capacities: &Capacities,
-    more_globals: &[(&'static str, u64)],
-    of_sockets: &[&'static str],
-) -> Result<Loaded, OpenError> {
+/// What to load.
+pub struct Wanted<'a> {
+    /// Sizes of maps that are made.
+    pub capacities: &'a Capacities,
+    /// Constants of the programs beside those that this room knows.
+    pub globals: &'a [(&'static str, u64)],
+    /// Programs of the socket door.
+    pub of_sockets: &'a [&'static str],
+}
+
+/// Loads the object; of the programs, those of the packet doors, and those of sockets that are wanted. Maps that are pinned
+/// already are adopted, with what they hold; where they should have another size they are set aside, see [`resize`]. Adopted
+/// program arrays lead to the earlier agent's programs until [`fill_program_arrays`] is called.
+pub fn load(pins: &Pins, wanted: &Wanted<'_>) -> Result<Loaded, OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NoObject);
     }
-    let mut sizes = map_sizes(capacities);
+    let mut sizes = map_sizes(wanted.capacities);
     let (counted, resized) = adopt(pins, &mut sizes)?;
+    let table_key = table_key(pins)?;
     let is_adopted = [maps::XDP_PROGRAMS, maps::TC_PROGRAMS].iter().any(|name| pins.map(name).exists());
-    sys::lift_memory_limit();
     let mut loader = EbpfLoader::new();
     let paths: BTreeMap<_, _> = maps::PINNED.into_iter().map(|name| (name, pins.map(name))).collect();
     for (name, path) in &paths {
@@ -80,20 +91,46 @@ pub fn load(
     }
     let lacks = Lacks::find();
     lacks.iter().for_each(|lack| info!("{lack}"));
-    let globals = lacks.globals();
-    for (name, value) in globals.iter().chain(more_globals).chain(&counted) {
+    let clock = kernel_clock().map_err(|cause| MapError::Clock { cause })?;
+    let of_table = [
+        (globals::HZ, u64::from(clock.hz())),
+        (globals::TICK_SHIFT, u64::from(clock.shift())),
+        (globals::TABLE_KEY_0, table_key[0]),
+        (globals::TABLE_KEY_1, table_key[1]),
+        (globals::FLOW_MASK_V4, u64::from(sizes[maps::FLOWS_V4] - 1)),
+        (globals::FLOW_MASK_V6, u64::from(sizes[maps::FLOWS_V6] - 1)),
+    ];
+    let of_kernel = lacks.globals();
+    for (name, value) in of_kernel.iter().chain(&of_table).chain(wanted.globals).chain(&counted) {
         loader.override_global(name, value, false);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|cause| OpenError::Load { cause })?;
-    let mut refused = load_programs(&mut ebpf, of_sockets)?;
-    if let Some((name, cause)) = refused.extract_if(.., |name, _| !of_sockets.contains(name)).next() {
+    let mut refused = load_programs(&mut ebpf, wanted.of_sockets)?;
+    if let Some((name, cause)) = refused.extract_if(.., |name, _| !wanted.of_sockets.contains(name)).next() {
         return Err(OpenError::Program { name, cause });
     }
     let programs = pin_programs(&ebpf, pins)?;
     if !is_adopted {
         fill_program_arrays(&mut ebpf)?;
     }
-    Ok(Loaded { ebpf, programs, refused, resized })
+    Ok(Loaded { ebpf, programs, refused, table_key, resized })
+}
+
+/// The key of the flow tables: that by which the entries of an earlier agent stand where they do, else a random one.
+fn table_key(pins: &Pins) -> Result<[u64; 2], OpenError> {
+    if pins.map(maps::CONFIG).exists() {
+        let key = Shared::<Config>::open(pins, maps::CONFIG)?.get(0).unwrap_or_default().table_key;
+        if key != [0; 2] {
+            return Ok(key);
+        }
+    }
+    for name in FLOW_TABLES.into_iter().filter(|name| pins.map(name).exists()) {
+        warn!(
+            "map {name} is made anew, and its flows are decided anew: nobody finds them without their key, which map CONFIG lacks"
+        );
+        unpin(pins, name)?;
+    }
+    random().map_err(|cause| OpenError::Random { cause })
 }
 
 /// Maps with an element on every CPU for each that another map can hold: their names, the other's, and that of the global which
@@ -129,10 +166,10 @@ fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<(Global
         if let Some(held) = adopt_or_replace(pins, name, &wanted)?
             && held != wanted.max_entries
         {
-            if can_resize(pins, name, held, wanted.max_entries)? {
-                resized.push(name);
-            } else {
-                sizes.insert(name, held);
+            match change(pins, name, held, wanted.max_entries)? {
+                Change::None => drop(sizes.insert(name, held)),
+                Change::Resize => resized.push(name),
+                Change::Anew => unpin(pins, name)?,
             }
         }
     }
@@ -155,26 +192,43 @@ fn adopt(pins: &Pins, sizes: &mut BTreeMap<&'static str, u32>) -> Result<(Global
     Ok((globals, resized))
 }
 
-/// Whether a map can have so many elements instead of those that it has; says so.
-fn can_resize(pins: &Pins, name: &'static str, held: u32, wanted: u32) -> Result<bool, OpenError> {
+/// What becomes of a pinned map that should have another size.
+enum Change {
+    /// It stays as it is.
+    None,
+    /// See [`resize`].
+    Resize,
+    /// It gives way to an empty one.
+    Anew,
+}
+
+/// Decides that, and says so.
+fn change(pins: &Pins, name: &'static str, held: u32, wanted: u32) -> Result<Change, OpenError> {
+    if FLOW_TABLES.contains(&name) && held == NO_FAMILY {
+        info!("map {name} is made anew: this node has addresses of its family now");
+        return Ok(Change::Anew);
+    }
+    if FLOW_TABLES.contains(&name) && wanted == NO_FAMILY {
+        return Ok(Change::None);
+    }
     match resize::needed_size(pins, name)? {
         Some(needed) if needed <= u64::from(wanted) => {
             info!("map {name} gets {wanted} entries instead of {held}, with all that it holds");
-            Ok(true)
+            Ok(Change::Resize)
         }
         Some(needed) => {
             warn!(
                 "map {name} keeps its {held} entries, not the {wanted} asked for: what it holds needs {needed}; it shrinks with \
                  the first start of the agent at which that fits"
             );
-            Ok(false)
+            Ok(Change::None)
         }
         None => {
             warn!(
                 "map {name} keeps its {held} entries from before, not the {wanted} asked for; to change that, stop the agent \
                  and run `lb-agent cleanup` first"
             );
-            Ok(false)
+            Ok(Change::None)
         }
     }
 }
@@ -205,9 +259,18 @@ fn make_anew(pins: &Pins, name: &'static str) -> Result<(), OpenError> {
         "map {name} of layout {LAYOUT_VERSION} has another shape: it is made anew; the programs of the earlier agent keep \
          theirs until they are replaced"
     );
+    unpin(pins, name)
+}
+
+fn unpin(pins: &Pins, name: &'static str) -> Result<(), OpenError> {
     let path = pins.map(name);
     fs::remove_file(&path).map_err(|cause| pins::PinError::Pin { path, cause }.into())
 }
+
+/// The flow tables, IPv4 and IPv6.
+const FLOW_TABLES: [&str; 2] = [maps::FLOWS_V4, maps::FLOWS_V6];
+/// Sets in the table of a family that the node has not.
+const NO_FAMILY: u32 = 1;
 
 /// Number of elements of the maps whose size is a flag; of counters, see [`adopt`].
 fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
@@ -215,8 +278,8 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         frontends,
         backends,
         table_slots,
-        flows,
-        young_flows,
+        flows: _,
+        families: _,
         services,
         source_ranges,
         affinity,
@@ -229,10 +292,8 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
         (maps::FRONTENDS, frontends),
         (maps::BACKENDS, backends),
         (maps::TABLES, table_slots / SLOTS_PER_CHUNK),
-        (maps::FLOWS_V4, flows),
-        (maps::FLOWS_V6, flows),
-        (maps::YOUNG_V4, young_flows),
-        (maps::YOUNG_V6, young_flows),
+        (maps::FLOWS_V4, capacities.flow_sets(true)),
+        (maps::FLOWS_V6, capacities.flow_sets(false)),
         (maps::SERVICE_NAMES, services),
         (maps::SOURCE_RANGES, source_ranges),
         (maps::AFFINITY, affinity),
@@ -244,8 +305,8 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
     ])
 }
 
-/// The programs that packets meet first. They are pinned, and attached by their pins.
-const DOORS: [&str; 3] = [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS];
+/// The programs that packets meet first, which are attached by their pins; and the one that is asked for the time.
+const PINNED: [&str; 4] = [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS, programs::CLOCK];
 
 /// Loads programs side by side: the kernel proves each by itself, and of opening the data plane that takes longest. Returns
 /// what it refused.
@@ -253,7 +314,7 @@ fn load_programs(
     ebpf: &mut Ebpf,
     of_sockets: &[&'static str],
 ) -> Result<BTreeMap<&'static str, ProgramError>, OpenError> {
-    let names = programs::TAILS.map(|(.., name)| name).into_iter().chain(DOORS).chain(of_sockets.iter().copied());
+    let names = programs::TAILS.map(|(.., name)| name).into_iter().chain(PINNED).chain(of_sockets.iter().copied());
     let mut found: BTreeMap<_, _> = ebpf.programs_mut().collect();
     let found = names.map(|name| Ok((name, found.remove(name).ok_or(OpenError::MissingFromObject { name })?)));
     let waiting = Mutex::new(found.collect::<Result<Vec<_>, OpenError>>()?.into_iter());
@@ -290,7 +351,7 @@ fn pin_programs(ebpf: &Ebpf, pins: &Pins) -> Result<BTreeMap<&'static str, Owned
         let program = program.fd().map_err(|cause| OpenError::Program { name, cause })?;
         Ok((name, pins::replace_and_open(program, &pins.program(name))?))
     };
-    DOORS.into_iter().map(pin).collect()
+    PINNED.into_iter().map(pin).collect()
 }
 
 /// Lets programs go on in this agent's, also those of an earlier agent that have not been replaced yet.

@@ -18,15 +18,17 @@ use lb_common::{
     address::{Address, V4, V6},
     config::{Config, Interface},
     counters::{BackendCounters, ServiceCounters, place},
-    flow::{Flow, FlowKey},
+    filter::Filter,
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRangeKey},
-    maps::{self, Chunk, FilterPlane, ServiceName},
+    maps::{self, Chunk, ServiceName},
     socket::{SocketEntry, TalkEntry, TalkKey},
     trace::TraceRecord,
 };
 
 use super::{
+    clock::Ticker,
+    flows::FlowTable,
     pins::Pins,
     sys::{self, MapInfo, Mapping},
 };
@@ -58,6 +60,12 @@ pub enum MapError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The time can't be told.
+    #[error("asking the program shunt_clock for the time: {cause}; are you root?")]
+    Clock {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// It could not be written.
     #[error("writing map {map}: {cause}")]
     Write {
@@ -79,16 +87,14 @@ pub struct Maps {
     pub backends: Shared<Backend>,
     /// [`maps::TABLES`]
     pub tables: Shared<Chunk>,
-    /// [`maps::YOUNG_V4`]
-    pub young_v4: Hash<FlowKey<V4>, Flow<V4>>,
-    /// [`maps::YOUNG_V6`]
-    pub young_v6: Hash<FlowKey<V6>, Flow<V6>>,
     /// [`maps::FLOWS_V4`]
-    pub flows_v4: Hash<FlowKey<V4>, Flow<V4>>,
+    pub flows_v4: FlowTable<V4>,
     /// [`maps::FLOWS_V6`]
-    pub flows_v6: Hash<FlowKey<V6>, Flow<V6>>,
+    pub flows_v6: FlowTable<V6>,
+    /// [`maps::EVICTIONS`]
+    pub evictions: PerCpu<u64>,
     /// [`maps::FILTER`]
-    pub filter: Shared<FilterPlane>,
+    pub filter: Shared<Filter>,
     /// [`maps::NODE_ADDRESSES`]
     pub node_addresses: Hash<Address, u32>,
     /// [`maps::AFFINITY`]
@@ -113,6 +119,8 @@ pub struct Maps {
     pub sockets: Hash<u64, SocketEntry>,
     /// [`maps::TALKS`]
     pub talks: Hash<TalkKey, TalkEntry>,
+    /// The clock by which the maps hold times.
+    pub ticker: Ticker,
 }
 
 impl Maps {
@@ -126,10 +134,9 @@ impl Maps {
             frontends: Hash::open(pins, maps::FRONTENDS)?,
             backends: Shared::open(pins, maps::BACKENDS)?,
             tables: Shared::open(pins, maps::TABLES)?,
-            young_v4: Hash::open(pins, maps::YOUNG_V4)?,
-            young_v6: Hash::open(pins, maps::YOUNG_V6)?,
-            flows_v4: Hash::open(pins, maps::FLOWS_V4)?,
-            flows_v6: Hash::open(pins, maps::FLOWS_V6)?,
+            flows_v4: FlowTable::open(pins, maps::FLOWS_V4)?,
+            flows_v6: FlowTable::open(pins, maps::FLOWS_V6)?,
+            evictions: PerCpu::open(pins, maps::EVICTIONS)?,
             filter: Shared::open(pins, maps::FILTER)?,
             node_addresses: Hash::open(pins, maps::NODE_ADDRESSES)?,
             affinity: Hash::open(pins, maps::AFFINITY)?,
@@ -143,6 +150,7 @@ impl Maps {
             trace: Array::open(pins, maps::TRACE)?,
             sockets: Hash::open(pins, maps::SOCKETS)?,
             talks: Hash::open(pins, maps::TALKS)?,
+            ticker: Ticker::open(pins)?,
         })
     }
 }
@@ -183,6 +191,36 @@ pub fn open_map(path: &Path) -> io::Result<(OwnedFd, MapInfo)> {
     let fd = sys::open_pin(path)?;
     let info = sys::map_info(fd.as_fd())?;
     Ok((fd, info))
+}
+
+/// Number of elements of a pinned hash map, whatever they are.
+pub fn count_elements(path: &Path) -> io::Result<u64> {
+    let (map, MapInfo { map_type, key_size, value_size, .. }) = open_map(path)?;
+    let types = [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
+    if types.iter().all(|&hash| hash as u32 != map_type) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let buffers = |size: usize| (vec![0_u8; size * key_size as usize], vec![0_u8; size * value_size as usize]);
+    let (mut elements, mut cursor, mut size) = (0, None, 4_096);
+    let (mut keys, mut values) = buffers(size);
+    loop {
+        // SAFETY: both buffers have room for so many elements of the sizes that the kernel has named.
+        match unsafe { sys::lookup_batch(map.as_fd(), cursor, (&mut keys, &mut values), size) } {
+            Ok((count, next)) => {
+                elements += count as u64;
+                if next.is_none() {
+                    return Ok(elements);
+                }
+                cursor = next;
+            }
+            // A bucket with more elements than the buffers take.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC) => {
+                size *= 2;
+                (keys, values) = buffers(size);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// A hash map, plain or LRU.
@@ -252,8 +290,8 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         let mut cursor = None;
         let (mut keys, mut values) = (vec![K::zeroed(); size], vec![V::zeroed(); size]);
         loop {
-            // SAFETY: `Handle::open` has compared both sizes.
-            match unsafe { sys::lookup_batch(self.handle.fd.as_fd(), cursor, &mut keys, &mut values) } {
+            // SAFETY: `Handle::open` has compared both sizes, and there are so many of each.
+            match unsafe { sys::lookup_batch(self.handle.fd.as_fd(), cursor, (&mut keys, &mut values), size) } {
                 Ok((count, next)) => {
                     keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(key, value));
                     if next.is_none() {
@@ -354,7 +392,7 @@ impl<K: Pod + Ord> Trie<K> {
         Ok(found.map_err(self.handle.reading())?.is_some())
     }
 
-    /// All prefixes, one system call for each: tries have no batches before Linux 5.13.
+    /// All prefixes, one system call for each: they are few.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -547,7 +585,11 @@ impl<V: Pod> Shared<V> {
     /// Reads an element. Where it is written meanwhile, some words may be old and some new.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<V> {
-        let words: Vec<u32> = self.element(index)?.iter().map(|word| word.load(Ordering::Relaxed)).collect();
-        Some(bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words)))
+        let mut value = V::zeroed();
+        let words = bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(size_of::<u32>());
+        let read =
+            |(to, from): (&mut [u8], &AtomicU32)| to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+        words.zip(self.element(index)?).for_each(read);
+        Some(value)
     }
 }

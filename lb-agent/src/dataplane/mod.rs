@@ -10,12 +10,15 @@
 mod attach;
 mod audit;
 mod capabilities;
+mod clock;
 mod counters;
 mod doors;
 mod dump;
+mod earlier;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod filters;
+mod flows;
 mod kernel;
 mod load;
 mod logs;
@@ -38,6 +41,7 @@ mod write;
 
 use std::{
     collections::BTreeSet,
+    io,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -45,14 +49,16 @@ use std::{
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
-    address::Address,
-    config::Config,
-    maps::{CONFIG, FILTER_INGRESS, SLOTS_PER_CHUNK},
+    config::{Config, PortRange},
+    filter::Concern,
+    flow::{protocol, table::WAYS},
+    maps::{CONFIG, FILTER, SLOTS_PER_CHUNK},
 };
 use tracing::{info, warn};
 
 use self::{
     attach::Links,
+    earlier::Earlier,
     orphans::Orphans,
     pinned::PinnedObjects,
     pins::Lock,
@@ -63,9 +69,11 @@ use self::{
 pub use self::{
     attach::{AttachError, Attachment},
     audit::{Audit, Failure, Part, Repair, RepairsText},
+    clock::kernel_clock,
     counters::Counters,
     doors::{Door, XdpMode},
-    dump::{FlowEntry, SocketUse},
+    dump::SocketUse,
+    flows::{Census, FlowEntry, OpenFlows},
     kernel::{Feature, Lacks},
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
@@ -117,6 +125,12 @@ pub enum OpenError {
     /// A map.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// No random bytes for the key of the flow tables.
+    #[error("reading /dev/urandom: {cause}")]
+    Random {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// Making maps, or the object as a whole.
     #[error("loading the eBPF object: {}", load::object_text(cause))]
     Load {
@@ -144,6 +158,8 @@ pub struct Dataplane {
     sockets: SocketDoor,
     /// `None` where sockets are not translated, or can't be closed.
     orphans: Option<Orphans>,
+    /// Source ports that pass the filter.
+    passing: [PortRange; 2],
     ebpf: Ebpf,
     /// See [`Pins::lock`].
     lock: Lock,
@@ -171,9 +187,10 @@ impl Dataplane {
         let lock = pins.lock()?;
         let globals = features.globals(options.sockets.mode);
         let of_sockets: &[_] = if options.sockets.mode == SocketMode::Off { &[] } else { &sockets::PROGRAMS };
+        let wanted = load::Wanted { capacities: &options.capacities, globals: &globals, of_sockets };
         let is_unfinished = resize::restore(&pins)?;
-        let load::Loaded { mut ebpf, programs, refused, resized } =
-            load::load(&pins, &options.capacities, &globals, of_sockets).or_else(|error| restored(&pins, error))?;
+        let load::Loaded { mut ebpf, programs, refused, table_key, resized } =
+            load::load(&pins, &wanted).or_else(|error| restored(&pins, error))?;
         let is_resized = !resized.is_empty();
         let maps = Arc::new(Maps::open(&pins)?);
         let resized = Resized::fill(&pins, resized, &maps).or_else(|error| restored(&pins, error.into()))?;
@@ -184,9 +201,15 @@ impl Dataplane {
         let orphans = if sockets.is_open() { find_orphans(&maps)? } else { None };
         let serves = pins.others().is_empty();
         let pinned = PinnedObjects::open(&pins, programs.keys().chain(sockets.pinned_programs()).copied())?;
+        let earlier = Earlier::find(&pins);
         let links = Links::adopt(pins.clone(), programs, options.xdp);
-        let config = maps.config.get(0).unwrap_or_default();
-        let mut own = Self { maps, config, pins, pinned, links, sockets, orphans, ebpf, lock, watch: None };
+        let passing = [PortRange::default(); 2];
+        let mut config = Config { table_key, ..maps.config.get(0).unwrap_or_default() };
+        if let (Some(earlier), [0, 0]) = (earlier, config.seed) {
+            config.seed = earlier.seed().unwrap_or_default();
+        }
+        let mut own = Self { maps, config, pins, pinned, links, sockets, orphans, passing, ebpf, lock, watch: None };
+        own.set_config(&config);
         if (is_resized || is_unfinished) && serves {
             own.switch(&resized);
         }
@@ -194,6 +217,13 @@ impl Dataplane {
             warn!("{error}; the next start of the agent makes the maps anew once more");
         }
         Ok(own)
+    }
+
+    /// The layout of an earlier agent that runs on, and how many flows it has: they are not carried over.
+    #[must_use]
+    pub fn earlier_flows(&self) -> Option<(u32, u64)> {
+        let earlier = Earlier::find(&self.pins)?;
+        Some((earlier.version(), earlier.count_flows()))
     }
 
     /// Lets what runs with the maps of before run with those of another size, which hold the same. (What runs with those of
@@ -227,8 +257,8 @@ impl Dataplane {
             frontends: self.maps.frontends.capacity(),
             backends: self.maps.backends.capacity(),
             table_slots: self.maps.tables.capacity() * SLOTS_PER_CHUNK,
-            flows: self.maps.flows_v4.capacity(),
-            young_flows: self.maps.young_v4.capacity(),
+            flows: self.maps.flows_v4.capacity().max(self.maps.flows_v6.capacity()),
+            families: [self.maps.flows_v4.capacity(), self.maps.flows_v6.capacity()].map(|entries| entries > WAYS),
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),
@@ -245,10 +275,14 @@ impl Dataplane {
         self.config
     }
 
-    /// Writes the configuration, and lets the node's addresses pass the filter first.
+    /// Writes the configuration, and lets the node's addresses and source ports pass the filter first.
     pub fn set_config(&mut self, config: &Config) {
         for address in config.node_addresses.iter().filter(|address| !address.is_unspecified()) {
-            self.pass(address);
+            self.maps.pass(Concern::Node(*address));
+        }
+        if self.passing != config.source_ports {
+            source_ports(&config.source_ports).for_each(|concern| self.maps.pass(concern));
+            self.passing = config.source_ports;
         }
         self.config = *config;
         let words: &[u32] = bytemuck::cast_slice(std::slice::from_ref(config));
@@ -318,7 +352,19 @@ impl Dataplane {
             self.set_config(&config);
             audit.note(Part::Map, CONFIG, Ok::<_, PinError>(()));
         }
+        self.audit_filter(&mut audit);
         audit
+    }
+
+    /// What the configuration says passes the filter; the rest of it is looked at with what it is for.
+    fn audit_filter(&self, audit: &mut Audit) {
+        let of_node = self.config.node_addresses.into_iter().filter(|address| !address.is_unspecified());
+        let concerns = of_node.map(Concern::Node).chain(source_ports(&self.config.source_ports));
+        let mut lost = concerns.filter(|concern| !self.maps.passes(*concern)).peekable();
+        if lost.peek().is_some() {
+            lost.for_each(|concern| self.maps.pass(concern));
+            audit.note(Part::Map, FILTER, Ok::<_, PinError>(()));
+        }
     }
 
     /// The bpffs may have been unmounted, and the directories removed. Whoever owns them then is found out anew.
@@ -356,12 +402,6 @@ impl Dataplane {
     pub fn attached(&self) -> BTreeSet<u32> {
         self.links.devices()
     }
-
-    fn pass(&mut self, address: &Address) {
-        let operation = Operation::SetFilterBit { plane: FILTER_INGRESS, address: *address };
-        // A store to mapped memory: it can't fail.
-        let _ = self.maps.write(&operation);
-    }
 }
 
 impl Writer for Dataplane {
@@ -372,6 +412,13 @@ impl Writer for Dataplane {
         }
         Ok(())
     }
+}
+
+/// What lets replies to source ports pass the filter.
+pub fn source_ports(ranges: &[PortRange; 2]) -> impl Iterator<Item = Concern> {
+    let ports = ranges.iter().filter(|range| !range.is_empty()).flat_map(|range| range.first..=range.last);
+    let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP];
+    ports.flat_map(move |port| protocols.map(|protocol| Concern::NodePort(port, protocol)))
 }
 
 /// Nothing of a start that failed is left: what runs goes on with the maps that it has.

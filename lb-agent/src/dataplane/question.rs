@@ -3,8 +3,7 @@
 //! [`lb_common::trace`]), or a connection that a socket program answers and lets nobody have.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
 };
@@ -25,6 +24,7 @@ use super::{
     pins::{PinError, Pins},
     sys,
 };
+use crate::random::random;
 
 /// The programs can't be asked.
 #[derive(Debug, thiserror::Error)]
@@ -163,8 +163,7 @@ fn attached(pins: &Pins, ifindex: u32) -> Result<OwnedFd, PinError> {
 }
 
 fn cookie() -> io::Result<[u32; 4]> {
-    let mut cookie = [0_u32; 4];
-    File::open("/dev/urandom")?.read_exact(bytemuck::bytes_of_mut(&mut cookie))?;
+    let mut cookie: [u32; 4] = random()?;
     // All zero stands for no question; once in 2^128 that would be ours.
     cookie[0] |= 1;
     Ok(cookie)

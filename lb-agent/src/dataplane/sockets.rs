@@ -122,7 +122,7 @@ pub enum SocketError {
 /// What this kernel has of what the door can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketFeatures {
-    /// Cookie of this network namespace (Linux 5.14).
+    /// Cookie of this network namespace.
     pub namespace: Option<u64>,
     /// Programs can name their error (6.1).
     pub has_set_retval: bool,
@@ -152,7 +152,7 @@ impl SocketFeatures {
         let mut lacks = Vec::new();
         if self.namespace.is_none() {
             lacks.push(
-                "the kernel (before 5.14) does not name network namespaces: the node's is taken to be the initial one",
+                "this network namespace has no cookie by which programs know it: the node's is taken to be the initial one",
             );
         }
         if !self.has_set_retval {

@@ -86,6 +86,17 @@ pub struct CgroupLinkInfo {
     pub cgroup_id: u64,
 }
 
+#[cfg(test)]
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct ElementAttr {
@@ -213,6 +224,17 @@ unsafe fn bpf<A: Pod>(command: bpf_cmd, attr: &mut A) -> io::Result<i32> {
 
 fn path_string(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Makes a map, as an earlier agent would have.
+#[cfg(test)]
+pub fn create_map(info: &MapInfo) -> io::Result<OwnedFd> {
+    let MapInfo { map_type, key_size, value_size, max_entries, flags, .. } = *info;
+    let mut attr = CreateAttr { map_type, key_size, value_size, max_entries, flags };
+    // SAFETY: the attributes hold no addresses.
+    let fd = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Opens a pinned map, program or link.
@@ -393,16 +415,16 @@ pub unsafe fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Resu
 /// Where a batch goes on in a hash map.
 pub type Cursor = u64;
 
-/// Reads the next elements of a hash map into both buffers, which are of one length. Returns how many came, and where
-/// the next batch goes on if there is more. `ENOSPC` asks for larger buffers.
+/// Reads the next `count` elements of a hash map into both buffers. Returns how many came, and where the next batch goes on if
+/// there is more. `ENOSPC` asks for larger buffers.
 ///
 /// # Safety
-/// `K` and `V` must have the key and value size of the map.
+/// The buffers must have room for so many keys and values of the map.
 pub unsafe fn lookup_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     cursor: Option<Cursor>,
-    keys: &mut [K],
-    values: &mut [V],
+    (keys, values): (&mut [K], &mut [V]),
+    count: usize,
 ) -> io::Result<(usize, Option<Cursor>)> {
     let mut next: Cursor = 0;
     let mut attr = BatchAttr {
@@ -410,12 +432,12 @@ pub unsafe fn lookup_batch<K: Pod, V: Pod>(
         out_batch: address_mut(&mut next),
         keys: address_mut(keys),
         values: address_mut(values),
-        count: keys.len().min(values.len()) as u32,
+        count: count as u32,
         map_fd: raw(map),
         ..BatchAttr::default()
     };
-    // SAFETY: both buffers have room for `count` elements of the sizes that the caller has promised; a hash map's cursor
-    // takes four bytes, and ours has eight.
+    // SAFETY: both buffers have room for `count` elements, as the caller has promised; a hash map's cursor takes four bytes, and
+    // ours has eight.
     match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
         Ok(_) => Ok((attr.count as usize, Some(next))),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count as usize, None)),
@@ -423,7 +445,7 @@ pub unsafe fn lookup_batch<K: Pod, V: Pod>(
     }
 }
 
-/// Runs a program once on a packet, with a context as its type wants it (`struct __sk_buff`). Returns the packet
+/// Runs a program once on a packet, with a context as its type wants it (`struct __sk_buff`), or none. Returns the packet
 /// afterwards.
 pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8]) -> io::Result<Vec<u8>> {
     /// More than a program may put in front.
@@ -437,7 +459,8 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8]) -> io::R
         data_out: address_mut(output.as_mut_slice()),
         repeat: 1,
         ctx_size_in: context.len() as u32,
-        ctx_in: address(context),
+        // The kernel takes an empty one for one that contradicts the packet.
+        ctx_in: if context.is_empty() { 0 } else { address(context) },
         ..TestRunAttr::default()
     };
     // SAFETY: all buffers are live and of the sizes given beside them.
@@ -594,13 +617,6 @@ pub fn lift_file_limit() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// Lets this process lock any amount of memory: kernels before 5.11 charge maps to that limit.
-pub fn lift_memory_limit() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit is a live struct. A failure shows when a map can't be made, with an error of its own.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
 }
 
 #[cfg(test)]

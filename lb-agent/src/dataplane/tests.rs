@@ -5,26 +5,33 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::Ipv4Addr,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::Ordering,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use lb_common::{
-    config::{Config, role},
-    flow::protocol,
+    address::V4,
+    config::{Config, PortRange, role},
+    filter::Concern,
+    flow::{Control, Entry, FlowState, flow_flags, protocol},
     frontend::{Affinity, FrontendKey},
-    maps::{self, FILTER_EGRESS, FILTER_INGRESS, LAYOUT_VERSION},
+    maps::{self, FlowSet, LAYOUT_VERSION},
 };
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Capacities, Dataplane, Door, Maps, OpenError, Options, PinError, Pins, SocketOptions, XdpMode};
+use super::{
+    Capacities, Census, Dataplane, Door, Maps, OpenError, Options, PinError, Pins, SocketOptions, XdpMode,
+    maps::Shared, sys::MapInfo,
+};
 use crate::{
     compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
     diff::State,
     node::state::VETH,
+    sync::doors::Doors,
 };
 
 /// A directory of pins and a network namespace of this thread's own.
@@ -46,7 +53,7 @@ impl Place {
             backends: 64,
             table_slots: 4096,
             flows: 128,
-            young_flows: 128,
+            families: [true; 2],
             services: 32,
             source_ranges: 16,
             affinity: 128,
@@ -121,7 +128,9 @@ fn what_is_written_is_adopted_after_a_restart() {
         let plan = state.plan(&web, 10, &desired(last), now);
         state.carry_out(plan, &mut dataplane, now).unwrap();
     }
-    let config = Config { seed: [1, 2], next_hop_generation: u32::MAX, ..Config::default() };
+    assert_ne!(dataplane.config().table_key, [0; 2]);
+    let source_ports = [PortRange { first: 61_000, last: 61_009 }, PortRange::default()];
+    let config = Config { seed: [1, 2], next_hop_generation: u32::MAX, source_ports, ..dataplane.config() };
     dataplane.set_config(&config);
     dataplane.bump_next_hops();
     drop(dataplane);
@@ -129,20 +138,24 @@ fn what_is_written_is_adopted_after_a_restart() {
     let dataplane = place.open();
     assert_eq!(dataplane.config(), Config { next_hop_generation: 1, ..config });
     let dump = dataplane.maps().dump().unwrap();
+    for (port, passes) in [(61_000, true), (61_009, true), (61_010, false)] {
+        assert_eq!(dump.filter.contains(Concern::NodePort(port, protocol::SCTP)), passes, "{port}");
+    }
     assert_eq!(dump.frontends.len(), 1);
     assert_eq!(dump.source_ranges.len(), 3);
     assert_eq!(dump.backends.iter().map(|backend| backend.generation).collect::<Vec<_>>(), [0, 1, 0]);
-    assert!(dump.filter.contains(FILTER_INGRESS, &Ipv4Addr::new(10, 96, 0, 1).into()));
-    assert!(dump.filter.contains(FILTER_EGRESS, &Ipv4Addr::new(10, 0, 0, 2).into()));
+    let backend = |last| Concern::Backend(Ipv4Addr::new(10, 0, 0, last).into(), 8080_u16.to_be(), protocol::TCP);
+    let frontend = Concern::Frontend(Ipv4Addr::new(10, 96, 0, 1).into(), 80_u16.to_be(), protocol::TCP);
+    assert!([frontend, backend(1), backend(2)].into_iter().all(|concern| dump.filter.contains(concern)));
     let mut state = State::adopt(dump, &dataplane.capacities());
     assert_eq!(state.plan(&web, 10, &desired(2), now).operations, []);
 
-    let swept = dataplane.maps().sweep_filter(&state.needed_filter()).unwrap();
+    let swept = dataplane.maps().sweep_filter(&state.needed_filter());
     assert_eq!(dataplane.maps().filter(), swept);
-    assert!(!swept.contains(FILTER_EGRESS, &Ipv4Addr::new(10, 0, 0, 1).into()));
+    assert!(swept.contains(backend(2)) && !swept.contains(backend(1)));
     let counters = dataplane.maps().counters().unwrap();
     assert_eq!((counters.services.len(), counters.backends.len()), (1, 1));
-    assert!(dataplane.maps().flow_counts().unwrap().iter().all(|(_, count, _)| *count == 0));
+    assert_eq!(dataplane.maps().census().unwrap(), Census::default());
 }
 
 /// All sizes but those of the flow tables, `times` as large.
@@ -250,6 +263,122 @@ fn flow_tables_keep_their_capacities() {
     let capacities = Capacities { flows: 256, ..place.options.capacities };
     let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
     assert_eq!(dataplane.capacities(), place.options.capacities);
+}
+
+#[test]
+fn a_family_that_the_node_gets_later_gets_its_table_with_the_next_agent() {
+    let Some(place) = Place::new("families") else { return };
+    let with = |families| {
+        let capacities = Capacities { families, ..place.options.capacities };
+        let dataplane = Dataplane::open(&Options { capacities, ..place.options.clone() }).unwrap();
+        [dataplane.maps().flows_v4.capacity(), dataplane.maps().flows_v6.capacity()]
+    };
+    assert_eq!(with([true, false]), [128, 4]);
+    assert_eq!(with([true, true]), [128, 128]);
+    assert_eq!(with([true, false]), [128, 128], "it may have flows");
+}
+
+#[test]
+fn the_programs_tell_the_time() {
+    let Some(place) = Place::new("time") else { return };
+    let dataplane = place.open();
+    let ticker = &dataplane.maps().ticker;
+    let (start, before) = (Instant::now(), ticker.now().unwrap());
+    std::thread::sleep(Duration::from_millis(200));
+    let (after, most) = (ticker.now().unwrap(), start.elapsed());
+    let jiffies = u128::from(after.jiffy.wrapping_sub(before.jiffy));
+    let hz = u128::from(ticker.clock().hz());
+    assert!(
+        jiffies + 2 >= hz / 5 && jiffies <= most.as_nanos() * hz / 1_000_000_000 + 2,
+        "{jiffies} jiffies in {most:?}"
+    );
+}
+
+/// What has expired stays where it is until somebody needs the place.
+#[test]
+fn flows_are_read_from_the_programs_memory_without_those_that_have_expired() {
+    let Some(place) = Place::new("flows") else { return };
+    let mut dataplane = place.open();
+    let mut config = dataplane.config();
+    config.timeouts[FlowState::ESTABLISHED.index()] = 80;
+    dataplane.set_config(&config);
+    let table = Shared::<FlowSet<V4>>::open(&Pins::new(&place.options.bpffs), maps::FLOWS_V4).unwrap();
+    let tick = dataplane.maps().ticker.now().unwrap().tick;
+    // Up to an eighth of the time-out, and at most eight ticks, may be missing from one direction's time.
+    for (slot, idle, flags) in [(5, 0, 0), (6, 85, flow_flags::REPLY), (64, 89, 0)] {
+        let control = Control::from_bits(0).claimed().published(FlowState::ESTABLISHED, flags, tick.wrapping_sub(idle));
+        let start = slot * size_of::<Entry<V4>>() / size_of::<u64>();
+        table.long_words()[start].store(control.to_bits(), Ordering::Release);
+    }
+    let flows: Vec<_> = dataplane.maps().flows().unwrap().collect();
+    assert_eq!(flows.iter().map(|flow| flow.flags & flow_flags::REPLY).collect::<Vec<_>>(), [0, flow_flags::REPLY]);
+    assert!((85..88).contains(&flows[1].idle_ticks), "{flows:?}");
+    let census = dataplane.maps().census().unwrap();
+    assert_eq!((census.entries, census.flows), ([2, 0], [1, 0]));
+    let usage = dataplane.maps().usage(&Pins::new(&place.options.bpffs)).unwrap();
+    let usage = usage.into_iter().find(|usage| usage.name == maps::FLOWS_V4).unwrap();
+    assert_eq!((usage.entries, usage.capacity), (Some(2), 128));
+}
+
+#[test]
+fn a_flow_table_without_its_key_is_made_anew() {
+    let Some(place) = Place::new("key") else { return };
+    let dataplane = place.open();
+    let (config, slot) = (dataplane.config(), 3 * 8);
+    let pins = Pins::new(&place.options.bpffs);
+    let table = || Shared::<FlowSet<V4>>::open(&pins, maps::FLOWS_V4).unwrap();
+    let found = || table().words()[slot].load(Ordering::Relaxed);
+    table().words()[slot].store(1, Ordering::Relaxed);
+    drop(dataplane);
+    let dataplane = place.open();
+    assert_eq!((dataplane.config().table_key, found()), (config.table_key, 1));
+    drop(dataplane);
+    fs::remove_file(pins.map(maps::CONFIG)).unwrap();
+    let dataplane = place.open();
+    assert_ne!(dataplane.config().table_key, config.table_key);
+    assert_eq!(found(), 0);
+}
+
+/// The tables of layout 3 were LRU hashes: the choice of backends is carried over, the flows are counted.
+#[test]
+fn an_upgrade_keeps_the_seed_and_says_how_many_flows_it_loses() {
+    let Some(place) = Place::new("layout-3") else { return };
+    drop(place.open());
+    let root = place.options.bpffs.clone();
+    let own = root.join(format!("v{LAYOUT_VERSION}"));
+    fs::remove_dir_all(&own).unwrap();
+    let maps = root.join("v3/maps");
+    fs::create_dir_all(&maps).unwrap();
+    fs::create_dir_all(root.join("v3/links")).unwrap();
+    let array = bpf_map_type::BPF_MAP_TYPE_ARRAY;
+    let config = make_map(&maps.join("CONFIG"), array, [4, 136, 1, BPF_F_MMAPABLE]);
+    let mut value = [0_u8; 136];
+    value[..16].copy_from_slice(bytemuck::bytes_of(&[5_u64, 6]));
+    // SAFETY: the map has just been made with these sizes.
+    unsafe { super::sys::update(config.as_fd(), &0_u32, &value) }.unwrap();
+    for (name, flows) in [("FLOWS_V4", 6_u8), ("YOUNG_V4", 3)] {
+        let map = make_map(&maps.join(name), bpf_map_type::BPF_MAP_TYPE_LRU_HASH, [16, 52, 64, 0]);
+        for n in 0..flows {
+            // SAFETY: as above.
+            unsafe { super::sys::update(map.as_fd(), &[n; 16], &[n; 52]) }.unwrap();
+        }
+    }
+    let mut dataplane = place.open();
+    assert_eq!(dataplane.config().seed, [5, 6]);
+    assert_eq!(dataplane.earlier_flows(), Some((3, 5)), "nine entries");
+    let told: Vec<_> = Doors::take_over(&mut dataplane).iter().map(ToString::to_string).collect();
+    assert!(told.len() == 1 && told[0].contains("the up to 5 flows of the maps of layout 3"), "{told:?}");
+    assert_eq!(dataplane.earlier_flows(), None);
+    drop(dataplane);
+    assert_eq!(place.open().config().seed, [5, 6]);
+}
+
+/// Makes and pins a map.
+fn make_map(path: &Path, map_type: bpf_map_type, [key_size, value_size, max_entries, flags]: [u32; 4]) -> OwnedFd {
+    let info = MapInfo { map_type: map_type as u32, id: 0, key_size, value_size, max_entries, flags };
+    let map = super::sys::create_map(&info).unwrap();
+    super::sys::pin(map.as_fd(), path).unwrap();
+    map
 }
 
 #[test]
@@ -480,7 +609,7 @@ fn cleanup_removes_all_that_was_made() {
     let announced = items(true);
     assert!(announced.iter().any(|item| item.ends_with(&format!("tc-ingress-{} (on uplink)", ifindex("uplink")))));
     assert!(announced.contains(&"TC filters on pod".to_owned()));
-    assert_eq!(announced.len(), 2 + 1 + 3 + lb_common::maps::PINNED.len());
+    assert_eq!(announced.len(), 2 + 1 + 4 + lb_common::maps::PINNED.len());
     assert_eq!(items(false), announced);
     assert!(!root.exists());
     assert!(items(false).is_empty());

@@ -4,11 +4,14 @@
 use std::{fs, os::fd::AsRawFd as _};
 
 use lb_common::{
+    config::family_index,
+    flow::table::WAYS,
     frontend::backend_state,
     maps::{self, SLOTS_PER_CHUNK},
 };
 
 use super::{
+    flows::Census,
     maps::{MapError, Maps, open_map},
     pins::Pins,
 };
@@ -20,7 +23,7 @@ pub struct MapUsage {
     pub name: &'static str,
     /// Elements in use; `None` for arrays that are always whole.
     pub entries: Option<u64>,
-    /// Most elements; slots for the tables.
+    /// Most elements; slots for the tables, flow entries for the flow tables.
     pub capacity: u64,
     /// As the kernel accounts for it, exactly since Linux 6.4.
     pub memory_bytes: u64,
@@ -32,19 +35,18 @@ impl Maps {
     /// # Errors
     /// When a map can't be read.
     pub fn usage(&self, pins: &Pins) -> Result<Vec<MapUsage>, MapError> {
-        maps::PINNED.into_iter().map(|name| self.usage_of(pins, name)).collect()
+        let census = self.census()?;
+        maps::PINNED.into_iter().map(|name| self.usage_of(pins, name, &census)).collect()
     }
 
-    fn usage_of(&self, pins: &Pins, name: &'static str) -> Result<MapUsage, MapError> {
+    fn usage_of(&self, pins: &Pins, name: &'static str, census: &Census) -> Result<MapUsage, MapError> {
         let path = pins.map(name);
         let (fd, info) = open_map(&path).map_err(|cause| MapError::Open { path: path.display().to_string(), cause })?;
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
         let entries = match name {
             maps::FRONTENDS => Some(self.frontends.count()?),
-            maps::FLOWS_V4 => Some(self.flows_v4.count()?),
-            maps::FLOWS_V6 => Some(self.flows_v6.count()?),
-            maps::YOUNG_V4 => Some(self.young_v4.count()?),
-            maps::YOUNG_V6 => Some(self.young_v6.count()?),
+            maps::FLOWS_V4 => Some(census.entries[family_index(true)]),
+            maps::FLOWS_V6 => Some(census.entries[family_index(false)]),
             maps::AFFINITY => Some(self.affinity.count()?),
             maps::FRAGMENTS => Some(self.fragments.count()?),
             maps::SOURCE_RANGES => Some(self.source_ranges.entries()?.len() as u64),
@@ -59,7 +61,11 @@ impl Maps {
             maps::TABLES => Some(self.slots_in_use()?),
             _ => None,
         };
-        let unit = if name == maps::TABLES { SLOTS_PER_CHUNK } else { 1 };
+        let unit = match name {
+            maps::TABLES => SLOTS_PER_CHUNK,
+            maps::FLOWS_V4 | maps::FLOWS_V6 => WAYS,
+            _ => 1,
+        };
         let capacity = u64::from(info.max_entries) * u64::from(unit);
         Ok(MapUsage { name, entries, capacity, memory_bytes: memory_in(&fdinfo) })
     }

@@ -7,12 +7,13 @@
 use std::{io, sync::atomic::Ordering};
 
 use lb_common::{
+    filter::Concern,
     frontend::{Backend, Target, backend_state},
     maps::{self, SLOTS_PER_CHUNK},
 };
 
 use super::maps::{MapError, Maps};
-use crate::diff::{Operation, WriteError, filter_position};
+use crate::diff::{Operation, WriteError};
 
 impl Maps {
     /// Carries out one operation.
@@ -25,9 +26,8 @@ impl Maps {
             Operation::FillTable { offset, slots } | Operation::ChangeTable { offset, slots } => {
                 self.write_table(*offset, slots)
             }
-            Operation::SetFilterBit { plane, address } => {
-                let (word, bit) = filter_position(*plane, address);
-                self.filter.long_words()[word].fetch_or(bit, Ordering::Release);
+            Operation::Pass(concern) => {
+                self.pass(*concern);
                 Ok(())
             }
             Operation::SetName { service, name } => {
@@ -70,10 +70,7 @@ impl Maps {
                 let target = Target { offset: *offset, slots: slots.len() as u32 };
                 self.table(target).as_ref() == Some(slots)
             }
-            Operation::SetFilterBit { plane, address } => {
-                let (word, bit) = filter_position(*plane, address);
-                self.filter.long_words()[word].load(Ordering::Relaxed) & bit != 0
-            }
+            Operation::Pass(concern) => self.passes(*concern),
             Operation::SetName { service, name } => self.names.get(service)?.as_ref() == Some(&**name),
             Operation::RemoveName { service } => self.names.get(service)?.is_none(),
             Operation::UpsertFrontend { key, frontend } => self.frontends.get(key)?.as_ref() == Some(frontend),
@@ -107,6 +104,19 @@ const fn order(state: u8) -> [usize; 8] {
 }
 
 impl Maps {
+    /// Lets packets pass the filter.
+    pub(super) fn pass(&self, concern: Concern) {
+        for (word, bits) in concern.bits() {
+            self.filter.long_words()[word].fetch_or(bits, Ordering::Release);
+        }
+    }
+
+    /// Whether the filter lets packets pass.
+    pub(super) fn passes(&self, concern: Concern) -> bool {
+        let words = self.filter.long_words();
+        concern.bits().all(|(word, bits)| words[word].load(Ordering::Relaxed) & bits == bits)
+    }
+
     fn set_backend(&self, index: u32, backend: &Backend) -> Result<(), WriteError> {
         let capacity = self.backends.capacity();
         let out_of_range = WriteError::OutOfRange { map: maps::BACKENDS, index, capacity };

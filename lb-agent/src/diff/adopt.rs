@@ -44,6 +44,7 @@ impl State {
         mirror.tables = tables.map(|table| table.extent.offset).collect();
         Self {
             capacities: *capacities,
+            clock: dump.clock,
             mirror,
             pools,
             records: found.records,

@@ -8,10 +8,10 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    address::Address,
+    config::Clock,
+    filter::Concern,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, Target, backend_flags, backend_state, frontend_flags},
-    hash::filter_bit,
-    maps::{FILTER_EGRESS, FILTER_INGRESS, SERVICE_NAME_LEN, ServiceName},
+    maps::{SERVICE_NAME_LEN, ServiceName},
 };
 use litemap::LiteMap;
 
@@ -19,6 +19,7 @@ use super::{
     Operation,
     claims::Judgement,
     extent::Extent,
+    filter::concern_of,
     mirror::Mirror,
     pools::{Pools, Release},
     shortage::{Order, Shortage},
@@ -62,8 +63,9 @@ pub struct Draft<'a> {
     /// Frontends that the Service has been given before.
     held: &'a [FrontendKey],
     pub(super) steps: Steps,
-    /// Filter bits that this plan sets.
-    bits: BTreeSet<(u32, u32)>,
+    /// Words of the filter, and bits in them, that this plan sets.
+    bits: BTreeSet<(usize, u64)>,
+    clock: Clock,
     /// What was taken from the pools, to be given back if the plan comes to nothing.
     pub reserved: Release,
     /// What the Service gives up.
@@ -76,7 +78,7 @@ pub struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     /// An empty one, for a Service with this record.
-    pub fn new(mirror: &'a Mirror, pools: &'a mut Pools, now: Instant, old: &'a Record) -> Self {
+    pub fn new(mirror: &'a Mirror, pools: &'a mut Pools, now: Instant, clock: Clock, old: &'a Record) -> Self {
         Self {
             mirror,
             pools,
@@ -86,6 +88,7 @@ impl<'a> Draft<'a> {
             held: &old.frontends,
             steps: Steps::default(),
             bits: BTreeSet::new(),
+            clock,
             reserved: Release::default(),
             release: old.withheld.clone(),
             lacking: BTreeSet::new(),
@@ -124,7 +127,7 @@ impl<'a> Draft<'a> {
             self.steps.names.push(Operation::SetName { service, name: Box::new(service_name(id)) });
         }
         self.source_ranges(service, unit);
-        let backends = self.backends(service, unit, old);
+        let backends = self.backends(service, id.protocol, unit, old);
         let owned: BTreeMap<_, _> = unit.frontends.iter().filter(|(key, _)| judgement.has_won(key)).collect();
         let is_used = |list| owned.values().any(|plan| plan.internal == list || plan.external == list);
         let (cluster, local) = (shares(&unit.cluster, &backends), shares(&unit.local, &backends));
@@ -132,6 +135,7 @@ impl<'a> Draft<'a> {
         let mut lists: Vec<_> =
             used.filter(|(list, shares)| is_used(*list) && !shares.is_empty()).map(|(_, shares)| shares).collect();
         lists.dedup();
+        let affinity_timeout = self.clock.ticks(unit.affinity_secs);
         // With the lookup tables found by the lists that they are made of.
         let frontends = |table: &dyn Fn(&BTreeMap<BackendKey, u32>) -> Option<Extent>| -> BTreeMap<_, _> {
             let target = |list| {
@@ -145,7 +149,7 @@ impl<'a> Draft<'a> {
             let frontend = |plan: &FrontendPlan| Frontend {
                 service,
                 flags: plan.flags | list_flags(plan),
-                affinity_timeout: if *plan == FrontendPlan::REFUSED { 0 } else { unit.affinity_timeout },
+                affinity_timeout: if *plan == FrontendPlan::REFUSED { 0 } else { affinity_timeout },
                 targets: [plan.internal, plan.external].map(target),
             };
             owned.iter().map(|(key, plan)| (**key, frontend(plan))).collect()
@@ -236,7 +240,13 @@ impl<'a> Draft<'a> {
 
     /// Those that are there already, and as many new ones as there is room for: first those that get new flows, and of them
     /// those on this node, which no other can stand in for.
-    fn backends(&mut self, service: u32, unit: &Unit, old: Option<&UnitRecord>) -> LiteMap<BackendKey, u32> {
+    fn backends(
+        &mut self,
+        service: u32,
+        protocol: u8,
+        unit: &Unit,
+        old: Option<&UnitRecord>,
+    ) -> LiteMap<BackendKey, u32> {
         let index_of = |key: &BackendKey| old.and_then(|old| old.backends.get(key)).copied();
         let mut new: Vec<_> = unit.backends.iter().filter(|(key, _)| index_of(key).is_none()).collect();
         let are_scarce = new.len() > self.pools.backends.count_free(self.now);
@@ -262,7 +272,7 @@ impl<'a> Draft<'a> {
                 let step = if spec.active { &mut self.steps.activate } else { &mut self.steps.drain };
                 step.push(Operation::SetBackend { index, backend: wanted });
             }
-            self.filter_bit(FILTER_EGRESS, key.address);
+            self.pass(Concern::Backend(key.address, key.port.to_be(), protocol));
         }
         if let Some(old) = old {
             let gone = old.backends.iter().filter(|(key, _)| !backends.contains_key(key));
@@ -295,17 +305,20 @@ impl<'a> Draft<'a> {
             };
             self.room.frontends = left;
         }
-        if !key.address.is_unspecified() && key.address != FrontendKey::any_address(true) {
-            self.filter_bit(FILTER_INGRESS, key.address);
-        }
+        self.pass(concern_of(&key));
         if self.mirror.frontends.get(&key) != Some(&frontend) {
             self.steps.frontends.push(Operation::UpsertFrontend { key, frontend });
         }
     }
 
-    fn filter_bit(&mut self, plane: u32, address: Address) {
-        if !self.mirror.filter.contains(plane, &address) && self.bits.insert((plane, filter_bit(address.words_be()))) {
-            self.steps.filter.push(Operation::SetFilterBit { plane, address });
+    fn pass(&mut self, concern: Concern) {
+        let missing: Vec<_> = concern.bits().filter(|bits| !self.mirror.filter.has(*bits)).collect();
+        let mut is_new = false;
+        for bits in missing {
+            is_new |= self.bits.insert(bits);
+        }
+        if is_new {
+            self.steps.filter.push(Operation::Pass(concern));
         }
     }
 }

@@ -1,73 +1,105 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The address filter: two bitmaps that say which addresses may concern us at all.
+//! The filter that lets other traffic go, as the map holds it or shall hold it. What its bits mean is
+//! [`lb_common::filter`]'s business.
 
 use std::fmt;
 
 use lb_common::{
-    address::Address,
-    hash::{FILTER_BITS, filter_bit},
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
+    filter::{self, Concern},
+    frontend::FrontendKey,
 };
 
-const WORDS: usize = (FILTER_BITS / 64) as usize;
+use super::FrontendText;
 
-/// Both planes, in the layout of the map.
+/// The filter, in the layout of the map.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Filter {
-    words: Vec<u64>,
-}
+pub struct Filter(Box<filter::Filter>);
 
 impl Filter {
-    /// From the words of both planes, the ingress plane first; missing words are zero.
+    /// From the words of the map; missing ones are zero.
     #[must_use]
-    pub fn from_words(mut words: Vec<u64>) -> Self {
-        words.resize(2 * WORDS, 0);
-        Self { words }
+    pub fn from_words(words: impl Iterator<Item = u64>) -> Self {
+        let mut own = Self::default();
+        own.words_mut().iter_mut().zip(words).for_each(|(to, from)| *to = from);
+        own
     }
 
-    /// The words of both planes, the ingress plane first.
+    /// The words of the map.
     #[must_use]
     pub fn words(&self) -> &[u64] {
-        &self.words
+        bytemuck::cast_slice(std::slice::from_ref(&*self.0))
     }
 
-    /// Whether an address passes a plane.
+    fn words_mut(&mut self) -> &mut [u64] {
+        bytemuck::cast_slice_mut(std::slice::from_mut(&mut *self.0))
+    }
+
+    /// Whether packets pass.
     #[must_use]
-    pub fn contains(&self, plane: u32, address: &Address) -> bool {
-        let (word, bit) = position(plane, address);
-        self.words[word] & bit != 0
+    pub fn contains(&self, concern: Concern) -> bool {
+        concern.bits().all(|bits| self.has(bits))
     }
 
-    /// Lets an address pass a plane.
-    pub fn insert(&mut self, plane: u32, address: &Address) {
-        let (word, bit) = position(plane, address);
-        self.words[word] |= bit;
-    }
-
-    /// Number of bits set in a plane.
+    /// Whether these bits of a word are set.
     #[must_use]
-    pub fn count(&self, plane: u32) -> u32 {
-        let start = plane as usize * WORDS;
-        self.words[start..start + WORDS].iter().map(|word| word.count_ones()).sum()
+    pub fn has(&self, (word, bits): (usize, u64)) -> bool {
+        self.words()[word] & bits == bits
+    }
+
+    /// Lets packets pass.
+    pub fn insert(&mut self, concern: Concern) {
+        self.0.add(concern);
+    }
+
+    /// Number of bits set in the part for packets that arrive, and in the one for those that leave: of addresses, and of
+    /// addresses with ports. (The part for NodePorts has a bit for every port there is, so that none is in another's place.)
+    #[must_use]
+    pub fn counts(&self) -> [u32; 4] {
+        let own = &*self.0;
+        [&own.destinations[..], &own.frontends, &own.sources, &own.backends]
+            .map(|words| words.iter().map(|word| word.count_ones()).sum())
     }
 }
 
-/// Word and bit of an address in a plane. The one place that knows how bits lie in the map's words.
+/// What lets packets to a frontend pass.
 #[must_use]
-pub fn position(plane: u32, address: &Address) -> (usize, u64) {
-    let bit = filter_bit(address.words_be());
-    (plane as usize * WORDS + (bit / 64) as usize, 1 << (bit % 64))
+pub fn concern_of(key: &FrontendKey) -> Concern {
+    let port = u16::from_be(key.port_be);
+    if *key == FrontendKey::any_port(key.address) {
+        Concern::ClusterIp(key.address)
+    } else if [true, false].iter().any(|&is_v4| FrontendKey::any_address(is_v4) == key.address) {
+        Concern::NodePort(port, key.protocol)
+    } else {
+        Concern::Frontend(key.address, key.port_be, key.protocol)
+    }
+}
+
+/// Whose packets they are, for people.
+pub struct ConcernText<'a>(pub &'a Concern);
+
+impl fmt::Display for ConcernText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self.0 {
+            Concern::Node(address) | Concern::ClusterIp(address) => write!(f, "{address}"),
+            Concern::Frontend(address, port_be, protocol) | Concern::Backend(address, port_be, protocol) => {
+                FrontendText(&FrontendKey::new(address, port_be, protocol)).fmt(f)
+            }
+            Concern::NodePort(port, protocol) => {
+                FrontendText(&FrontendKey::node_port(true, port.to_be(), protocol)).fmt(f)
+            }
+        }
+    }
 }
 
 impl Default for Filter {
     fn default() -> Self {
-        Self::from_words(Vec::new())
+        Self(bytemuck::allocation::zeroed_box())
     }
 }
 
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Filter({} bits at ingress, {} at egress)", self.count(FILTER_INGRESS), self.count(FILTER_EGRESS))
+        write!(f, "Filter({:?} bits)", self.counts())
     }
 }
 
@@ -75,15 +107,33 @@ impl fmt::Debug for Filter {
 mod tests {
     use std::net::IpAddr;
 
+    use lb_common::{address::Address, flow::protocol};
+
     use super::*;
 
     #[test]
-    fn planes_are_separate() {
+    fn what_passes_is_in_the_words_of_the_map() {
         let address = Address::from(IpAddr::from([10, 0, 0, 1]));
         let mut filter = Filter::default();
-        filter.insert(FILTER_EGRESS, &address);
-        assert!(filter.contains(FILTER_EGRESS, &address));
-        assert!(!filter.contains(FILTER_INGRESS, &address));
-        assert_eq!((filter.count(FILTER_INGRESS), filter.count(FILTER_EGRESS)), (0, 1));
+        filter.insert(Concern::Backend(address, 80_u16.to_be(), protocol::TCP));
+        assert_eq!(filter.counts(), [0, 0, 1, 1]);
+        assert!(filter.contains(Concern::Backend(address, 80_u16.to_be(), protocol::TCP)));
+        assert!(!filter.contains(Concern::Backend(address, 81_u16.to_be(), protocol::TCP)));
+        assert!(!filter.contains(Concern::Node(address)));
+        assert_eq!(Filter::from_words(filter.words().iter().copied()), filter);
+    }
+
+    #[test]
+    fn a_frontend_passes_as_what_it_is() {
+        let address = Address::from(IpAddr::from([10, 96, 0, 1]));
+        let tcp = protocol::TCP;
+        for (key, expected) in [
+            (FrontendKey::any_port(address), Concern::ClusterIp(address)),
+            (FrontendKey::new(address, 80_u16.to_be(), tcp), Concern::Frontend(address, 80_u16.to_be(), tcp)),
+            (FrontendKey::node_port(true, 30_080_u16.to_be(), tcp), Concern::NodePort(30_080, tcp)),
+            (FrontendKey::node_port(false, 30_080_u16.to_be(), tcp), Concern::NodePort(30_080, tcp)),
+        ] {
+            assert_eq!(concern_of(&key), expected);
+        }
     }
 }

@@ -75,7 +75,7 @@ impl Mirror {
             Operation::FillTable { offset, .. } | Operation::ChangeTable { offset, .. } => {
                 self.tables.insert(*offset);
             }
-            Operation::SetFilterBit { plane, address } => self.filter.insert(*plane, address),
+            Operation::Pass(concern) => self.filter.insert(*concern),
             Operation::SetName { service, .. } => {
                 self.names.insert(*service);
             }

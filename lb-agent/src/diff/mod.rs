@@ -34,16 +34,15 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lb_common::{
     address::Address,
-    config::Interface,
-    flow::protocol,
+    config::{Clock, Interface, family_index},
+    flow::{protocol, table::WAYS},
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{ServiceName, capacity},
 };
 
 pub use self::{
     draft::unit_of_name,
-    filter::Filter,
-    filter::position as filter_position,
+    filter::{Filter, concern_of},
     operation::{Operation, WriteError, Writer},
     plan::{FRONTEND_TAKEN, Plan},
     sample::{Cursor, SampleSize},
@@ -63,10 +62,11 @@ pub struct Capacities {
     pub backends: u32,
     /// `--max-table-slots`: slots of all Maglev tables together.
     pub table_slots: u32,
-    /// `--max-flows`: flow entries per family.
+    /// `--max-flows`: flow entries per family, rounded up to a power of two.
     pub flows: u32,
-    /// `--max-young-flows`: entries of flows that have only begun, per family.
-    pub young_flows: u32,
+    /// Whether the node has addresses of each family, IPv4 and IPv6: for one that it has not there is room for one set of flow
+    /// entries.
+    pub families: [bool; 2],
     /// `--max-services`: Service ports, each family counted. Index 0 is never used.
     pub services: u32,
     /// `--max-source-ranges`: source ranges of all Service ports together.
@@ -91,7 +91,7 @@ impl Default for Capacities {
             backends: capacity::BACKENDS,
             table_slots: capacity::TABLE_SLOTS,
             flows: capacity::FLOWS,
-            young_flows: capacity::YOUNG_FLOWS,
+            families: [true; 2],
             services: capacity::SERVICES,
             source_ranges: capacity::SOURCE_RANGES,
             affinity: capacity::AFFINITY,
@@ -103,8 +103,18 @@ impl Default for Capacities {
     }
 }
 
+impl Capacities {
+    /// Sets in the flow table of a family: a power of two.
+    #[must_use]
+    pub fn flow_sets(&self, is_v4: bool) -> u32 {
+        const MOST: u32 = 1 << 31;
+        let entries = self.flows.clamp(WAYS, MOST).next_power_of_two();
+        if self.families[family_index(is_v4)] { entries / WAYS } else { 1 }
+    }
+}
+
 /// What adopted maps hold, read once at the start.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dump {
     /// Names of the Service ports, by index.
     pub names: BTreeMap<u32, ServiceName>,
@@ -116,12 +126,31 @@ pub struct Dump {
     pub source_ranges: Vec<SourceRangeKey>,
     /// Content of every table that a frontend refers to, by offset.
     pub tables: BTreeMap<u32, Vec<u32>>,
-    /// Both planes of the address filter.
+    /// The filter.
     pub filter: Filter,
     /// Local addresses that answer NodePorts.
     pub node_addresses: Vec<Address>,
     /// Devices by index.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// The kernel's clock, by whose ticks the maps hold times.
+    pub clock: Clock,
+}
+
+impl Default for Dump {
+    /// Of empty maps, on a kernel with 1,000 jiffies a second.
+    fn default() -> Self {
+        Self {
+            names: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            backends: Vec::new(),
+            source_ranges: Vec::new(),
+            tables: BTreeMap::new(),
+            filter: Filter::default(),
+            node_addresses: Vec::new(),
+            interfaces: BTreeMap::new(),
+            clock: Clock::new(1_000),
+        }
+    }
 }
 
 /// A frontend for people: `10.96.0.1:80/TCP`, `[fd00::1]:80/TCP`, `node port 30080/TCP (IPv4)`, `all of 10.96.0.1`.

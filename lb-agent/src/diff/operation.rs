@@ -6,12 +6,13 @@ use std::{fmt, io};
 use lb_common::{
     address::Address,
     config::Interface,
+    filter::Concern,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{self, ServiceName},
 };
 use nix::libc;
 
-use super::FrontendText;
+use super::{FrontendText, filter::ConcernText};
 
 /// One write to one map.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,13 +38,8 @@ pub enum Operation {
         /// Backend indices, as many as before.
         slots: Vec<u32>,
     },
-    /// Lets an address pass the filter.
-    SetFilterBit {
-        /// [`lb_common::maps::FILTER_INGRESS`] or [`lb_common::maps::FILTER_EGRESS`].
-        plane: u32,
-        /// The address.
-        address: Address,
-    },
+    /// Lets packets pass the filter.
+    Pass(Concern),
     /// Names a Service port, whose counters start at zero.
     SetName {
         /// Its index.
@@ -96,7 +92,7 @@ impl fmt::Display for Operation {
         match self {
             Self::SetBackend { index, .. } => write!(f, "backend {index}"),
             Self::FillTable { offset, .. } | Self::ChangeTable { offset, .. } => write!(f, "lookup table at {offset}"),
-            Self::SetFilterBit { address, .. } => write!(f, "filter bit of {address}"),
+            Self::Pass(concern) => write!(f, "filter bits of {}", ConcernText(concern)),
             Self::SetName { service, .. } | Self::RemoveName { service } => write!(f, "name of Service port {service}"),
             Self::UpsertSourceRange(key) | Self::RemoveSourceRange(key) => {
                 write!(f, "source range of Service port {}", key.range.service)

@@ -117,7 +117,7 @@ impl State {
             let held = |key| self.mirror.frontends.get(key).is_some_and(|frontend| is_own(frontend.service));
             room.frontends += gone.iter().filter(|key| held(key)).count();
         }
-        let mut draft = Draft::new(&self.mirror, &mut self.pools, change.now, old).within(room, order);
+        let mut draft = Draft::new(&self.mirror, &mut self.pools, change.now, self.clock, old).within(room, order);
         let units = plan_units(&mut draft, change, judgement);
         let left_out = std::mem::take(&mut draft.left_out);
         let frontends: Vec<_> = judgement.won().iter().filter(|key| !left_out.contains(key)).copied().collect();

@@ -4,15 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::{
-    address::Address,
-    maglev,
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
-};
+use lb_common::{filter::Concern, maglev};
 
 use super::{
     Operation, State,
     draft::service_name,
+    filter::concern_of,
     state::{Content, Record, Table, UnitRecord},
     tables::candidates,
 };
@@ -35,10 +32,13 @@ impl State {
     /// carried out, so that none should change anything. The next call goes on with the next Services, in no special order.
     #[must_use]
     pub fn sample(&self, cursor: &mut Cursor, size: SampleSize) -> Vec<Operation> {
+        let mut sample = Vec::new();
+        let devices = self.mirror.interfaces.values().flat_map(|interface| &interface.addresses);
+        let addresses = devices.filter(|address| !address.is_unspecified()).chain(&self.mirror.node_addresses);
+        addresses.for_each(|address| self.sample_filter(Concern::Node(*address), &mut sample));
         let interfaces = self.mirror.interfaces.iter();
-        let interfaces = interfaces.map(|(&ifindex, &interface)| Operation::UpsertInterface { ifindex, interface });
-        let addresses = self.mirror.node_addresses.iter().map(|&address| Operation::UpsertNodeAddress(address));
-        let mut sample: Vec<_> = interfaces.chain(addresses).collect();
+        sample.extend(interfaces.map(|(&ifindex, &interface)| Operation::UpsertInterface { ifindex, interface }));
+        sample.extend(self.mirror.node_addresses.iter().map(|&address| Operation::UpsertNodeAddress(address)));
         let most = sample.len() + size.elements;
         let mut slots = 0;
         let first = if cursor.0 < self.records.len() { cursor.0 } else { 0 };
@@ -63,7 +63,7 @@ impl State {
             }
             for &index in unit.backends.values() {
                 let backend = self.mirror.backend(index);
-                self.sample_bit(FILTER_EGRESS, backend.address, sample);
+                self.sample_filter(Concern::Backend(backend.address, backend.port_be, id.protocol), sample);
                 sample.push(Operation::SetBackend { index, backend });
             }
             sample.extend(self.mirror.source_ranges(service).map(Operation::UpsertSourceRange));
@@ -77,17 +77,16 @@ impl State {
         // Last, as they are written: what they lead to is whole by then.
         for key in &record.frontends {
             if let Some(frontend) = self.mirror.frontends.get(key) {
-                self.sample_bit(FILTER_INGRESS, key.address, sample);
+                self.sample_filter(concern_of(key), sample);
                 sample.push(Operation::UpsertFrontend { key: *key, frontend: *frontend });
             }
         }
         slots
     }
 
-    /// NodePorts have no address of their own, and no bit.
-    fn sample_bit(&self, plane: u32, address: Address, sample: &mut Vec<Operation>) {
-        if self.mirror.filter.contains(plane, &address) {
-            sample.push(Operation::SetFilterBit { plane, address });
+    fn sample_filter(&self, concern: Concern, sample: &mut Vec<Operation>) {
+        if self.mirror.filter.contains(concern) {
+            sample.push(Operation::Pass(concern));
         }
     }
 }

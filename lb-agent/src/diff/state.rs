@@ -9,9 +9,11 @@ use std::{
 
 use lb_common::{
     address::Address,
-    config::Interface,
-    frontend::{FrontendKey, backend_state, frontend_flags},
-    maps::{self, FILTER_EGRESS, FILTER_INGRESS},
+    config::{Clock, Interface},
+    filter::Concern,
+    flow::protocol,
+    frontend::{Backend, FrontendKey, backend_state, frontend_flags},
+    maps,
 };
 use litemap::LiteMap;
 
@@ -19,6 +21,7 @@ use super::{
     Capacities, Filter, Operation, Plan, WriteError, Writer,
     claims::Claims,
     extent::Extent,
+    filter::concern_of,
     mirror::Mirror,
     pools::{Pools, Release},
 };
@@ -28,6 +31,7 @@ use crate::compile::{BackendKey, ServiceKey, UnitId};
 #[derive(Clone, Debug)]
 pub struct State {
     pub(super) capacities: Capacities,
+    pub(super) clock: Clock,
     pub(super) mirror: Mirror,
     pub(super) pools: Pools,
     /// Hashed: to find a name in a tree of many takes a cache miss for every name on the way.
@@ -166,6 +170,12 @@ impl State {
         errors
     }
 
+    /// Whether there is room for more than a few flows of each family, IPv4 and IPv6.
+    #[must_use]
+    pub const fn families(&self) -> [bool; 2] {
+        self.capacities.families
+    }
+
     /// Whether the programs know a device.
     #[must_use]
     pub fn has_interface(&self, ifindex: u32) -> bool {
@@ -179,7 +189,7 @@ impl State {
         let mut operations: Vec<_> =
             held.difference(wanted).map(|&address| Operation::RemoveNodeAddress(address)).collect();
         for address in wanted {
-            self.plan_filter_bit(FILTER_INGRESS, address, &mut operations);
+            self.plan_passing(Concern::Node(*address), &mut operations);
             if !held.contains(address) {
                 operations.push(Operation::UpsertNodeAddress(*address));
             }
@@ -195,7 +205,7 @@ impl State {
         let mut operations: Vec<_> = gone.map(|&ifindex| Operation::RemoveInterface { ifindex }).collect();
         for (&ifindex, interface) in wanted {
             for address in interface.addresses.iter().filter(|address| !address.is_unspecified()) {
-                self.plan_filter_bit(FILTER_INGRESS, address, &mut operations);
+                self.plan_passing(Concern::Node(*address), &mut operations);
             }
             if held.get(&ifindex) != Some(interface) {
                 operations.push(Operation::UpsertInterface { ifindex, interface: *interface });
@@ -214,12 +224,19 @@ impl State {
     #[must_use]
     pub fn needed_filter(&self) -> Filter {
         let mut filter = Filter::default();
-        self.mirror.frontends.keys().for_each(|key| filter.insert(FILTER_INGRESS, &key.address));
-        self.mirror.node_addresses.iter().for_each(|address| filter.insert(FILTER_INGRESS, address));
+        self.mirror.frontends.keys().for_each(|key| filter.insert(concern_of(key)));
         let devices = self.mirror.interfaces.values().flat_map(|interface| &interface.addresses);
-        devices.for_each(|address| filter.insert(FILTER_INGRESS, address));
+        let addresses = devices.filter(|address| !address.is_unspecified()).chain(&self.mirror.node_addresses);
+        addresses.for_each(|address| filter.insert(Concern::Node(*address)));
+        let protocols: HashMap<u32, u8> = self.units().map(|(id, unit)| (unit.service, id.protocol)).collect();
         let backends = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE);
-        backends.for_each(|backend| filter.insert(FILTER_EGRESS, &backend.address));
+        for Backend { address, port_be, service, .. } in backends {
+            // A Service port that nobody holds any more may have been of any protocol.
+            let known = protocols.get(service).copied();
+            let any = [protocol::TCP, protocol::UDP, protocol::SCTP];
+            let protocols = any.into_iter().filter(|own| known.is_none_or(|known| known == *own));
+            protocols.for_each(|protocol| filter.insert(Concern::Backend(*address, *port_be, protocol)));
+        }
         filter
     }
 
@@ -273,9 +290,9 @@ impl State {
         self.records.values().flat_map(|record| record.units.iter())
     }
 
-    fn plan_filter_bit(&self, plane: u32, address: &Address, operations: &mut Vec<Operation>) {
-        if !self.mirror.filter.contains(plane, address) {
-            operations.push(Operation::SetFilterBit { plane, address: *address });
+    fn plan_passing(&self, concern: Concern, operations: &mut Vec<Operation>) {
+        if !self.mirror.filter.contains(concern) {
+            operations.push(Operation::Pass(concern));
         }
     }
 }

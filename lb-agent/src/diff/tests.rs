@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{
     address::Address,
     config::{Interface, role},
+    filter::Concern,
+    flow::protocol,
     frontend::{FrontendKey, Scope, frontend_flags},
     hash::{scale, siphash13},
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
 };
 
 use self::world::{World, address, backend, frontend, key, unit, unit_id};
@@ -28,7 +29,7 @@ fn small() -> Capacities {
         backends: 6,
         table_slots: 3 * 416,
         flows: 16,
-        young_flows: 16,
+        families: [true; 2],
         services: 4,
         source_ranges: 4,
         affinity: 1,
@@ -103,8 +104,8 @@ fn the_order_is_backends_tables_filter_names_frontends_and_removals_backwards() 
         [
             "backend 2 state 1",
             "table",
-            "filter 1",
-            "filter 1",
+            "filter backend",
+            "filter backend",
             "frontend",
             "backend 3 state 2",
             "remove frontend",
@@ -121,7 +122,7 @@ fn a_table_of_the_same_size_is_changed_in_place_when_all_that_it_will_name_is_th
     let before = target(&world);
     let desired = unit(&[(2, 1)], &[(1, List::Cluster), (2, List::Cluster)]);
     let plan = world.plan("web", 10, desired);
-    assert_eq!(kinds(&plan), ["backend 2 state 1", "filter 1", "change table", "backend 1 state 0"]);
+    assert_eq!(kinds(&plan), ["backend 2 state 1", "filter backend", "change table", "backend 1 state 0"]);
     world.carry_out(plan);
     assert_eq!(target(&world), before);
     assert!(world.fake.table(before).iter().all(|&index| index == 2));
@@ -132,7 +133,7 @@ fn a_table_of_the_same_size_is_changed_in_place_when_all_that_it_will_name_is_th
 fn a_table_is_built_anew_where_a_frontend_that_leads_there_changes_or_goes() {
     let both = &[(1, List::Cluster), (2, List::Cluster)];
     let mut with_affinity = unit(&[(2, 1)], both);
-    with_affinity.affinity_timeout = 10;
+    with_affinity.affinity_secs = 10;
     let mut with_flags = unit(&[(2, 1)], both);
     with_flags.frontends.get_mut(&key(1)).unwrap().flags = frontend_flags::SOURCE_RANGES;
     let mut local = unit(&[(2, 1)], &[(1, List::Local), (2, List::Local)]);
@@ -192,7 +193,8 @@ fn kinds(plan: &Plan) -> Vec<String> {
         Operation::SetBackend { index, backend } => format!("backend {index} state {}", backend.state),
         Operation::FillTable { .. } => "table".to_owned(),
         Operation::ChangeTable { .. } => "change table".to_owned(),
-        Operation::SetFilterBit { plane, .. } => format!("filter {plane}"),
+        Operation::Pass(Concern::Backend(..)) => "filter backend".to_owned(),
+        Operation::Pass(_) => "filter frontend".to_owned(),
         Operation::UpsertFrontend { .. } => "frontend".to_owned(),
         Operation::RemoveFrontend { .. } => "remove frontend".to_owned(),
         other => panic!("{other:?}"),
@@ -354,15 +356,15 @@ fn rule_56_a_backend_tells_in_which_lists_it_is_and_a_frontend_which_list_serves
     desired.local = BTreeMap::from([(backend(2), 1)]);
     desired.backends.insert(backend(2), world::spec(true, true));
     desired.backends.insert(backend(3), world::spec(false, false));
-    desired.affinity_timeout = 56;
+    desired.affinity_secs = 60;
     world.want("web", 10, desired);
     let text = world.fake.to_string();
     for line in [
         "backend 1 10.0.0.1:8080 service 1 active in-cluster-list generation 0\n",
         "backend 2 10.0.0.2:8080 service 1 active local in-cluster-list in-local-list generation 0\n",
         "backend 3 10.0.0.3:8080 service 1 draining generation 0\n",
-        ", affinity 56 ticks\n",
-        ", affinity 56 ticks, internal-local, external-local\n",
+        ", affinity 59 ticks\n",
+        ", affinity 59 ticks, internal-local, external-local\n",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
@@ -424,8 +426,8 @@ fn node_addresses_and_devices_pass_the_filter_and_are_followed() {
     assert!(state.carry_out_each(&operations, &mut fake).is_empty());
     assert_eq!(fake.to_string(), "node address 10.0.0.1\nnode address 10.0.0.2\ninterface 7 uplink 10.0.0.3\n");
     for n in 1..=3 {
-        assert!(fake.dump().filter.contains(FILTER_INGRESS, &address(n)));
-        assert!(!fake.dump().filter.contains(FILTER_EGRESS, &address(n)));
+        assert!(fake.dump().filter.contains(Concern::Node(address(n))));
+        assert!(!fake.dump().filter.contains(Concern::ClusterIp(address(n))));
     }
     let restarted = State::adopt(fake.dump(), &small());
     assert_eq!(restarted.plan_node_addresses(&addresses), []);
@@ -454,9 +456,11 @@ fn the_needed_filter_forgets_what_is_gone() {
     let mut world = World::new(Capacities::default());
     world.want("web", 10, unit(&[(1, 1)], &[(1, List::Cluster)]));
     world.want("web", 10, unit(&[(2, 1)], &[(2, List::Cluster)]));
-    assert!(world.fake.dump().filter.contains(FILTER_EGRESS, &address(1)));
+    let backend = |n| Concern::Backend(address(n), 8080_u16.to_be(), protocol::TCP);
+    assert!(world.fake.dump().filter.contains(backend(1)));
     let needed = world.state.needed_filter();
-    assert!(!needed.contains(FILTER_EGRESS, &address(1)));
-    assert!(needed.contains(FILTER_EGRESS, &address(2)));
-    assert!(needed.contains(FILTER_INGRESS, &frontend(2)));
+    assert!(!needed.contains(backend(1)));
+    assert!(needed.contains(backend(2)));
+    assert!(needed.contains(Concern::Frontend(frontend(2), 80_u16.to_be(), protocol::TCP)));
+    assert_eq!(needed.counts(), [1, 1, 1, 1], "nothing else");
 }

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use lb_common::counters::{BackendCounters, ServiceCounters};
+use lb_common::{
+    counters::{BackendCounters, ServiceCounters},
+    maps::{FLOWS_V4, FLOWS_V6},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet},
@@ -15,7 +18,7 @@ use prometheus_client::{
 
 use crate::{
     compile::UnitId,
-    dataplane::{Counters, MapError, Maps},
+    dataplane::{Census, Counters, MapError, Maps, OpenFlows},
     diff::ProtocolText,
 };
 
@@ -35,19 +38,21 @@ pub struct Directory {
 pub(super) struct Snapshot {
     directory: Directory,
     counters: Counters,
-    /// In use towards the endpoint that most are used towards, and how many there are.
-    source_ports: [u64; 2],
+    census: Census,
+    /// How many there are.
+    source_ports: u64,
 }
 
 impl Snapshot {
-    /// Reads the counters; the flow tables are counted entry by entry, which takes its time.
+    /// Reads the counters, and walks once through the flow tables.
     pub(super) fn read(mut directory: Directory, maps: &Maps) -> Result<Self, MapError> {
-        let counters = maps.counters()?;
-        let tables = maps.flow_counts()?;
-        directory.usage.extend(tables.map(|(name, count, capacity)| (name, count, capacity.into())));
+        let (counters, census) = (maps.counters()?, maps.census()?);
+        let capacities = [maps.flows_v4.capacity(), maps.flows_v6.capacity()].map(u64::from);
+        let tables = [FLOWS_V4, FLOWS_V6].into_iter().zip(census.entries).zip(capacities);
+        directory.usage.extend(tables.map(|((name, count), capacity)| (name, count, capacity)));
         let config = maps.config.get(0).unwrap_or_default();
-        let range = u64::from(config.source_port_last.saturating_sub(config.source_port_first)) + 1;
-        Ok(Self { directory, counters, source_ports: [maps.source_ports_in_use()?, range] })
+        let source_ports = config.source_ports.map(|range| u64::from(range.len())).iter().sum();
+        Ok(Self { directory, counters, census, source_ports })
     }
 
     /// Decisions, by Service port.
@@ -55,6 +60,13 @@ impl Snapshot {
         let counters = &self.counters.services;
         let services = self.directory.services.iter();
         services.map(|(index, unit)| (unit, counters.get(index).copied().unwrap_or_default()))
+    }
+
+    /// Flows, by Service port and endpoint.
+    fn open_flows(&self) -> impl Iterator<Item = (&UnitId, &SocketAddr, OpenFlows)> {
+        let open = &self.census.backends;
+        let backends = self.directory.backends.iter();
+        backends.map(|(index, unit, socket)| (unit, socket, open.get(index).copied().unwrap_or_default()))
     }
 
     /// Traffic, by Service port and endpoint.
@@ -76,16 +88,23 @@ impl Collector for MapCounters {
         encode_backends(&mut encoder, &snapshot)?;
         let reasons = snapshot.counters.reasons.iter().map(|(reason, count)| ([("reason", reason.as_str())], *count));
         counters(&mut encoder, "shunt_reasons", "Packets that left the pipeline early, by reason", reasons)?;
+        let evictions = snapshot.counters.evictions.iter().map(|(kind, count)| ([("kind", kind.as_str())], *count));
+        let help = "Flows that were alive and yielded their place in the flow table to new ones, by what they were";
+        counters(&mut encoder, "shunt_flow_evictions", help, evictions)?;
+        let flows =
+            ["IPv4", "IPv6"].into_iter().zip(snapshot.census.flows).map(|(family, n)| ([("ip_family", family)], n));
+        gauges(&mut encoder, "shunt_flows", "Flows that have not expired, by family", flows)?;
         let sizes = |pick: fn(&(&'static str, u64, u64)) -> u64| {
             snapshot.directory.usage.iter().map(move |map| ([("map", map.0)], pick(map))).collect::<Vec<_>>()
         };
         gauges(&mut encoder, "shunt_map_entries", "Entries in a map", sizes(|map| map.1))?;
         gauges(&mut encoder, "shunt_map_capacity", "Entries that a map can hold", sizes(|map| map.2))?;
-        let [in_use, range] = snapshot.source_ports;
-        let help = "Reserved source ports in use towards the endpoint that most are used towards";
+        let help = "Source ports in use towards the endpoint that most are used towards";
+        let in_use = snapshot.census.source_ports;
         encoder.encode_descriptor("shunt_source_ports_in_use", help, None, MetricType::Gauge)?.encode_gauge(&in_use)?;
-        let help = "Source ports in the reserved range";
-        encoder.encode_descriptor("shunt_source_ports", help, None, MetricType::Gauge)?.encode_gauge(&range)
+        let help = "Ports for source translation";
+        let all = snapshot.source_ports;
+        encoder.encode_descriptor("shunt_source_ports", help, None, MetricType::Gauge)?.encode_gauge(&all)
     }
 }
 
@@ -139,7 +158,16 @@ fn encode_backends(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> 
         counters(encoder, name, help, samples)?;
     }
     let flows = snapshot.backends().map(|(unit, backend, own)| (labels(unit, backend), own.flows));
-    counters(encoder, "shunt_backend_flows", "New flows, by backend", flows)
+    counters(encoder, "shunt_backend_flows", "New flows, by backend", flows)?;
+    let open = snapshot.open_flows().flat_map(|(unit, backend, own)| {
+        [("active", own.active), ("inactive", own.inactive)].map(|(state, count)| {
+            let mut labels = labels(unit, backend);
+            labels.push(("state", state.to_owned()));
+            (labels, count)
+        })
+    });
+    let help = "Flows that have not expired, by backend: active ones are established, as ipvsadm has it";
+    gauges(encoder, "shunt_backend_open_flows", help, open)
 }
 
 fn counters<L: EncodeLabelSet>(
@@ -170,9 +198,12 @@ pub(super) fn gauges<L: EncodeLabelSet>(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, HashMap};
 
-    use lb_common::{flow::protocol, verdict::Reason};
+    use lb_common::{
+        flow::{Evicted, protocol},
+        verdict::Reason,
+    };
     use prometheus_client::{encoding::text::encode, registry::Registry};
 
     use super::*;
@@ -218,14 +249,25 @@ mod tests {
             reasons: vec![(Reason::NoRoute, 2)],
             services: BTreeMap::from([(1, ServiceCounters { flows: 3, rejected: 0, dropped: 0 })]),
             backends: BTreeMap::from([(7, BackendCounters { packets: [5, 4], bytes: [500, 400], flows: 3 })]),
+            evictions: vec![(Evicted::Pending, 6)],
         };
-        let snapshot = Snapshot { directory, counters, source_ports: [5, 100] };
+        let census = Census {
+            flows: [9, 1],
+            backends: HashMap::from([(7, OpenFlows { active: 2, inactive: 1 })]),
+            source_ports: 5,
+            ..Census::default()
+        };
+        let snapshot = Snapshot { directory, counters, census, source_ports: 100 };
         let text = text(snapshot);
         let unit = "namespace=\"default\",service=\"web\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"";
         for line in [
             format!("shunt_service_flows_total{{{unit}}} 3\n"),
             format!("shunt_backend_packets_total{{{unit},backend=\"10.0.0.1:8080\",direction=\"reply\"}} 4\n"),
             format!("shunt_backend_bytes_total{{{unit},backend=\"10.0.0.1:8080\",direction=\"original\"}} 500\n"),
+            format!("shunt_backend_open_flows{{{unit},backend=\"10.0.0.1:8080\",state=\"active\"}} 2\n"),
+            format!("shunt_backend_open_flows{{{unit},backend=\"10.0.0.1:8080\",state=\"inactive\"}} 1\n"),
+            "shunt_flow_evictions_total{kind=\"pending\"} 6\n".into(),
+            "shunt_flows{ip_family=\"IPv4\"} 9\n".into(),
             "shunt_reasons_total{reason=\"no-route\"} 2\n".into(),
             "shunt_map_capacity{map=\"FRONTENDS\"} 10\n".into(),
             "shunt_source_ports_in_use 5\n".into(),

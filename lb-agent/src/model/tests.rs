@@ -108,8 +108,8 @@ fn rule_35_a_range_that_can_not_be_read_leaves_the_last_good_ones_in_force() {
 #[test]
 fn rule_57_affinity_is_switched_on_and_off_on_a_live_service() {
     let mut model = model([web().applied()]);
-    let timeout = |model: &Model| model.compile(&key("web")).0.into_values().next().unwrap().affinity_timeout;
-    for (builder, expected) in [(web().affinity(Some(10)), 10), (web(), 0), (web().affinity(None), 10_059)] {
+    let timeout = |model: &Model| model.compile(&key("web")).0.into_values().next().unwrap().affinity_secs;
+    for (builder, expected) in [(web().affinity(Some(10)), 10), (web(), 0), (web().affinity(None), 10_800)] {
         assert_eq!(dirtied(&mut model, builder.applied()), keys(&["web"]));
         assert_eq!(timeout(&model), expected);
     }

@@ -10,6 +10,7 @@ pub mod checks;
 pub mod decode;
 pub mod netlink;
 pub mod pattern;
+pub mod ports;
 pub mod roles;
 pub mod service_cidrs;
 pub mod state;

@@ -146,6 +146,15 @@ impl NodeState {
         self.addresses.values().flatten().copied()
     }
 
+    /// Whether there are addresses of each family, IPv4 and IPv6, that are good beyond their link. As long as there is none at all,
+    /// either may come.
+    #[must_use]
+    pub fn families(&self) -> [bool; 2] {
+        let families =
+            [true, false].map(|is_v4| self.all_addresses().any(|own| own.is_global && own.ip.is_ipv4() == is_v4));
+        if families == [false; 2] { [true; 2] } else { families }
+    }
+
     /// Whether the device carries a default route or the Node's own address, or did since it came.
     #[must_use]
     pub fn is_outward_device(&self, ifindex: u32) -> bool {
@@ -248,6 +257,19 @@ mod tests {
         assert_eq!(state.apply(Change::LinkGone { ifindex: 2 }), Effect::BOTH);
         assert_eq!(state, NodeState::default());
         assert_eq!(state.apply(Change::LinkGone { ifindex: 2 }), Effect::NONE);
+    }
+
+    #[test]
+    fn a_node_has_the_families_of_its_addresses_and_either_as_long_as_it_has_none() {
+        let mut state = NodeState::default();
+        let mut with = |ip: &str, is_global| {
+            let address = LocalAddress { ip: ip.parse().unwrap(), is_global, is_secondary: false };
+            state.apply(Change::Address { ifindex: 2, address });
+            state.families()
+        };
+        assert_eq!(with("fe80::1", false), [true, true]);
+        assert_eq!(with("192.0.2.1", true), [true, false]);
+        assert_eq!(with("fd00::1", true), [true, true]);
     }
 
     #[test]

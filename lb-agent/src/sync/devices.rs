@@ -13,7 +13,7 @@ use std::{
 use lb_common::{
     address::Address,
     config::{Interface, role},
-    maps::FILTER_INGRESS,
+    filter::Concern,
 };
 use tracing::{debug, info};
 
@@ -148,7 +148,7 @@ impl Devices {
             if self.told.is_synced {
                 errors.extend(self.write_addresses(&wanted, maps));
             }
-            self.report(&wanted, &errors, reporter);
+            self.report(&wanted, &errors, maps.state.families(), reporter);
             let with_role = wanted.iter().filter(|(_, interface)| interface.role != 0);
             let new = with_role.filter(|(ifindex, interface)| self.attached.get(ifindex) != Some(&interface.role));
             // Without its record a pod's device would make its pod a client from outside.
@@ -212,9 +212,20 @@ impl Devices {
         let mut operations = maps.state.plan_interfaces(&described.collect());
         let local: BTreeSet<Address> = self.local_addresses().collect();
         let new = local.difference(&self.filtered);
-        operations.extend(new.map(|&address| Operation::SetFilterBit { plane: FILTER_INGRESS, address }));
+        operations.extend(new.map(|&address| Operation::Pass(Concern::Node(address))));
         self.filtered = local;
-        maps.state.carry_out_each(&operations, &mut maps.doors)
+        let is_of_known = |operation: &Operation| match operation {
+            Operation::UpsertInterface { ifindex, .. } => maps.state.has_interface(*ifindex),
+            Operation::RemoveInterface { .. } => true,
+            _ => false,
+        };
+        let have_changed = operations.iter().any(is_of_known);
+        let errors = maps.state.carry_out_each(&operations, &mut maps.doors);
+        if have_changed {
+            // What is kept of a next hop was found by what the map said of its device.
+            maps.doors.bump_next_hops();
+        }
+        errors
     }
 
     fn write_addresses(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
@@ -225,7 +236,14 @@ impl Devices {
         maps.state.carry_out_each(&operations, &mut maps.doors)
     }
 
-    fn report(&self, wanted: &BTreeMap<u32, Interface>, errors: &[WriteError], reporter: &mut Reporter) {
+    /// `families` are those for whose flows there is room.
+    fn report(
+        &self,
+        wanted: &BTreeMap<u32, Interface>,
+        errors: &[WriteError],
+        families: [bool; 2],
+        reporter: &mut Reporter,
+    ) {
         let mut problems = self.selection.problems(&self.node);
         let has_uplink = wanted.values().any(|interface| interface.role & role::UPLINK != 0);
         if self.told.is_synced && !has_uplink && self.selection.uplinks.is_empty() {
@@ -238,7 +256,15 @@ impl Devices {
         reporter.set(Scope::Uplinks, problems);
         let problem =
             |error: &WriteError| Problem::new("this node's devices and addresses", error.to_string(), error.remedy());
-        reporter.set(Scope::Addresses, errors.iter().map(problem).collect());
+        let new_families = ["IPv4", "IPv6"].into_iter().zip(self.node.families()).zip(families);
+        let without_room = new_families.filter(|((_, is_there), has_room)| *is_there && !has_room).map(|((family, _), _)| {
+            Problem::new(
+                family,
+                "this node had no address of the family when the agent started, so that hardly any of its flows has room",
+                "restart the agent, which makes the flow table of the family anew; other traffic goes on meanwhile",
+            )
+        });
+        reporter.set(Scope::Addresses, errors.iter().map(problem).chain(without_room).collect());
     }
 
     /// Attaches the programs of one device. What is returned is what is wrong with it now.

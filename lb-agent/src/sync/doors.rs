@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use lb_common::{address::Address, config::Config, verdict::Reason};
+use lb_common::{address::Address, config::Config, maps::LAYOUT_VERSION, verdict::Reason};
 
 use crate::{
     dataplane::{AttachError, Audit, Dataplane, MapError, SocketError},
@@ -66,11 +66,8 @@ pub trait Doors: Writer {
         Ok(true)
     }
 
-    /// Takes out of the address filter what nothing needs any more, neither `needed` nor a flow. Returns what is left.
-    ///
-    /// # Errors
-    /// When the flows can't be read; the filter is as before then.
-    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem>;
+    /// Takes out of the filter what nothing needs any more, neither `needed` nor a flow. Returns what is left.
+    fn sweep_filter(&mut self, needed: &Filter) -> Filter;
 }
 
 /// How a device's programs are attached.
@@ -122,9 +119,12 @@ impl Doors for Dataplane {
             let remedy = "the packet doors go on; see that the kernel has CONFIG_CGROUP_BPF, or use --socket-lb off";
             Problem::new("socket door", error.to_string(), remedy)
         };
+        let lost =
+            self.earlier_flows().filter(|(_, flows)| *flows > 0).map(|(layout, flows)| lost_flows(layout, flows));
         // First: the directory of another layout goes with the rest, and with it links that nobody has taken.
         let mut problems: Vec<_> = self.take_over_sockets().into_iter().map(socket_problem).collect();
         problems.extend(Self::take_over(self).into_iter().map(problem));
+        problems.extend(lost);
         problems
     }
 
@@ -171,9 +171,17 @@ impl Doors for Dataplane {
         self.maps().holds(operation)
     }
 
-    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
-        let problem =
-            |error: MapError| Problem::new("address filter", error.to_string(), "it is swept again in an hour");
-        self.maps().sweep_filter(needed).map_err(problem)
+    fn sweep_filter(&mut self, needed: &Filter) -> Filter {
+        self.maps().sweep_filter(needed)
     }
+}
+
+/// The programs of an earlier layout have given way, and nobody reads their flow tables any more.
+fn lost_flows(layout: u32, flows: u64) -> Problem {
+    let cause = format!(
+        "the up to {flows} flows of the maps of layout {layout} are not carried over to layout {LAYOUT_VERSION}: each is decided \
+         anew with its next packet, and meets the same backend where the Service's endpoints have not changed since it began"
+    );
+    let remedy = "nothing needs to be done; connections from outside whose source is translated may get another source port, and end";
+    Problem::new("upgrade of the maps", cause, remedy)
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether the reserved source ports run out: told once, when new flows begin to be turned away for want of one, and again when
+//! Whether the source ports run out: told once, when new flows begin to be turned away for want of one, and again when
 //! that is over. Pure.
 
 use std::time::{Duration, Instant};
 
-use crate::{node::checks::PortRange, problem::Problem};
+use crate::{node::ports::SourcePorts, problem::Problem};
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ impl Exhaustion {
     }
 
     /// What is wrong, by what was counted until now. What was counted before the first look is an earlier agent's.
-    pub fn judge(&mut self, count: u64, range: PortRange, now: Instant) -> Option<Problem> {
+    pub fn judge(&mut self, count: u64, ports: SourcePorts, now: Instant) -> Option<Problem> {
         if self.counted.replace(count).is_some_and(|former| count > former) {
             self.last_rise = Some(now);
         }
@@ -44,7 +44,7 @@ impl Exhaustion {
         let cause =
             "new connections from outside to backends on other nodes are dropped: no source port is free towards them";
         let remedy = format!(
-            "widen --source-ports ({range} now), or spread the load over more backends or nodes; \
+            "widen --source-ports ({ports} now), or spread the load over more backends or nodes; \
              shunt_source_ports_in_use shows how many are taken"
         );
         Some(Problem::new("source ports", cause, remedy).with_reason("SourcePortsExhausted"))

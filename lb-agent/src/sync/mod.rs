@@ -30,7 +30,7 @@ use std::{collections::BTreeSet, net::SocketAddr, pin::pin, time::Instant};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use lb_common::maps::FILTER_INGRESS;
+use lb_common::filter::Concern;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
@@ -46,7 +46,7 @@ use self::{
 pub use self::{devices::Devices, no_local::PolicyKind, report::Reporter, services::Services};
 use crate::{
     compile::BackendKey,
-    dataplane::Repair,
+    dataplane::{Repair, source_ports},
     diff::State,
     health::{Health, NodeStatus},
     metrics::{Directory, Metrics},
@@ -274,7 +274,7 @@ impl<D: Doors> Loop<D> {
             return Some(now);
         }
         if self.sweep.is_due(now) {
-            self.sweep(now);
+            self.sweep();
         }
         // What was there before the first sync may come back with it.
         let orphans = if self.health.is_synced() { self.maps.doors.close_orphans(now) } else { None };
@@ -307,11 +307,12 @@ impl<D: Doors> Loop<D> {
     }
 
     /// Before the first sync nothing is known to be needless.
-    fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self) {
         if self.health.is_synced() {
             let mut needed = self.maps.state.needed_filter();
-            self.devices.local_addresses().for_each(|address| needed.insert(FILTER_INGRESS, &address));
-            sweep(&needed, &mut self.maps, &mut self.reporter, now);
+            self.devices.local_addresses().for_each(|address| needed.insert(Concern::Node(address)));
+            source_ports(&self.services.source_ports().to_config()).for_each(|concern| needed.insert(concern));
+            sweep(&needed, &mut self.maps);
         }
     }
 

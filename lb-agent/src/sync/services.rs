@@ -35,7 +35,7 @@ use crate::{
     diff::{FRONTEND_TAKEN, State, WriteError},
     health::{Health, HealthPorts},
     model::Model,
-    node::checks::PortRange,
+    node::ports::SourcePorts,
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
 };
@@ -44,7 +44,7 @@ use crate::{
 pub struct Services {
     model: Model,
     queue: Queue<ServiceKey>,
-    source_ports: PortRange,
+    source_ports: SourcePorts,
     health_ports: HealthPorts,
     no_local: NoLocalEndpoints,
     triggers: Triggers,
@@ -64,7 +64,7 @@ pub struct Services {
 impl Services {
     /// Nothing known yet. `source_ports` are those that no NodePort may have.
     #[must_use]
-    pub fn new(model: Model, source_ports: PortRange) -> Self {
+    pub fn new(model: Model, source_ports: SourcePorts) -> Self {
         Self {
             model,
             queue: Queue::default(),
@@ -83,7 +83,7 @@ impl Services {
 
     /// Ports that are reserved for source translation.
     #[must_use]
-    pub const fn source_ports(&self) -> PortRange {
+    pub const fn source_ports(&self) -> SourcePorts {
         self.source_ports
     }
 
@@ -304,7 +304,7 @@ fn unwritten_problem(key: &ServiceKey, error: &WriteError) -> Problem {
 }
 
 /// NodePorts among the ports of source translation: replies to outside clients would be taken for new connections.
-fn source_port_problems(key: &ServiceKey, units: &BTreeMap<UnitId, Unit>, source_ports: PortRange) -> Vec<Problem> {
+fn source_port_problems(key: &ServiceKey, units: &BTreeMap<UnitId, Unit>, source_ports: SourcePorts) -> Vec<Problem> {
     let is_node_port = |frontend: &&FrontendKey| {
         [true, false].iter().any(|&is_v4| frontend.address == FrontendKey::any_address(is_v4))
     };

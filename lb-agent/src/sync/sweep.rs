@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When to sweep the address filter. Bits are only ever added while Services come and go, because flows outlive them; too
-//! many would let other traffic pass the filter, which costs it a look-up or two.
+//! When to sweep the filter. Bits are only ever added while Services come and go, because flows outlive them; too many would let
+//! other traffic pass the filter, which costs it a look-up or two.
 
 use std::time::{Duration, Instant};
 
-use lb_common::maps::{FILTER_EGRESS, FILTER_INGRESS};
-
-use super::{Maps, doors::Doors, report::Reporter};
+use super::{Maps, doors::Doors};
 use crate::diff::Filter;
 
 /// How often to look.
 pub const PERIOD: Duration = Duration::from_secs(3600);
 
-/// Bits that may be too many: under 1 % of a plane.
+/// Bits that may be too many: under 1 % of each part.
 const TOLERABLE: u32 = 4096;
 
 /// When to look next.
@@ -39,14 +37,10 @@ impl Sweep {
 }
 
 /// Sweeps if that is worth while: all flows are read for it. `needed` is what must pass in any case.
-pub fn sweep(needed: &Filter, maps: &mut Maps<impl Doors>, reporter: &mut Reporter, now: Instant) {
-    let filter = maps.state.filter();
-    let excess = |plane| filter.count(plane).saturating_sub(needed.count(plane));
-    if excess(FILTER_INGRESS) <= TOLERABLE && excess(FILTER_EGRESS) <= TOLERABLE {
-        return;
-    }
-    match maps.doors.sweep_filter(needed) {
-        Ok(left) => maps.state.set_filter(left),
-        Err(problem) => reporter.note(problem, now),
+pub fn sweep(needed: &Filter, maps: &mut Maps<impl Doors>) {
+    let (held, needed_counts) = (maps.state.filter().counts(), needed.counts());
+    if held.iter().zip(needed_counts).any(|(held, needed)| held.saturating_sub(needed) > TOLERABLE) {
+        let left = maps.doors.sweep_filter(needed);
+        maps.state.set_filter(left);
     }
 }

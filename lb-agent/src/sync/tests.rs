@@ -129,9 +129,9 @@ impl Doors for FakeDoors {
         Ok(self.maps.holds(operation))
     }
 
-    fn sweep_filter(&mut self, needed: &Filter) -> Result<Filter, Problem> {
+    fn sweep_filter(&mut self, needed: &Filter) -> Filter {
         self.sweeps += 1;
-        Ok(needed.clone())
+        needed.clone()
     }
 }
 
@@ -474,6 +474,33 @@ fn only_what_can_change_a_next_hop_spoils_them() {
     assert_eq!(world.doors().bumps, bumps);
     world.change(Change::Routes).change(Change::Routes).settle();
     assert_eq!(world.doors().bumps, bumps + 1, "a burst counts once");
+}
+
+/// What is kept of a next hop says whether its device takes frames from XDP.
+#[test]
+fn a_device_whose_role_changes_spoils_next_hops() {
+    let mut world = World::new(fake_doors());
+    world.change(Change::Link { ifindex: 5, link: link("eth5") });
+    world.change(Change::Address { ifindex: 5, address: address("198.51.100.1") });
+    world.event(Event::Synced).settle();
+    let bumps = world.doors().bumps;
+    world.event(node("node-1", None, &["198.51.100.1"])).settle();
+    assert_eq!(world.doors().attached.get(&5), Some(&role::UPLINK));
+    assert_eq!(world.doors().bumps, bumps + 2, "as an uplink, and as one that takes frames from XDP");
+}
+
+#[test]
+fn a_family_that_comes_after_the_start_is_reported() {
+    let families = |families| {
+        let mut world = World::new(fake_doors());
+        let capacities = Capacities { families, ..Capacities::default() };
+        world.agent.maps.state = State::adopt(world.doors().maps.dump(), &capacities);
+        world.event(Event::Synced).settle();
+        world.agent.reporter.texts()
+    };
+    let texts = families([true, false]);
+    assert!(texts.iter().any(|text| text.starts_with("IPv6: this node had no address of the family")), "{texts:?}");
+    assert_eq!(families([true; 2]), texts.iter().filter(|text| !text.starts_with("IPv6")).cloned().collect::<Vec<_>>());
 }
 
 /// Threads cilium 23604, 33723 and 42870.

@@ -46,7 +46,7 @@ pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Sta
     }
     let config = maps::config()?;
     let budget = maps::reject_budget().ok_or(Stop::drop(Reason::MapMissing))?;
-    if !budget.take(clock::now(), config.rejects_per_tick) {
+    if !budget.take(clock::tick(), config.rejects_per_tick) {
         return Err(Stop::drop(Reason::RejectLimit));
     }
     let node = config.node_addresses[family_index(F::IS_V4)];

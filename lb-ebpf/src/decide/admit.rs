@@ -5,6 +5,7 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::{
     config::{family_index, role},
+    flow::table::{class_of_device, class_of_source},
     frontend::{Frontend, FrontendKey, Scope, SourceRange, Target, frontend_flags},
     verdict::{Fate, Reason, Stage, Stop},
 };
@@ -45,7 +46,10 @@ pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stag
         Err(stop) => return Err(refuse(packet, frontend.service, stop)),
     };
     let list = u32::from(frontend.list(scope));
-    scratch.admitted = Admitted { frontend, target, list, comes_from_pod: u32::from(comes_from_pod) };
+    let class =
+        if comes_from_pod { class_of_device(packet.ifindex()) } else { class_of_source::<F>(&scratch.parsed.key.src) };
+    let comes_from_pod = u32::from(comes_from_pod);
+    scratch.admitted = Admitted { frontend, target, list, comes_from_pod, class: class.into() };
     Ok(())
 }
 

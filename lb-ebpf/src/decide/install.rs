@@ -1,210 +1,213 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Installs a new flow (conntrack confirm): both entries into the table, and a source port (SNAT), so that no two flows share a reply tuple.
+//! Installs a new flow (conntrack confirm): both entries into the table, so that no two flows share a reply tuple.
 //!
 //! The reply's entry goes first and must be new: two clients behind one translated address, or one client port through
-//! two frontends to one backend, would otherwise meet in it. The later flow gets another source port from the reserved
-//! range. An entry that is this very flow's, left over from an earlier decision, is taken over, port and all.
+//! two frontends to one backend, would otherwise meet in it. The later flow gets another source port ([`port`]). An entry that is
+//! this very flow's, left over from an earlier decision, is taken over, port and all.
 
 use lb_common::{
-    config::elapsed,
-    flow::{Flow, FlowState, flow_flags},
+    flow::{
+        Control, flow_flags,
+        table::{self, Slot as _, Table as _, halves},
+        word,
+    },
     hash,
     verdict::{Reason, Stage, Stop},
 };
 
+use super::port;
 use crate::{
-    flow::find::is_expired,
+    flow::pair::{self, lookup},
     kernel::{
-        global_fn,
-        maps::{self, FlowTable, Grown, InsertError, Young},
+        global_fn, maps,
+        table::FlowTable,
         work::{self, Scratch},
     },
-    packet::header::Header,
+    packet::{Packet, header::Header},
 };
-
-/// Ports that are tried before the flow is refused: at 90 % occupancy 1 of 5 such flows finds none, at 75 % 1 of 100.
-const PROBES: u32 = 16;
 
 /// Searches for a source port before a new flow is refused: one more for each time that another CPU takes the port that was
 /// found (cilium 35010).
 const ATTEMPTS: u32 = 3;
 
-/// Who has a reply tuple: another flow.
-const OTHER: u32 = 0;
-/// Nobody.
-const NOBODY: u32 = 1;
-/// An earlier decision of the same flow.
-const OWN: u32 = 2;
-/// Another flow, which has expired or, when [`PATIENT_PROBES`] have found nothing better, whose backend has not answered yet: a
-/// flood of first packets shall not keep everybody else from a port. Its client, if it is one, sends again.
-const YIELDING: u32 = 3;
-/// Another flow, which is over or never began: taken when nothing better is found, so that short connections and
-/// half-open ones don't use up the range for as long as they are remembered.
-const ENDING: u32 = 4;
-
-/// Probes that pass over flows without an answer: half of them.
-const PATIENT_PROBES: u32 = PROBES / 2;
-
-/// Ticks after which a half-open flow counts as [`ENDING`]: the client has sent its SYN again twice by then.
-const HALF_OPEN_TICKS: i64 = 4;
-
-global_fn! {
-    /// [`install`].
-    pub fn install_global<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> = install => install_v4 | install_v6
-}
-
-/// Installs the pair for the original entry in the scratch space; chooses its source port. `dry` for a trace, which
-/// installs nothing.
+/// Installs the pair for the original entry in the scratch space; chooses its source port. A trace installs nothing.
 #[inline(always)]
-fn install<F: Header>(start: u32, now: u32, dry: bool) -> Stage<()> {
+pub fn install<P: Packet, F: Header>(start: u32) -> Stage<()> {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        if claim::<F>(start, now, dry)? {
-            return Ok(());
+        match claim_global::<F>(start) {
+            DONE => return Ok(()),
+            NO_ROOM => return without_state::<P, F>(),
+            NO_PORT => return NO_SOURCE_PORT,
+            _ => {}
         }
         attempt += 1;
     }
     // The client will send again.
-    Err(Stop::drop(Reason::NoSourcePort))
+    NO_SOURCE_PORT
 }
 
-/// One attempt. False where another CPU took the tuple for another flow a moment after it was found free.
-#[inline(always)]
-fn claim<F: Header>(start: u32, now: u32, dry: bool) -> Stage<bool> {
-    let scratch = work::scratch::<F>()?;
-    let key = &scratch.parsed.key;
-    // An earlier attempt may have chosen another.
-    scratch.original.sport_be = key.sport_be;
-    scratch.original.write_peer_key(key, &mut scratch.peer_key);
-    let holder = choose_source_port_global::<F>(start, now);
-    if holder == OTHER {
-        return Err(Stop::drop(Reason::NoSourcePort));
-    }
-    scratch.original.set_deltas(key);
-    if dry {
-        return Ok(true);
-    }
-    scratch.original.write_peer(key, &mut scratch.peer);
-    if maps::find_flow::<F, Grown>(&scratch.peer_key).is_some() && holder == OWN {
-        // The other half of a grown flow was evicted. The same tuple may have been young since.
-        maps::remove_flow::<F, Young>(key);
-        put_pair::<F, Grown>(scratch);
-        return Ok(true);
-    }
-    if maps::find_flow::<F, Grown>(key).is_some() {
-        maps::remove_flow::<F, Grown>(key);
-    }
-    if holder == OWN {
-        put_pair::<F, Young>(scratch);
-        return Ok(true);
-    }
-    if holder != NOBODY {
-        // Not overwritten: another CPU may be taking it too, and one of us must fail.
-        maps::remove_flow::<F, Grown>(&scratch.peer_key);
-        maps::remove_flow::<F, Young>(&scratch.peer_key);
-    }
-    let claimed = maps::insert_new_flow::<F, Young>(&scratch.peer_key, &scratch.peer);
-    if claimed == Err(InsertError::Exists) && holder_global::<F>(now, 1) != OWN {
-        return Ok(false);
-    }
-    if claimed == Err(InsertError::Refused) || maps::put_flow::<F, Young>(key, &scratch.original).is_err() {
-        count_refusal();
-    }
-    Ok(true)
-}
+/// Both entries stand in the table, or nothing is to be written.
+const DONE: u32 = 0;
+/// Another CPU took the tuple for another flow a moment after it was found free.
+const TAKEN: u32 = 1;
+/// All places of a tuple are held by flows that live.
+const NO_ROOM: u32 = 2;
+/// No port was found with which the reply's tuple can be had.
+const NO_PORT: u32 = 3;
 
-/// Both entries, over those that are there.
-#[inline(always)]
-fn put_pair<F: Header, T: FlowTable>(scratch: &Scratch<F>) {
-    if maps::put_flow::<F, T>(&scratch.peer_key, &scratch.peer).is_err()
-        || maps::put_flow::<F, T>(&scratch.parsed.key, &scratch.original).is_err()
-    {
-        count_refusal();
-    }
-}
+const NO_SOURCE_PORT: Stage<()> = Err(Stop::drop(Reason::NoSourcePort));
 
-/// Never a drop: the packet goes on, and the next one tries again (cilium 35010).
+/// Never a drop where the packet can go on: one whose source is kept meets the same backend by Maglev (cilium 35010). The reply to one
+/// whose source is translated would find nobody: XDP leaves it to TC, which drops it.
 #[inline(always)]
-fn count_refusal() {
+fn without_state<P: Packet, F: Header>() -> Stage<()> {
+    let is_snat = work::scratch::<F>()?.original.flags() & flow_flags::SNAT != 0;
+    if is_snat && P::IS_XDP {
+        return Err(Stop::LEAVE_TO_TC);
+    }
+    if is_snat {
+        return Err(Stop::drop(Reason::FlowInsertFailed));
+    }
     maps::count_reason(Reason::FlowInsertFailed as u32);
+    Ok(())
 }
 
 global_fn! {
-    /// [`choose_source_port`].
-    fn choose_source_port_global<F: Header>(start: u32, now: u32) -> u32
-        = choose_source_port => choose_source_port_v4 | choose_source_port_v6
+    /// [`claim`].
+    fn claim_global<F: Header>(start: u32) -> u32 = claim => claim_v4 | claim_v6
 }
 
-/// Finds a source port with which the reply's tuple is free, and writes it to the original entry and the peer's key.
-/// The same `start`, below 2^32, begins at the same port each time, so that a flow meets its own surviving entry.
-///
-/// Gives [`OTHER`] where no port was found, else who had the tuple.
+/// One attempt: [`DONE`], [`TAKEN`], [`NO_ROOM`] or [`NO_PORT`].
 #[inline(always)]
-fn choose_source_port<F: Header>(start: u32, now: u32) -> u32 {
-    let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return OTHER };
-    // A flow that keeps its client's address would like to keep the port as well.
-    if scratch.original.flags & flow_flags::SNAT == 0 {
-        let holder = holder_global::<F>(now, 1);
-        if holder != OTHER && holder != ENDING {
-            return holder;
+fn claim<F: Header>(start: u32) -> u32 {
+    let Ok(scratch) = work::scratch::<F>() else { return NO_ROOM };
+    // An earlier attempt may have chosen another.
+    scratch.original.new_sport_be = scratch.original.sport_be;
+    scratch.peer_key = scratch.original.peer_key();
+    let holder = port::choose_global::<F>(start);
+    if !port::can_be_had(holder) {
+        return NO_PORT;
+    }
+    scratch.original.set_deltas();
+    if scratch.parsed.is_trace != 0 {
+        return DONE;
+    }
+    let own = if holder == port::OWN { scratch.holder_slot } else { pair::NONE };
+    if own == pair::NONE {
+        if holder != port::NOBODY {
+            pair::count_yielded(holder);
         }
+        make_room_global::<F>();
+    } else {
+        take_over_global::<F>(own);
     }
-    let range = u32::from(config.source_port_last.wrapping_sub(config.source_port_first)) + 1;
-    let mut point = start;
-    let mut probe = 0;
-    let mut fallback_be = 0;
-    while probe < PROBES {
-        let offset = hash::scale(u64::from(point) << 32, range) as u16;
-        let port_be = config.source_port_first.wrapping_add(offset).to_be();
-        scratch.peer_key.dport_be = port_be;
-        // verifier: in numbers, because each branch here is followed in each turn.
-        let patience = u32::from(fallback_be) | ((probe / PATIENT_PROBES) ^ 1);
-        let holder = holder_global::<F>(now, patience);
-        if holder == ENDING {
-            fallback_be = port_be;
-        } else if holder != OTHER {
-            scratch.original.sport_be = port_be;
-            return holder;
-        }
-        // Steps of the golden ratio spread evenly, and need no branch at the range's end: with one, the verifier
-        // followed ten times as many paths.
-        point = point.wrapping_add(0x9e37_79b9);
-        probe += 1;
+    let Scratch { original, peer, .. } = scratch;
+    let reply = if own == pair::NONE {
+        original.write_peer(peer);
+        pair::insert::<F>(pair::PEER)
+    } else {
+        own
+    };
+    if reply == pair::TAKEN {
+        return TAKEN;
     }
-    if fallback_be == 0 {
-        return OTHER;
+    if reply == pair::FULL {
+        return NO_ROOM;
     }
-    scratch.peer_key.dport_be = fallback_be;
-    scratch.original.sport_be = fallback_be;
-    ENDING
+    original.peer = reply;
+    insert_original_global::<F>(reply)
 }
 
 global_fn! {
-    /// [`holder`].
-    fn holder_global<F: Header>(now: u32, patience: u32) -> u32 = holder => holder_v4 | holder_v6
+    /// [`make_room`].
+    fn make_room_global<F: Header>() -> u32 = make_room => make_room_v4 | make_room_v6
 }
 
-/// Who has the reply tuple of the peer's key in the scratch space. Any `patience` leaves it to flows without an answer.
+/// Removes what is left of an earlier decision about this flow, and whoever has the reply's tuple: it has expired, or yields. One that
+/// has changed meanwhile is another CPU's decision, which is met later. Always 0.
 #[inline(always)]
-fn holder<F: Header>(now: u32, patience: u32) -> u32 {
-    let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return OTHER };
-    // In this order: see `find::grow`.
-    let young = maps::find_flow::<F, Young>(&scratch.peer_key);
-    let is_young = young.is_some();
-    match young.or_else(|| maps::find_flow::<F, Grown>(&scratch.peer_key)) {
-        None => NOBODY,
-        Some(peer) if peer.is_peer_key(&scratch.peer_key, &scratch.parsed.key) => OWN,
-        Some(peer) if is_expired(peer, config, now) => YIELDING,
-        Some(peer) if is_ending(peer, now) => ENDING,
-        // Grown flows have all been answered, whatever their entries say.
-        Some(peer) if patience == 0 && is_young && peer.flags & flow_flags::ANSWERED == 0 => YIELDING,
-        Some(_) => OTHER,
+fn make_room<F: Header>() -> u32 {
+    let Ok(scratch) = work::scratch::<F>() else { return 0 };
+    if let Some(old) = lookup(&scratch.parsed.key) {
+        pair::remove_global::<F>(old.index);
     }
+    if let Some(holder) = lookup(&scratch.peer_key)
+        && holder.control.is_same_entry(Control::from_bits(scratch.holder_control))
+    {
+        pair::remove_global::<F>(holder.index);
+    }
+    0
 }
 
+global_fn! {
+    /// [`take_over`].
+    fn take_over_global<F: Header>(reply: u32) -> u32 = take_over => take_over_v4 | take_over_v6
+}
+
+/// Makes this flow's own surviving reply entry that of the new decision; where the packet opens no connection, the original entry goes
+/// on where that one was. What is left of the old original entry goes. Always 0.
 #[inline(always)]
-fn is_ending<F: Header>(flow: &Flow<F>, now: u32) -> bool {
-    let idle = elapsed(now, flow.last_seen);
-    let may_end = flow.state == FlowState::HALF_OPEN || flow.state == FlowState::RESET;
-    (flow.state == FlowState::CLOSING && idle > 0) || (may_end && idle >= HALF_OPEN_TICKS)
+fn take_over<F: Header>(reply: u32) -> u32 {
+    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(reply)) else { return 0 };
+    let control = Control::from_bits(slot.load(word::CONTROL));
+    let original = &mut scratch.original;
+    if scratch.parsed.is_opening() {
+        // From the start.
+        let flags = control.flags() & !(flow_flags::ANSWERED | flow_flags::PICKED_UP);
+        let next = control.with(original.control.state(), flags);
+        slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits());
+        slot.store_half(2 * word::sequence::<F>(), 0);
+        slot.store_half(2 * word::times::<F>(), original.born);
+    } else {
+        const KEPT: u8 = flow_flags::ANSWERED | flow_flags::PICKED_UP;
+        let flags = original.flags() & !KEPT | control.flags() & KEPT;
+        original.control = original.control.with(control.state(), flags);
+        original.born = slot.load(word::times::<F>()) as u32;
+    }
+    slot.store_half(2 * word::CONTROL, original.control.last_seen());
+    slot.store(word::backend::<F>(), hash::join(original.backend, original.generation));
+    if let Some(old) = lookup(&scratch.parsed.key) {
+        let (_, peer) = halves(old.slot.load(word::sequence::<F>()));
+        if peer == reply {
+            table::remove(old.slot, old.control);
+        } else {
+            pair::remove_global::<F>(old.index);
+        }
+    }
+    0
+}
+
+global_fn! {
+    /// [`insert_original`].
+    fn insert_original_global<F: Header>(reply: u32) -> u32 = insert_original => insert_original_v4 | insert_original_v6
+}
+
+/// Inserts the original's entry, now that its reply's stands at a slot. Another CPU may have decided the same flow a moment before: if
+/// by another port, that one's instruction is followed, and our reply entry goes.
+#[inline(always)]
+fn insert_original<F: Header>(reply: u32) -> u32 {
+    let inserted = pair::insert::<F>(pair::ORIGINAL);
+    let table = FlowTable::<F>::NEW;
+    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), table.at(reply)) else { return NO_ROOM };
+    if inserted == pair::FULL {
+        // The reply finds its way all the same, and the next packet tries again.
+        maps::count_reason(Reason::FlowInsertFailed as u32);
+        return DONE;
+    }
+    if inserted != pair::TAKEN {
+        slot.store_half(2 * word::sequence::<F>() + 1, inserted);
+        return DONE;
+    }
+    let Scratch { parsed, original, .. } = scratch;
+    let Some(found) = lookup(&parsed.key) else { return TAKEN };
+    let port_be = original.new_sport_be;
+    if !table::read(&found, original) {
+        return TAKEN;
+    }
+    if original.new_sport_be != port_be {
+        let control = Control::from_bits(slot.load(word::CONTROL));
+        table::remove(slot, control);
+    }
+    DONE
 }

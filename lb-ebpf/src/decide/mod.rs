@@ -1,51 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! Decide it: a new flow gets a backend, and the decision is written down as a pair of flow entries.
 //!
-//! `young flow? | admit -> select -> source -> install`. The outcome is the original direction's entry in the scratch space.
+//! `admit -> select -> source -> install`. The outcome is the instruction in the scratch space.
 //! Knows `flow`, and of `send` the way to a next hop: that gives the source address.
 
 pub mod admit;
 mod install;
+mod port;
 pub mod select;
 mod source;
 
-use lb_common::{
-    trace::trace_step,
-    verdict::{Fate, Stage, Stop},
-};
+use lb_common::{trace::trace_step, verdict::Stage};
 
 use crate::{
-    flow::find::find_young_global,
-    kernel::{global_fn, log, maps, work},
+    kernel::{
+        global_fn, log, maps,
+        work::{self, Instruction},
+    },
     packet::{Packet, header::Header},
     trace,
 };
 
 global_fn! {
     /// [`decide`].
-    pub fn decide_global<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()>
+    pub fn decide_global<P: Packet, F: Header>(packet: &P) -> Stage<()>
         = decide => decide_xdp_v4 | decide_xdp_v6 | decide_tc_v4 | decide_tc_v6
 }
 
-/// Decides the packet in the scratch space, which belongs to no grown flow. On success the scratch space holds the original entry.
+/// Decides the packet in the scratch space, for which there is no flow that holds. On success the scratch space holds the instruction.
 #[inline(always)]
-fn decide<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()> {
+fn decide<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
-    match find_young_global::<F>(now, packet.is_trace()) {
-        Ok(()) if scratch.original.is_at_egress() => return Err(Stop::NOT_OURS),
-        Ok(()) => {
-            trace::note_flow(packet, &scratch.original);
-            return Ok(());
-        }
-        Err(stop) if stop.fate() != Fate::NotOurs => {
-            trace::note_flow(packet, &scratch.original);
-            return Err(stop);
-        }
-        Err(_) => {}
-    }
     admit::admit(packet, scratch)?;
     let hash = scratch.parsed.key.keyed_hash(&maps::config()?.seed);
-    select::select_global::<F>((hash >> 32) as u32, now, packet.is_trace())?;
+    select::select_global::<F>((hash >> 32) as u32)?;
     let (service, backend) = (scratch.admitted.frontend.service, scratch.original.backend);
     trace::note(packet, |record| {
         record.step = trace_step::DECIDED;
@@ -53,7 +41,8 @@ fn decide<P: Packet, F: Header>(packet: &P, now: u32) -> Stage<()> {
     });
     source::translate_global::<P, F>(packet)?;
     // The low half of the hash: the high one chose the backend.
-    install::install_global::<F>(hash as u32, now, packet.is_trace())?;
+    install::install::<P, F>(hash as u32)?;
+    scratch.instruction = Instruction::of(&scratch.original, Instruction::<F>::NO_SLOT);
     log::debug!(packet, "service {}: new flow to backend {}", service, backend);
     if !packet.is_trace() {
         count_flow(service, backend);

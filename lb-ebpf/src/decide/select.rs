@@ -2,10 +2,11 @@
 //! Selection of a backend for a new flow (DNAT): session affinity, Maglev. The one that the client is used to, else Maglev's. The outcome is the
 //! original direction's entry, but for its source.
 
+use bytemuck::Zeroable as _;
 use lb_common::{
     address::Address,
     config::elapsed,
-    flow::{Flow, FlowState, flow_flags, protocol},
+    flow::{Control, FlowState, flow_flags, protocol, table::Now},
     frontend::{Affinity, AffinityKey, Backend, Target, backend_state, frontend_flags},
     hash,
     verdict::{Reason, Stage, Stop},
@@ -13,7 +14,7 @@ use lb_common::{
 
 use crate::{
     kernel::{
-        global_fn, maps,
+        clock, global_fn, maps,
         work::{self, Admitted, Scratch},
     },
     packet::header::Header,
@@ -50,23 +51,23 @@ pub struct Client<'a, H> {
 
 global_fn! {
     /// [`select`].
-    pub fn select_global<F: Header>(hash: u32, now: u32, dry: bool) -> Stage<()> = select => select_v4 | select_v6
+    pub fn select_global<F: Header>(hash: u32) -> Stage<()> = select => select_v4 | select_v6
 }
 
-/// Chooses for the packet in the scratch space, by the keyed hash of the 5-tuple, of which `hash` is the high half. `dry` for
-/// a trace.
+/// Chooses for the packet in the scratch space, by the keyed hash of the 5-tuple, of which `hash` is the high half.
 #[inline(always)]
-fn select<F: Header>(hash: u32, now: u32, dry: bool) -> Stage<()> {
+fn select<F: Header>(hash: u32) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
+    let now = clock::now();
     let source = &scratch.parsed.key.src;
     let client = Client {
         address: F::widen(source),
         hash: |seed: &[u64; 2]| hash::of_client(seed, &F::first_words(source)),
         key: &mut scratch.affinity_key,
         affinity: &mut scratch.affinity,
-        dry,
+        dry: scratch.parsed.is_trace != 0,
     };
-    let chosen = choose(&scratch.admitted, hash, client, now)?;
+    let chosen = choose(&scratch.admitted, hash, client, now.tick)?;
     write_original(scratch, &chosen, now);
     Ok(())
 }
@@ -83,15 +84,19 @@ where
         return by_table(hash, *target);
     }
     *client.key = AffinityKey { client: client.address, service: frontend.service };
-    let chosen = match by_affinity(client.key, frontend.affinity_timeout, *list, now) {
-        Some(chosen) => chosen,
-        None => {
-            let hash = (client.hash)(&maps::config()?.seed);
-            by_table((hash >> 32) as u32, *target)?
+    let known = maps::find_affinity(client.key);
+    if let Some(known) = known
+        && let Some(chosen) = by_affinity(known.get(), frontend.affinity_timeout, *list, now)
+    {
+        if !client.dry {
+            // Refreshed by every new flow (rule 55).
+            known.set_last_used(now);
         }
-    };
+        return Ok(chosen);
+    }
+    let hash = (client.hash)(&maps::config()?.seed);
+    let chosen = by_table((hash >> 32) as u32, *target)?;
     if !client.dry {
-        // Refreshed by every new flow (rule 55).
         *client.affinity = Affinity { backend: chosen.index, generation: chosen.backend.generation, last_used: now };
         maps::put_affinity(client.key, client.affinity);
     }
@@ -100,26 +105,26 @@ where
 
 /// The original direction's entry, with the client's own source.
 #[inline(always)]
-fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: u32) {
+fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: Now) {
     let (parsed, original, backend) = (&scratch.parsed, &mut scratch.original, chosen.backend);
+    let key = &parsed.key;
+    let is_tcp = key.protocol == protocol::TCP;
     let wants_reset = scratch.admitted.frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0;
-    *original = Flow {
-        src: parsed.key.src,
-        dst: F::narrow(&backend.address),
-        sport_be: parsed.key.sport_be,
-        dport_be: backend.port_be,
-        address_delta: 0,
-        port_delta: 0,
-        backend: chosen.index,
-        generation: chosen.generation(),
-        ifindex: 0,
-        next_hop_generation: 0,
-        macs: [0; 3],
-        last_seen: now,
-        state: FlowState::first(parsed.key.protocol, parsed.tcp_flags),
-        flags: if wants_reset && parsed.key.protocol == protocol::TCP { flow_flags::RESET } else { 0 },
-        mtu: 0,
-    };
+    let reset = if wants_reset && is_tcp { flow_flags::RESET } else { 0 };
+    let picked_up = if parsed.is_picked_up() { flow_flags::PICKED_UP } else { 0 };
+    original.control =
+        Control::NONE.published(FlowState::first(key.protocol, parsed.tcp_flags), reset | picked_up, now.tick);
+    (original.src, original.dst) = (key.src, key.dst);
+    (original.sport_be, original.dport_be, original.protocol) = (key.sport_be, key.dport_be, key.protocol);
+    original.class = scratch.admitted.class as u8;
+    original.next_hop = 0;
+    (original.new_src, original.new_dst) = (key.src, F::narrow(&backend.address));
+    (original.new_sport_be, original.new_dport_be) = (key.sport_be, backend.port_be);
+    (original.address_delta, original.port_delta) = (0, 0);
+    (original.backend, original.generation) = (chosen.index, chosen.generation());
+    (original.sequence, original.peer) = (if is_tcp { parsed.sequence } else { 0 }, 0);
+    (original.born, original.peer_seen) = (now.jiffy, now.tick);
+    original.pad = F::LinePad::zeroed();
 }
 
 /// Maglev: the hash, scaled to the table, names the backend.
@@ -136,8 +141,7 @@ fn by_table(hash: u32, target: Target) -> Stage<Chosen> {
 
 /// The client's backend, while it is in the list that serves this path (rule 56) and not idle for too long.
 #[inline(always)]
-fn by_affinity(key: &AffinityKey, timeout: u32, list: u32, now: u32) -> Option<Chosen> {
-    let affinity = maps::find_affinity(key)?;
+fn by_affinity(affinity: Affinity, timeout: u32, list: u32, now: u32) -> Option<Chosen> {
     if elapsed(now, affinity.last_used) > i64::from(timeout) {
         return None;
     }

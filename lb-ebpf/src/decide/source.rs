@@ -4,16 +4,15 @@
 
 use lb_common::{
     config::{config_flags, family_index},
-    flow::flow_flags,
+    flow::{Entry, flow_flags},
     frontend::backend_flags,
-    maps::FILTER_INGRESS,
     verdict::{Reason, Stage, Stop},
 };
 
 use crate::{
     kernel::{
         global_fn, maps,
-        work::{self, Scratch},
+        work::{self, Instruction, Scratch},
     },
     packet::{Packet, header::Header},
     send::next_hop::look_up_global,
@@ -31,39 +30,49 @@ fn translate<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let is_elsewhere = scratch.admitted.comes_from_pod == 0 && backend.flags & backend_flags::LOCAL == 0;
-    let is_hairpin = scratch.original.dst == scratch.parsed.key.src;
+    let is_hairpin = scratch.original.new_dst == scratch.parsed.key.src;
     let is_required = is_elsewhere || is_hairpin;
     if !is_required && maps::config()?.flags & config_flags::MASQUERADE_ALL == 0 {
         return Ok(());
     }
     let translated = take_address(packet, scratch);
     // A process of this node: there is nothing to send out, and its reply comes by anyway. The endpoint need not say so.
-    let is_own = !is_hairpin && maps::filter_contains(FILTER_INGRESS, F::filter_bit(&scratch.original.dst));
+    let is_own = !is_hairpin && is_of_node::<F>(&scratch.original.new_dst);
     if translated.is_err() && (!is_required || is_own) {
         let original = &mut scratch.original;
-        original.flags &= !flow_flags::SNAT;
-        original.src = scratch.parsed.key.src;
+        set_translated(original, false);
+        original.new_src = scratch.parsed.key.src;
         return Ok(());
     }
     translated
 }
 
+/// Whether an address may be this node's.
+#[inline(always)]
+fn is_of_node<F: Header>(address: &F::Addr) -> bool {
+    maps::filter().is_some_and(|filter| filter.destination(F::filter_bit(address)) != 0)
+}
+
+#[inline(always)]
+fn set_translated<F: Header>(entry: &mut Entry<F>, is_translated: bool) {
+    let flags = entry.flags() & !flow_flags::SNAT | if is_translated { flow_flags::SNAT } else { 0 };
+    entry.control = entry.control.with(entry.control.state(), flags);
+}
+
 /// Finds the way to the backend, and takes the address of the device that it leads through.
 #[inline(always)]
 fn take_address<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
-    scratch.original.flags |= flow_flags::SNAT;
-    scratch.next_hop.dst = scratch.original.dst;
-    look_up_global::<P, F>(packet, scratch.parsed.key.protocol)?;
-    let original = &mut scratch.original;
-    scratch.next_hop.write_to(original);
+    set_translated(&mut scratch.original, true);
+    scratch.next_hop_dst = scratch.original.new_dst;
+    look_up_global::<P, F>(packet, scratch.parsed.key.protocol, Instruction::<F>::NO_SLOT)?;
     let family = family_index(F::IS_V4);
-    let address = match maps::find_interface(original.ifindex) {
+    let address = match maps::find_interface(scratch.way.ifindex) {
         Some(interface) if !interface.addresses[family].is_unspecified() => interface.addresses[family],
         _ => maps::config()?.node_addresses[family],
     };
     if address.is_unspecified() {
         return Err(Stop::drop(Reason::NoSourceAddress));
     }
-    original.src = F::narrow(&address);
+    scratch.original.new_src = F::narrow(&address);
     Ok(())
 }

@@ -2,11 +2,28 @@
 //! Constants that the agent sets before it loads the programs: frozen read-only data, by which the verifier prunes.
 
 use aya_ebpf::Global;
-use lb_common::{maps::capacity, socket::socket_mode};
+use lb_common::{flow::table::WAYS, maps::capacity, socket::socket_mode};
 
-/// 1 where the kernel lacks `bpf_ktime_get_coarse_ns` (before 5.11): the exact clock then serves, for 20 ns more.
+/// Jiffies in a second.
 #[unsafe(no_mangle)]
-static NO_COARSE_CLOCK: Global<u64> = Global::new(0);
+static HZ: Global<u64> = Global::new(250);
+
+/// Jiffies to ticks.
+#[unsafe(no_mangle)]
+static TICK_SHIFT: Global<u64> = Global::new(8);
+
+/// Key of the flow table's hash, as in the configuration.
+#[unsafe(no_mangle)]
+static TABLE_KEY_0: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static TABLE_KEY_1: Global<u64> = Global::new(0);
+
+/// Number of sets in the flow table of IPv4, less one.
+#[unsafe(no_mangle)]
+static FLOW_MASK_V4: Global<u64> = Global::new((capacity::FLOWS / WAYS - 1) as u64);
+/// The same of IPv6.
+#[unsafe(no_mangle)]
+static FLOW_MASK_V6: Global<u64> = Global::new((capacity::FLOWS / WAYS - 1) as u64);
 
 /// Flags that `bpf_l4_csum_replace` wants for IPv6 addresses beside the pseudo-header's: `BPF_F_IPV6` where the kernel
 /// has it (6.16), so that packets with a checksum complete in hardware keep it right.
@@ -25,7 +42,7 @@ static SERVICES_A_CPU: Global<u64> = Global::new(capacity::SERVICES as u64);
 #[unsafe(no_mangle)]
 static SOCKET_MODE: Global<u64> = Global::new(socket_mode::HOST);
 
-/// Cookie of the node's own network namespace; 0 where the kernel does not tell it (before 5.14): then it is the initial one.
+/// Cookie of the node's own network namespace; 0 where it is not known: then it is the initial one.
 #[unsafe(no_mangle)]
 static NODE_NAMESPACE: Global<u64> = Global::new(0);
 
@@ -51,10 +68,28 @@ pub fn has_set_retval() -> bool {
     HAS_SET_RETVAL.load() != 0
 }
 
-/// Whether the kernel lacks the coarse clock.
+/// See [`HZ`].
 #[inline(always)]
-pub fn lacks_coarse_clock() -> bool {
-    NO_COARSE_CLOCK.load() != 0
+pub fn hz() -> u32 {
+    HZ.load() as u32
+}
+
+/// See [`TICK_SHIFT`].
+#[inline(always)]
+pub fn tick_shift() -> u32 {
+    TICK_SHIFT.load() as u32 & 31
+}
+
+/// See [`TABLE_KEY_0`].
+#[inline(always)]
+pub fn table_key() -> [u64; 2] {
+    [TABLE_KEY_0.load(), TABLE_KEY_1.load()]
+}
+
+/// Number of sets in a family's flow table, less one.
+#[inline(always)]
+pub fn flow_mask(is_v4: bool) -> u32 {
+    (if is_v4 { FLOW_MASK_V4.load() } else { FLOW_MASK_V6.load() }) as u32
 }
 
 /// See [`L4_CSUM_V6_FLAGS`].

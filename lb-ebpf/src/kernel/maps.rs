@@ -5,7 +5,7 @@
 //! plain loads and stores the BPF instruction set does not tear; a reader may see one field before another, and every
 //! user of such a pair says why that is harmless.
 
-use core::arch::asm;
+use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
     helpers::generated::bpf_get_smp_processor_id,
@@ -16,13 +16,14 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
-    address::{Address, Family, V4, V6},
+    address::Address,
     config::{Config, Interface},
     counters::{BackendCounters, RejectBudget, ServiceCounters, place},
-    flow::{Flow, FlowKey},
+    filter::Filter,
+    flow::Evicted,
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
-    maps::{Chunk, FilterPlane, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
+    maps::{Chunk, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
     socket::{SocketEntry, TalkEntry, TalkKey},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
@@ -31,7 +32,6 @@ use lb_common::{
 use super::globals;
 
 const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -44,15 +44,7 @@ static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, BP
 #[map]
 static TABLES: Array<Chunk> = Array::with_max_entries(capacity::TABLE_SLOTS / SLOTS_PER_CHUNK, BPF_F_MMAPABLE);
 #[map]
-static FLOWS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
-#[map]
-static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
-#[map]
-static YOUNG_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(capacity::YOUNG_FLOWS, 0);
-#[map]
-static YOUNG_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(capacity::YOUNG_FLOWS, 0);
-#[map]
-static FILTER: Array<FilterPlane> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+static FILTER: Array<Filter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(capacity::NODE_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
@@ -67,6 +59,8 @@ static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity:
 static SERVICE_NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASON_COUNT, 0);
+#[map]
+static EVICTIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Evicted::ALL.len() as u32, 0);
 #[map]
 static BACKEND_COUNTERS: Array<BackendCounters> = Array::with_max_entries(capacity::BACKENDS, BPF_F_MMAPABLE);
 #[map]
@@ -84,101 +78,6 @@ static SOCKETS: LruHashMap<u64, SocketEntry> = LruHashMap::with_max_entries(capa
 #[map]
 static TALKS: LruHashMap<TalkKey, TalkEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 
-/// The per-family maps: statics can't be generic.
-pub trait Tables: Family {
-    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
-    fn young_flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
-}
-
-impl Tables for V4 {
-    #[inline(always)]
-    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
-        &FLOWS_V4
-    }
-
-    #[inline(always)]
-    fn young_flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
-        &YOUNG_V4
-    }
-}
-
-impl Tables for V6 {
-    #[inline(always)]
-    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
-        &FLOWS_V6
-    }
-
-    #[inline(always)]
-    fn young_flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
-        &YOUNG_V6
-    }
-}
-
-/// One of the two flow tables of a family.
-pub trait FlowTable {
-    fn map<F: Tables>() -> &'static LruHashMap<FlowKey<F>, Flow<F>>;
-}
-
-/// Flows that were answered and went on.
-pub struct Grown;
-/// Flows that have only begun.
-pub struct Young;
-
-impl FlowTable for Grown {
-    #[inline(always)]
-    fn map<F: Tables>() -> &'static LruHashMap<FlowKey<F>, Flow<F>> {
-        F::flows()
-    }
-}
-
-impl FlowTable for Young {
-    #[inline(always)]
-    fn map<F: Tables>() -> &'static LruHashMap<FlowKey<F>, Flow<F>> {
-        F::young_flows()
-    }
-}
-
-/// Why a flow table took no entry.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum InsertError {
-    /// Another CPU was faster.
-    Exists,
-    /// No memory or too much contention.
-    Refused,
-}
-
-/// The flow of a packet, in either direction.
-#[inline(always)]
-pub fn find_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>) -> Option<&'static mut Flow<F>> {
-    // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends (an
-    // LRU element is reused, not freed). If it is reused meanwhile, this packet gets another flow's rewrite: the price
-    // that LRU maps have; the window is one program run.
-    T::map().get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
-}
-
-/// Inserts an entry that must be new.
-#[inline(always)]
-pub fn insert_new_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
-    const EEXIST: i32 = -17;
-    match T::map().insert(key, flow, BPF_NOEXIST) {
-        Ok(()) => Ok(()),
-        Err(EEXIST) => Err(InsertError::Exists),
-        Err(_) => Err(InsertError::Refused),
-    }
-}
-
-/// Inserts or replaces an entry.
-#[inline(always)]
-pub fn put_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
-    T::map().insert(key, flow, BPF_ANY).map_err(|_| InsertError::Refused)
-}
-
-/// Removes an entry, if it is there.
-#[inline(always)]
-pub fn remove_flow<F: Tables, T: FlowTable>(key: &FlowKey<F>) {
-    let _ = T::map().remove(key);
-}
-
 /// The configuration.
 #[inline(always)]
 pub fn config() -> Stage<&'static Config> {
@@ -194,11 +93,32 @@ pub fn find_frontend(key: &FrontendKey) -> Option<Frontend> {
     unsafe { FRONTENDS.get(key).copied() }
 }
 
-/// The backend that a client stays with.
+/// The backend that a client stays with: its value in the map, whose words other CPUs store one by one.
 #[inline(always)]
-pub fn find_affinity(key: &AffinityKey) -> Option<Affinity> {
-    // SAFETY: as in `find_flow`; the three words are copied at once.
-    unsafe { AFFINITY.get(key).copied() }
+pub fn find_affinity(key: &AffinityKey) -> Option<AffinityRef> {
+    AFFINITY.get_ptr_mut(key).and_then(NonNull::new).map(AffinityRef)
+}
+
+/// A value of the map of affinities.
+#[derive(Clone, Copy)]
+pub struct AffinityRef(NonNull<Affinity>);
+
+impl AffinityRef {
+    /// A copy.
+    #[inline(always)]
+    pub fn get(self) -> Affinity {
+        // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends (an LRU's element
+        // is used again, not freed). One that is another client's meanwhile names a backend that is checked like any.
+        unsafe { self.0.as_ptr().read_volatile() }
+    }
+
+    /// Notes when it was used last, in place: an update of the key would take a free element first, and may evict another client's
+    /// (kernels up to 6.18).
+    #[inline(always)]
+    pub fn set_last_used(self, tick: u32) {
+        // SAFETY: as in `get`; a single word.
+        unsafe { (&raw mut (*self.0.as_ptr()).last_used).write_volatile(tick) };
+    }
 }
 
 /// Notes the backend that a client stays with. A full or contended table costs the client its affinity, not its packet.
@@ -210,7 +130,7 @@ pub fn put_affinity(key: &AffinityKey, affinity: &Affinity) {
 /// The ports of a datagram whose first fragment came by.
 #[inline(always)]
 pub fn find_fragment(key: &FragmentKey) -> Option<Fragment> {
-    // SAFETY: as in `find_flow`; the two words are copied at once.
+    // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends; copied at once.
     unsafe { FRAGMENTS.get(key).copied() }
 }
 
@@ -244,11 +164,10 @@ pub fn table_slot(slot: u32) -> Option<u32> {
     TABLES.get(slot / SLOTS_PER_CHUNK).map(|chunk| chunk[(slot % SLOTS_PER_CHUNK) as usize])
 }
 
-/// Whether a filter bit of a plane is set.
+/// The filter.
 #[inline(always)]
-pub fn filter_contains(plane: u32, bit: u32) -> bool {
-    const WORDS: usize = size_of::<FilterPlane>() / 8;
-    FILTER.get(plane).is_some_and(|plane| plane[(bit >> 6) as usize & (WORDS - 1)] & (1 << (bit & 63)) != 0)
+pub fn filter() -> Option<&'static Filter> {
+    FILTER.get(0)
 }
 
 /// What is known of a network device.
@@ -263,6 +182,15 @@ pub fn find_interface(ifindex: u32) -> Option<&'static Interface> {
 pub fn count_reason(reason: u32) {
     if let Some(count) = REASONS.get_ptr_mut(reason) {
         // SAFETY: this CPU's own element; see `work::Scratch` for why nothing interleaves.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Counts a flow that lived and had to yield.
+#[inline(always)]
+pub fn count_eviction(kind: Evicted) {
+    if let Some(count) = EVICTIONS.get_ptr_mut(kind as u32) {
+        // SAFETY: as in `count_reason`.
         unsafe { *count += 1 };
     }
 }
@@ -320,7 +248,7 @@ pub fn count_reason_of_socket(reason: u32) {
 /// What is remembered of a connected socket.
 #[inline(always)]
 pub fn find_socket(cookie: u64) -> Option<SocketEntry> {
-    // SAFETY: as in `find_flow`; the entry is copied at once.
+    // SAFETY: as in `find_fragment`; the entry is copied at once.
     unsafe { SOCKETS.get(cookie).copied() }
 }
 
@@ -333,7 +261,7 @@ pub fn put_socket(cookie: u64, entry: &SocketEntry) {
 /// Forgets a socket. Most were never remembered, and looking takes no lock.
 #[inline(always)]
 pub fn remove_socket(cookie: u64) {
-    // SAFETY: as in `find_flow`; nothing is read.
+    // SAFETY: as in `find_fragment`; nothing is read.
     if unsafe { SOCKETS.get(cookie) }.is_some() {
         let _ = SOCKETS.remove(cookie);
     }
@@ -342,7 +270,7 @@ pub fn remove_socket(cookie: u64) {
 /// The other end of what a socket says without a connection.
 #[inline(always)]
 pub fn find_talk(key: &TalkKey) -> Option<TalkEntry> {
-    // SAFETY: as in `find_flow`; the entry is copied at once.
+    // SAFETY: as in `find_fragment`; the entry is copied at once.
     unsafe { TALKS.get(key).copied() }
 }
 
@@ -355,7 +283,7 @@ pub fn put_talk(key: &TalkKey, entry: &TalkEntry) {
 /// Forgets it; most were never there.
 #[inline(always)]
 pub fn remove_talk(key: &TalkKey) {
-    // SAFETY: as in `find_flow`; nothing is read.
+    // SAFETY: as in `find_fragment`; nothing is read.
     if unsafe { TALKS.get(key) }.is_some() {
         let _ = TALKS.remove(key);
     }

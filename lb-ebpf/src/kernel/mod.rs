@@ -9,6 +9,7 @@ pub mod global_fn;
 pub mod globals;
 pub mod log;
 pub mod maps;
+pub mod table;
 pub mod tail;
 pub mod work;
 

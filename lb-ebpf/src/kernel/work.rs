@@ -9,7 +9,13 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Family, V4, V6},
-    flow::{Flow, FlowKey},
+    flow::{
+        Control, Entry, FlowKey, flow_flags,
+        next_hop::NextHop,
+        protocol,
+        table::{Candidates, Sets},
+        tcp_flags,
+    },
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, SourceRange, Target},
     verdict::{Reason, Stage, Stop},
@@ -29,8 +35,94 @@ pub struct Parsed<F: Family> {
     pub key: FlowKey<F>,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// TCP's flags; 0 for UDP.
+    /// TCP's flags, or those that mean the same for SCTP; 0 for UDP.
     pub tcp_flags: u8,
+    /// 1 for a question of `trace`: nothing may be written but the answer. Else 0.
+    pub is_trace: u16,
+    /// TCP's sequence number, that of the first byte: one more than the field of a SYN says.
+    pub sequence: u32,
+    /// TCP's acknowledgement number.
+    pub acknowledgement: u32,
+}
+
+impl<F: Family> Parsed<F> {
+    /// Whether the packet opens a connection: TCP's SYN, or SCTP's INIT.
+    #[inline(always)]
+    pub fn is_opening(&self) -> bool {
+        self.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    }
+
+    /// Whether it is of a connection that must have been opened before.
+    #[inline(always)]
+    pub fn is_picked_up(&self) -> bool {
+        self.key.protocol != protocol::UDP && !self.is_opening()
+    }
+}
+
+/// What is done with a packet of a flow: a copy of the flow's entry, as far as packets need it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Instruction<F: Family> {
+    /// Source address to write.
+    pub src: F::Addr,
+    /// Destination address to write.
+    pub dst: F::Addr,
+    /// Both ports to write, as they stand in memory.
+    pub ports: u32,
+    /// Checksum difference of both addresses.
+    pub address_delta: u16,
+    /// Checksum difference of both ports.
+    pub port_delta: u16,
+    /// Index of the backend.
+    pub backend: u32,
+    /// The backend's generation when this was decided.
+    pub generation: u32,
+    /// Index of the next hop.
+    pub next_hop: u32,
+    /// Slot of the entry; [`Instruction::NO_SLOT`] where there is none.
+    pub slot: u32,
+    /// [`flow_flags`].
+    pub flags: u32,
+}
+
+impl<F: Family> Instruction<F> {
+    /// No slot of the flow table.
+    pub const NO_SLOT: u32 = u32::MAX;
+
+    /// What an entry says.
+    #[inline(always)]
+    pub fn of(entry: &Entry<F>, slot: u32) -> Self {
+        Self {
+            src: entry.new_src,
+            dst: entry.new_dst,
+            ports: u32::from(entry.new_sport_be) | u32::from(entry.new_dport_be) << 16,
+            address_delta: entry.address_delta,
+            port_delta: entry.port_delta,
+            backend: entry.backend,
+            generation: entry.generation,
+            next_hop: entry.next_hop.into(),
+            slot,
+            flags: entry.flags().into(),
+        }
+    }
+
+    /// Whether packets are sent on by route at once.
+    #[inline(always)]
+    pub fn is_forwarded(&self) -> bool {
+        flow_flags::is_forwarded(self.flags as u8)
+    }
+
+    /// Whether it applies where packets leave towards the client's side.
+    #[inline(always)]
+    pub fn is_at_egress(&self) -> bool {
+        flow_flags::is_at_egress(self.flags as u8)
+    }
+
+    /// Whether it is the reply's.
+    #[inline(always)]
+    pub fn is_reply(&self) -> bool {
+        self.flags & u32::from(flow_flags::REPLY) != 0
+    }
 }
 
 /// What a walk over headers has found.
@@ -81,19 +173,35 @@ pub struct Admitted {
     pub list: u32,
     /// 1 where it entered this node from one of its pods: a reply finds its way back by itself. Else 0.
     pub comes_from_pod: u32,
+    /// Whose share of the flow table it takes: [`Entry::class`].
+    pub class: u32,
 }
 
-/// A way to a destination. The slow path's, until it stands in a flow.
+/// A way to a destination.
 #[repr(C)]
-pub struct NextHop<F: Family> {
-    /// The question.
-    pub dst: F::Addr,
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// The device.
     pub ifindex: u32,
-    /// The generation in which it was found; 0 where the neighbour is not known.
-    pub generation: u32,
+    /// The next hop's Ethernet address and the device's own, as they stand at the start of a frame.
     pub macs: [u32; 3],
     /// 0 where it is not known.
     pub mtu: u32,
+    /// [`next_hop_flags`](lb_common::flow::next_hop::next_hop_flags), and [`Way::RESOLVED`].
+    pub flags: u32,
+}
+
+impl Way {
+    /// For packets that the stack routes.
+    pub const NONE: Self = Self { ifindex: 0, macs: [0; 3], mtu: 0, flags: 0 };
+    /// The neighbour is known.
+    pub const RESOLVED: u32 = 1 << 31;
+
+    /// Whether the neighbour is known.
+    #[inline(always)]
+    pub fn is_resolved(&self) -> bool {
+        self.flags & Self::RESOLVED != 0
+    }
 }
 
 /// Parameters of `bpf_fib_lookup`: `struct bpf_fib_lookup` of the kernel's UAPI, with its unions resolved to the
@@ -138,12 +246,39 @@ pub struct Scratch<F: Family> {
     pub dissected: Dissected,
     pub fragment_key: FragmentKey,
     pub fragment: Fragment,
-    /// The original direction's entry.
-    pub original: Flow<F>,
-    /// The key of the reply's entry.
+    /// The instruction that the packet follows, if it did not come by the fast path.
+    pub instruction: Instruction<F>,
+    /// The original direction's entry of a new flow; of a flow that is kept up, the packet's own direction's.
+    pub original: Entry<F>,
+    /// The key of the other direction's entry.
     pub peer_key: FlowKey<F>,
-    /// The reply's entry.
-    pub peer: Flow<F>,
+    /// The other direction's entry.
+    pub peer: Entry<F>,
+    /// Control word of the flow that has it, 0 where nobody has: one that came since is another CPU's.
+    pub holder_control: u64,
+    /// Who has the reply's tuple: the slot, and how urgently that flow yields it.
+    pub holder_slot: u32,
+    pub holder_urge: u32,
+    /// From which answer on the first port is taken that gives it.
+    pub take_from: u32,
+    /// The port that can be had most easily.
+    pub best_port_be: u32,
+    /// Whether the other direction's entry is to be seen to, and the slot where that was found.
+    pub is_due: u32,
+    pub due_peer: u32,
+    /// Where an entry may stand, and who may have to yield a place there.
+    pub sets: Sets,
+    pub candidates: Candidates,
+    /// A flow that is removed: its control word when its slot was claimed, its entry, and the key of its other direction.
+    pub victim_control: Control,
+    pub victim: Entry<F>,
+    pub victim_key: FlowKey<F>,
+    /// The key of an entry, where a function wants it in memory.
+    pub entry_key: FlowKey<F>,
+    /// The key that is looked up.
+    pub wanted_key: FlowKey<F>,
+    /// [`Entry::class`] of the flow that wants a place.
+    pub wanted_class: u32,
     pub frontend_key: FrontendKey,
     /// The answer of `admit`.
     pub admitted: Admitted,
@@ -152,8 +287,11 @@ pub struct Scratch<F: Family> {
     /// A [`SourceRange`] of full length, as the trie wants it.
     pub source: Key<SourceRange>,
     pub fib: FibParameters,
-    /// The answer of `next_hop`.
-    pub next_hop: NextHop<F>,
+    /// Where a packet is to be sent.
+    pub next_hop_dst: F::Addr,
+    /// The way there, and as an element of the table of next hops.
+    pub way: Way,
+    pub next_hop: NextHop,
 }
 
 /// The slow path's working memory on this CPU.

@@ -27,6 +27,20 @@ impl Frame<'_> {
         unsafe { value.store(self.start + offset) };
     }
 
+    /// [`Frame::load`] with the offset in the instruction: two instructions less.
+    #[inline(always)]
+    pub fn get<T: Wire, const OFFSET: usize>(&self) -> T {
+        // SAFETY: as in `load`.
+        unsafe { T::load_at::<OFFSET>(self.start) }
+    }
+
+    /// [`Frame::store`] with the offset in the instruction.
+    #[inline(always)]
+    pub fn put<T: Wire, const OFFSET: usize>(&self, value: T) {
+        // SAFETY: as in `store`.
+        unsafe { value.store_at::<OFFSET>(self.start) };
+    }
+
     /// `None` where the packet is shorter than `len`.
     #[inline(always)]
     pub(super) fn new(start: usize, end: usize, len: usize) -> Option<Self> {

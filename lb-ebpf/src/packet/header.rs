@@ -3,15 +3,15 @@
 
 use lb_common::{
     address::{Family, V4, V6},
-    checksum::{self, Delta},
+    checksum,
     flow::protocol,
-    hash,
+    hash::{self, join},
     verdict::{Reason, Stage, Stop},
     walk::Walk,
 };
 
 use super::{Frame, Packet, XdpPacket, wire::Wire};
-use crate::kernel::{globals, maps};
+use crate::kernel::globals;
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
@@ -58,6 +58,7 @@ pub fn behind_tags(packet: &XdpPacket) -> (u16, u32) {
 
 /// Offsets in the TCP header.
 pub mod tcp {
+    pub const SEQUENCE: usize = 4;
     pub const ACKNOWLEDGEMENT: usize = 8;
     pub const DATA_OFFSET: usize = 12;
     pub const FLAGS: usize = 13;
@@ -88,10 +89,14 @@ pub struct Network {
 }
 
 /// The parts of a [`Family`] that concern packets. Offsets count from the Ethernet header.
-pub trait Header: Family<Addr: Wire> + maps::Tables {
+pub trait Header: Family<Addr: Wire> {
     const SRC: usize;
     const DST: usize;
 
+    /// Source address.
+    fn src(frame: &Frame<'_>) -> Self::Addr;
+    /// Destination address.
+    fn dst(frame: &Frame<'_>) -> Self::Addr;
     /// Reads the fixed header; stops what has more headers than that, or contradicts itself.
     fn network(frame: &Frame<'_>) -> Stage<Network>;
     /// TTL or hop limit.
@@ -109,8 +114,10 @@ pub trait Header: Family<Addr: Wire> + maps::Tables {
     /// Writes both addresses, whose checksum difference is `delta`, and takes one from the TTL where asked; with the header's
     /// checksum.
     fn write_addresses(frame: &Frame<'_>, src: &Self::Addr, dst: &Self::Addr, delta: u16, decrement_ttl: bool);
-    /// The bit in the address filter.
+    /// The cell of an address in the filter.
     fn filter_bit(addr: &Self::Addr) -> u32;
+    /// Its bit with port and protocol.
+    fn filter_port_bit(addr: &Self::Addr, port_be: u16, protocol: u8) -> u32;
     /// Flags for `bpf_l4_csum_replace` beside those of the pseudo-header.
     fn l4_checksum_flags() -> u64;
 }
@@ -145,13 +152,23 @@ impl Header for V4 {
     const DST: usize = ETHERNET_LEN + 16;
 
     #[inline(always)]
+    fn src(frame: &Frame<'_>) -> u32 {
+        frame.get::<u32, { Self::SRC }>()
+    }
+
+    #[inline(always)]
+    fn dst(frame: &Frame<'_>) -> u32 {
+        frame.get::<u32, { Self::DST }>()
+    }
+
+    #[inline(always)]
     fn network(frame: &Frame<'_>) -> Stage<Network> {
-        let version_and_ihl: u8 = frame.load(v4::VERSION_AND_IHL);
+        let version_and_ihl: u8 = frame.get::<_, { v4::VERSION_AND_IHL }>();
         if version_and_ihl != 0x45 {
             let has_options = version_and_ihl > 0x45 && version_and_ihl <= 0x4f;
             return Err(if has_options { Stop::RARE } else { Stop::pass(Reason::Malformed) });
         }
-        if frame.load::<u16>(v4::FRAGMENT) & v4::FRAGMENT_MASK_BE != 0 {
+        if frame.get::<u16, { v4::FRAGMENT }>() & v4::FRAGMENT_MASK_BE != 0 {
             return Err(Stop::RARE);
         }
         Ok(Network { protocol: Self::protocol(frame), ttl: Self::ttl(frame), total_len: Self::total_len(frame) })
@@ -159,12 +176,12 @@ impl Header for V4 {
 
     #[inline(always)]
     fn ttl(frame: &Frame<'_>) -> u8 {
-        frame.load(v4::TTL)
+        frame.get::<_, { v4::TTL }>()
     }
 
     #[inline(always)]
     fn total_len(frame: &Frame<'_>) -> u32 {
-        u32::from(u16::from_be(frame.load(v4::TOTAL_LEN)))
+        u32::from(u16::from_be(frame.get::<_, { v4::TOTAL_LEN }>()))
     }
 
     #[inline(always)]
@@ -180,32 +197,35 @@ impl Header for V4 {
 
     #[inline(always)]
     fn is_later_fragment(frame: &Frame<'_>) -> bool {
-        frame.load::<u16>(v4::FRAGMENT) & v4::OFFSET_MASK_BE != 0
+        frame.get::<u16, { v4::FRAGMENT }>() & v4::OFFSET_MASK_BE != 0
     }
 
     #[inline(always)]
     fn protocol(frame: &Frame<'_>) -> u8 {
-        frame.load(v4::PROTOCOL)
+        frame.get::<_, { v4::PROTOCOL }>()
     }
 
     #[inline(always)]
     fn write_addresses(frame: &Frame<'_>, src: &u32, dst: &u32, delta: u16, decrement_ttl: bool) {
-        let mut check = checksum::apply(frame.load(v4::CHECK), delta);
+        let mut deltas = u32::from(delta);
         if decrement_ttl {
-            // TTL and protocol share a word of the checksum; the TTL is its first byte in memory.
-            let old: u16 = frame.load(v4::TTL);
-            let new = u16::from_be(old).wrapping_sub(0x0100).to_be();
-            frame.store(v4::TTL, new);
-            check = checksum::apply(check, Delta::ZERO.replace16(old, new).fold());
+            frame.put::<u8, { v4::TTL }>(Self::ttl(frame).wrapping_sub(1));
+            deltas += u32::from(checksum::TTL_DELTA);
         }
-        frame.store(v4::CHECK, check);
-        frame.store(Self::SRC, *src);
-        frame.store(Self::DST, *dst);
+        let check = frame.get::<u16, { v4::CHECK }>();
+        frame.put::<u16, { v4::CHECK }>(checksum::apply_sum(check, deltas));
+        frame.put::<u32, { Self::SRC }>(*src);
+        frame.put::<u32, { Self::DST }>(*dst);
     }
 
     #[inline(always)]
     fn filter_bit(addr: &u32) -> u32 {
         hash::filter_bit_v4(*addr)
+    }
+
+    #[inline(always)]
+    fn filter_port_bit(addr: &u32, port_be: u16, protocol: u8) -> u32 {
+        hash::filter_port_bit_v4(*addr, port_be, protocol)
     }
 
     #[inline(always)]
@@ -219,8 +239,28 @@ impl Header for V6 {
     const DST: usize = ETHERNET_LEN + 24;
 
     #[inline(always)]
+    fn src(frame: &Frame<'_>) -> [u32; 4] {
+        [
+            frame.get::<u32, { Self::SRC }>(),
+            frame.get::<u32, { Self::SRC + 4 }>(),
+            frame.get::<u32, { Self::SRC + 8 }>(),
+            frame.get::<u32, { Self::SRC + 12 }>(),
+        ]
+    }
+
+    #[inline(always)]
+    fn dst(frame: &Frame<'_>) -> [u32; 4] {
+        [
+            frame.get::<u32, { Self::DST }>(),
+            frame.get::<u32, { Self::DST + 4 }>(),
+            frame.get::<u32, { Self::DST + 8 }>(),
+            frame.get::<u32, { Self::DST + 12 }>(),
+        ]
+    }
+
+    #[inline(always)]
     fn network(frame: &Frame<'_>) -> Stage<Network> {
-        if frame.load::<u8>(v6::VERSION) >> 4 != 6 {
+        if frame.get::<u8, { v6::VERSION }>() >> 4 != 6 {
             return Err(Stop::pass(Reason::Malformed));
         }
         Ok(Network { protocol: Self::protocol(frame), ttl: Self::ttl(frame), total_len: Self::total_len(frame) })
@@ -228,12 +268,12 @@ impl Header for V6 {
 
     #[inline(always)]
     fn ttl(frame: &Frame<'_>) -> u8 {
-        frame.load(v6::HOP_LIMIT)
+        frame.get::<_, { v6::HOP_LIMIT }>()
     }
 
     #[inline(always)]
     fn total_len(frame: &Frame<'_>) -> u32 {
-        let payload_len = u32::from(u16::from_be(frame.load(v6::PAYLOAD_LEN)));
+        let payload_len = u32::from(u16::from_be(frame.get::<_, { v6::PAYLOAD_LEN }>()));
         if payload_len == 0 { 0 } else { payload_len + Self::HEADER_LEN as u32 }
     }
 
@@ -254,21 +294,28 @@ impl Header for V6 {
 
     #[inline(always)]
     fn protocol(frame: &Frame<'_>) -> u8 {
-        frame.load(v6::NEXT_HEADER)
+        frame.get::<_, { v6::NEXT_HEADER }>()
     }
 
     #[inline(always)]
     fn write_addresses(frame: &Frame<'_>, src: &[u32; 4], dst: &[u32; 4], _delta: u16, decrement_ttl: bool) {
         if decrement_ttl {
-            frame.store(v6::HOP_LIMIT, frame.load::<u8>(v6::HOP_LIMIT).wrapping_sub(1));
+            frame.put::<u8, { v6::HOP_LIMIT }>(Self::ttl(frame).wrapping_sub(1));
         }
-        frame.store(Self::SRC, *src);
-        frame.store(Self::DST, *dst);
+        frame.put::<u64, { Self::SRC }>(join(src[0], src[1]));
+        frame.put::<u64, { Self::SRC + 8 }>(join(src[2], src[3]));
+        frame.put::<u64, { Self::DST }>(join(dst[0], dst[1]));
+        frame.put::<u64, { Self::DST + 8 }>(join(dst[2], dst[3]));
     }
 
     #[inline(always)]
     fn filter_bit(addr: &[u32; 4]) -> u32 {
         hash::filter_bit(addr)
+    }
+
+    #[inline(always)]
+    fn filter_port_bit(addr: &[u32; 4], port_be: u16, protocol: u8) -> u32 {
+        hash::filter_port_bit(addr, port_be, protocol)
     }
 
     #[inline(always)]

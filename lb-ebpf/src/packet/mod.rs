@@ -95,5 +95,5 @@ pub trait Packet {
 /// The Ethertype of a frame, as it stands in memory.
 #[inline(always)]
 pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
-    packet.frame(header::ETHERNET_LEN).map(|frame| frame.load(header::ethernet::ETHERTYPE))
+    packet.frame(header::ETHERNET_LEN).map(|frame| frame.get::<_, { header::ethernet::ETHERTYPE }>())
 }

@@ -118,8 +118,10 @@ impl Packet for SkbPacket {
     fn make_linear(&mut self, len: usize) {
         let (start, end) = self.data();
         if start + len > end {
+            // Segments yet to be cut: all or nothing. Kernels before 6.16 can't cut UDP any more of which a part was pulled.
+            let len = if self.segment_len() == 0 { (len as u32).min(self.len()) } else { self.len() };
             // SAFETY: a valid context. A failure shows when the frame is taken.
-            unsafe { bpf_skb_pull_data(self.context, (len as u32).min(self.len())) };
+            unsafe { bpf_skb_pull_data(self.context, len) };
         }
     }
 

@@ -19,6 +19,16 @@ pub trait Wire: Copy {
     /// # Safety
     /// All of the value's bytes at `address` must be writable.
     unsafe fn store(self, address: usize);
+    /// Loads the value at an offset that is part of the instruction.
+    ///
+    /// # Safety
+    /// As for [`Wire::load`].
+    unsafe fn load_at<const OFFSET: usize>(start: usize) -> Self;
+    /// Stores the value at such an offset.
+    ///
+    /// # Safety
+    /// As for [`Wire::store`].
+    unsafe fn store_at<const OFFSET: usize>(self, start: usize);
 }
 
 macro_rules! word {
@@ -37,6 +47,36 @@ macro_rules! word {
                     );
                 }
                 value as $type
+            }
+
+            #[inline(always)]
+            unsafe fn load_at<const OFFSET: usize>(start: usize) -> Self {
+                let value: u64;
+                // SAFETY: the caller promises that the bytes are readable.
+                unsafe {
+                    asm!(
+                        concat!("{value} = *(", $width, " *)({start} + {offset})"),
+                        value = lateout(reg) value,
+                        start = in(reg) start,
+                        offset = const OFFSET,
+                        options(pure, readonly, nostack, preserves_flags)
+                    );
+                }
+                value as $type
+            }
+
+            #[inline(always)]
+            unsafe fn store_at<const OFFSET: usize>(self, start: usize) {
+                // SAFETY: the caller promises that the bytes are writable.
+                unsafe {
+                    asm!(
+                        concat!("*(", $width, " *)({start} + {offset}) = {value}"),
+                        value = in(reg) u64::from(self),
+                        start = in(reg) start,
+                        offset = const OFFSET,
+                        options(nostack, preserves_flags)
+                    );
+                }
             }
 
             #[inline(always)]
@@ -81,5 +121,17 @@ impl<const N: usize> Wire for [u32; N] {
             unsafe { self[index].store(address + 4 * index) };
             index += 1;
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_at<const OFFSET: usize>(start: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load(start + OFFSET) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_at<const OFFSET: usize>(self, start: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(start + OFFSET) };
     }
 }

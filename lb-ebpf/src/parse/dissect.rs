@@ -10,17 +10,19 @@ use lb_common::{
 
 use super::{
     filter::{Hook, is_cluster_ip},
-    fragment, quote,
+    fragment,
+    plain::read_tcp,
+    quote,
     walk::walk,
 };
 use crate::{
     kernel::{
-        global_fn,
+        global_fn, maps,
         work::{self, Dissected, Offsets, Parsed, Scratch, kind},
     },
     packet::{
         Frame, Packet,
-        header::{ETHERNET_LEN, Header, ICMP_LEN, SCTP_LEN, TCP_LEN, UDP_LEN, sctp, tcp, udp},
+        header::{ETHERNET_LEN, Header, ICMP_LEN, PORTS_LEN, SCTP_LEN, TCP_LEN, UDP_LEN, sctp, tcp, udp},
         layout::ip_at,
     },
 };
@@ -40,7 +42,9 @@ global_fn! {
 fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     let ip = ip_at::<F>(packet, l3).ok_or(Stop::NOT_OURS)?;
     let (src, dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
-    let is_known = hook.concerns::<F>(&src, &dst);
+    let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
+    let known = hook.knows::<F>(filter, &src, &dst);
+    let is_known = known != 0;
     // Any router may send an error about a packet of ours.
     if !is_known && (hook == Hook::Ingress || !F::may_be_icmp(&ip)) {
         return Err(Stop::NOT_OURS);
@@ -48,7 +52,9 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     let (ttl, end) = (F::ttl(&ip), end(packet, l3, F::total_len(&ip)));
     let walk = walk::<_, F>(packet, l3, end.min(packet.len()).wrapping_sub(l3));
     let scratch = work::scratch::<F>()?;
-    scratch.parsed = Parsed { key: FlowKey::new(src, dst, 0, 0, walk.protocol()), ttl, tcp_flags: 0 };
+    let key = FlowKey::new(src, dst, 0, 0, walk.protocol());
+    let is_trace = u16::from(packet.is_trace());
+    scratch.parsed = Parsed { key, ttl, tcp_flags: 0, is_trace, sequence: 0, acknowledgement: 0 };
     let at = Offsets { l3, l4: l3 + walk.offset() };
     let identification_be = walk.identification_be();
     scratch.dissected = Dissected { kind: kind::SEGMENT, identification_be, at, end, quote: at };
@@ -62,7 +68,14 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
             Part::Later if end <= packet.len() && at.l4 <= end => fragment::find(scratch, hook),
             _ if is_stub => Err(Stop::NOT_OURS),
             Part::Later => Err(MALFORMED),
-            part => read_segment(packet, scratch, part),
+            part => {
+                read_ports(packet, scratch, part)?;
+                if !hook.concerns(filter, known, &scratch.parsed.key) {
+                    return Err(Stop::NOT_OURS);
+                }
+                check_length(packet, scratch)?;
+                read_segment(packet, scratch)
+            }
         },
         protocol
             if is_icmp::<F>(protocol) && hook == Hook::Ingress && is_echo::<_, F>(packet, scratch, walk.part()) =>
@@ -108,31 +121,42 @@ fn stop_of<F: Header>(fault: Fault, scratch: &mut Scratch<F>) -> Stop {
 
 /// Completes the 5-tuple of a packet with ports: all of a datagram, or its first fragment.
 #[inline(always)]
-fn read_segment<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, part: Part) -> Stage<()> {
-    let Dissected { at, end, .. } = scratch.dissected;
-    let frame_len = packet.len();
+fn read_ports<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, part: Part) -> Stage<()> {
     if part == Part::First {
         scratch.dissected.kind = kind::FIRST_FRAGMENT;
     }
-    let protocol = scratch.parsed.key.protocol;
-    let header_len = match protocol {
+    let l4: Frame<'_> = scratch.dissected.at.l4_at(packet, 0, PORTS_LEN).ok_or(MALFORMED)?;
+    scratch.parsed.key.sport_be = l4.load(0);
+    scratch.parsed.key.dport_be = l4.load(2);
+    Ok(())
+}
+
+/// By its own account the packet must hold its layer-4 header, and be there as a whole.
+#[inline(always)]
+fn check_length<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>) -> Stage<()> {
+    let Dissected { at, end, .. } = scratch.dissected;
+    let header_len = match scratch.parsed.key.protocol {
         protocol::TCP => TCP_LEN,
         protocol::UDP => UDP_LEN,
         _ => SCTP_LEN,
     };
-    if end > frame_len || at.l4 + header_len as u32 > end {
-        return Err(MALFORMED);
-    }
-    let l4: Frame<'_> = at.l4_at(packet, 0, UDP_LEN).ok_or(MALFORMED)?;
-    scratch.parsed.key.sport_be = l4.load(0);
-    scratch.parsed.key.dport_be = l4.load(2);
-    let is_good = match protocol {
+    if end > packet.len() || at.l4 + header_len as u32 > end { Err(MALFORMED) } else { Ok(()) }
+}
+
+/// Reads what else is to be known of it.
+#[inline(always)]
+fn read_segment<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+    let Dissected { at, end, .. } = scratch.dissected;
+    let is_good = match scratch.parsed.key.protocol {
         protocol::TCP => {
             let l4 = at.l4_at(packet, 0, TCP_LEN).ok_or(MALFORMED)?;
-            scratch.parsed.tcp_flags = l4.load(tcp::FLAGS);
+            read_tcp(&mut scratch.parsed, &l4);
             l4.load::<u8>(tcp::DATA_OFFSET) >= 0x50
         }
-        protocol::UDP => u16::from_be(l4.load(udp::LENGTH)) >= UDP_LEN as u16,
+        protocol::UDP => {
+            let l4 = at.l4_at(packet, 0, UDP_LEN).ok_or(MALFORMED)?;
+            u16::from_be(l4.load(udp::LENGTH)) >= UDP_LEN as u16
+        }
         _ => {
             // An IP packet need not bear a chunk; a frame may have padding in its place.
             let has_chunk = at.l4 + SCTP_LEN as u32 != end;

@@ -2,8 +2,9 @@
 //! Whether a packet may be of a Service: the address filter, a bitmap with one hash (Bloom filter), and ClusterIPs.
 
 use lb_common::{
+    filter::{Filter, WHOLE},
+    flow::FlowKey,
     frontend::FrontendKey,
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
 };
 
 use crate::{
@@ -26,12 +27,28 @@ number!(Hook: u32, value => u32::from(value == Self::Egress), bits => match bits
 });
 
 impl Hook {
-    /// Whether a packet may be of a Service: the one look at the address filter.
+    /// What the filter knows of a packet's addresses: 0 where it is of no Service.
     #[inline(always)]
-    pub fn concerns<F: Header>(self, src: &F::Addr, dst: &F::Addr) -> bool {
+    pub fn knows<F: Header>(self, filter: &Filter, src: &F::Addr, dst: &F::Addr) -> u64 {
         match self {
-            Self::Ingress => maps::filter_contains(FILTER_INGRESS, F::filter_bit(dst)),
-            Self::Egress => maps::filter_contains(FILTER_EGRESS, F::filter_bit(src)),
+            Self::Ingress => filter.destination(F::filter_bit(dst)),
+            Self::Egress => u64::from(filter.has_source(F::filter_bit(src))),
+        }
+    }
+
+    /// Whether a packet may be of a Service by its ports, too. `known` is what the filter knows of its addresses.
+    #[inline(always)]
+    pub fn concerns<F: Header>(self, filter: &Filter, known: u64, key: &FlowKey<F>) -> bool {
+        match self {
+            Self::Ingress => {
+                known & WHOLE != 0
+                    || filter.has_port(
+                        F::filter_port_bit(&key.dst, key.dport_be, key.protocol),
+                        key.dport_be,
+                        key.protocol,
+                    )
+            }
+            Self::Egress => filter.has_backend(F::filter_port_bit(&key.src, key.sport_be, key.protocol)),
         }
     }
 }

@@ -52,7 +52,7 @@ pub fn find<F: Header>(scratch: &mut Scratch<F>, hook: Hook) -> Stage<()> {
     write_key(scratch);
     scratch.dissected.kind = kind::LATER_FRAGMENT;
     match maps::find_fragment(&scratch.fragment_key) {
-        Some(fragment) if elapsed(clock::now(), fragment.last_seen) < i64::from(FRAGMENT_TICKS) => {
+        Some(fragment) if elapsed(clock::tick(), fragment.last_seen) < i64::from(FRAGMENT_TICKS) => {
             scratch.parsed.key.sport_be = fragment.sport_be;
             scratch.parsed.key.dport_be = fragment.dport_be;
             Ok(())

@@ -2,56 +2,79 @@
 //! Parses plain TCP and UDP: frame to 5-tuple. Traffic of no Service leaves here, after one bit of the address filter.
 
 use lb_common::{
-    flow::{FlowKey, protocol},
+    flow::{FlowKey, protocol, tcp_flags},
     verdict::{Reason, Stage, Stop},
 };
 
 use super::filter::Hook;
 use crate::{
-    kernel::work::Parsed,
+    kernel::{maps, work::Parsed},
     packet::{
         Frame, Packet,
         header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
     },
 };
 
-/// Parses a TCP or UDP packet whose destination (ingress) or source (egress) is in the filter.
+/// Parses a TCP or UDP packet that the filter takes for one of a Service.
 #[inline(always)]
 pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F>> {
     let l4 = ETHERNET_LEN + F::HEADER_LEN;
-    packet.make_linear(l4 + TCP_LEN);
+    packet.make_linear(l4 + UDP_LEN);
     // A later fragment may be as short as that.
     let frame = packet.frame(l4 + UDP_LEN).ok_or(Stop::RARE)?;
-    let (src, dst) = (frame.load(F::SRC), frame.load(F::DST));
-    if !hook.concerns::<F>(&src, &dst) {
+    let (src, dst) = (F::src(&frame), F::dst(&frame));
+    let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
+    let known = hook.knows::<F>(filter, &src, &dst);
+    if known == 0 {
         // Routers send ICMP errors under addresses of their own.
         let may_concern = hook == Hook::Egress && F::may_be_icmp(&frame);
         return Err(if may_concern { Stop::RARE } else { Stop::NOT_OURS });
     }
     let network = F::network(&frame)?;
-    let tcp_flags = match network.protocol {
-        protocol::TCP => {
-            check_length(packet, network.total_len, F::HEADER_LEN + TCP_LEN)?;
-            let frame = packet.frame(l4 + TCP_LEN).ok_or(Stop::pass(Reason::Malformed))?;
-            if frame.load::<u8>(l4 + tcp::DATA_OFFSET) < 0x50 {
-                return Err(Stop::pass(Reason::Malformed));
-            }
-            frame.load(l4 + tcp::FLAGS)
-        }
-        protocol::UDP => {
-            check_length(packet, network.total_len, F::HEADER_LEN + UDP_LEN)?;
-            // Zero is a jumbogram's (RFC 2675), and too short is nobody's.
-            if u16::from_be(frame.load(l4 + udp::LENGTH)) < UDP_LEN as u16 {
-                return Err(Stop::pass(Reason::Malformed));
-            }
-            0
-        }
+    let is_tcp = match network.protocol {
+        protocol::TCP => true,
+        protocol::UDP => false,
         protocol::SCTP => return Err(Stop::RARE),
         _ => return Err(if F::may_be_icmp(&frame) { Stop::RARE } else { Stop::NOT_OURS }),
     };
-    let frame: Frame<'_> = packet.frame(l4 + UDP_LEN).ok_or(Stop::NOT_OURS)?;
-    let key = FlowKey::new(src, dst, frame.load(l4), frame.load(l4 + 2), network.protocol);
-    Ok(Parsed { key, ttl: network.ttl, tcp_flags })
+    let l4_frame = frame.behind(l4);
+    let key = FlowKey::new(src, dst, l4_frame.get::<_, 0>(), l4_frame.get::<_, 2>(), network.protocol);
+    if !hook.concerns(filter, known, &key) {
+        return Err(Stop::NOT_OURS);
+    }
+    let is_trace = u16::from(packet.is_trace());
+    if is_trace != 0 {
+        // What is asked is answered by the slow path alone.
+        return Err(Stop::RARE);
+    }
+    let mut parsed = Parsed { key, ttl: network.ttl, tcp_flags: 0, is_trace, sequence: 0, acknowledgement: 0 };
+    if is_tcp {
+        check_length(packet, network.total_len, F::HEADER_LEN + TCP_LEN)?;
+        packet.make_linear(l4 + TCP_LEN);
+        let tcp = packet.frame(l4 + TCP_LEN).ok_or(Stop::pass(Reason::Malformed))?.behind(l4);
+        if tcp.get::<u8, { tcp::DATA_OFFSET }>() < 0x50 {
+            return Err(Stop::pass(Reason::Malformed));
+        }
+        read_tcp(&mut parsed, &tcp);
+    } else {
+        // Zero is a jumbogram's (RFC 2675), and too short is nobody's.
+        let udp_len = u16::from_be(l4_frame.get::<_, { udp::LENGTH }>());
+        check_length(packet, network.total_len, F::HEADER_LEN + UDP_LEN)?;
+        if udp_len < UDP_LEN as u16 {
+            return Err(Stop::pass(Reason::Malformed));
+        }
+    }
+    Ok(parsed)
+}
+
+/// Reads what the flow table wants to know of a TCP header.
+#[inline(always)]
+pub fn read_tcp<F: Header>(parsed: &mut Parsed<F>, tcp: &Frame<'_>) {
+    parsed.tcp_flags = tcp.get::<_, { tcp::FLAGS }>();
+    parsed.acknowledgement = u32::from_be(tcp.get::<_, { tcp::ACKNOWLEDGEMENT }>());
+    // A SYN takes the place of a byte (RFC 9293 section 3.4).
+    let syn = u32::from(parsed.tcp_flags & tcp_flags::SYN != 0);
+    parsed.sequence = u32::from_be(tcp.get::<u32, { tcp::SEQUENCE }>()).wrapping_add(syn);
 }
 
 /// The length in the IP header must hold the headers and fit into the frame. It is 0 in segments to be cut later

@@ -13,7 +13,10 @@ use lb_common::{
 
 use super::{filter::Hook, walk::walk};
 use crate::{
-    kernel::work::{Dissected, Offsets, Scratch, kind},
+    kernel::{
+        maps,
+        work::{Dissected, Offsets, Scratch, kind},
+    },
     packet::{
         Packet,
         header::{Header, ICMP_LEN, PORTS_LEN},
@@ -36,7 +39,8 @@ pub fn find<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, hook: Ho
     }
     let ip = ip_at::<F>(packet, l3).ok_or(Stop::NOT_OURS)?;
     let (src, dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
-    if hook == Hook::Egress && !hook.concerns::<F>(&dst, &src) {
+    let is_known = maps::filter().is_some_and(|filter| hook.knows::<F>(filter, &dst, &src) != 0);
+    if hook == Hook::Egress && !is_known {
         return Err(Stop::NOT_OURS);
     }
     let walk = walk::<_, F>(packet, l3, end - l3);

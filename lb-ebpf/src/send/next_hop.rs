@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Next hops, by the FIB (`bpf_fib_lookup`): where a packet of a source-translated flow leaves. The next hop is kept in the flow, with the generation of
-//! routes, neighbours and links under which it was found.
+//! Next hops, by the FIB (`bpf_fib_lookup`): where a packet of a source-translated flow leaves. What was found stands in a table by
+//! destination, under the generation of routes, neighbours and links in which it was found; flows hold an index into it.
 
 use core::ffi::c_int;
 
@@ -12,17 +12,20 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup,
 };
 use lb_common::{
-    address::Family,
     config::role,
-    flow::Flow,
+    flow::{
+        next_hop::{self, next_hop_flags},
+        table::{self, Table as _},
+    },
     verdict::{Reason, Stage, Stop},
 };
 
-use super::mtu::check_mtu_global;
+use super::{Sending, mtu::check_mtu_global};
 use crate::{
     kernel::{
-        global_fn, maps,
-        work::{self, FibParameters, NextHop, Parsed, Scratch},
+        clock, global_fn, maps,
+        table::{FlowTable, NextHopRef},
+        work::{self, FibParameters, Instruction, Parsed, Scratch, Way},
     },
     packet::{
         Exit, Packet,
@@ -32,80 +35,154 @@ use crate::{
 
 const _: () = assert!(size_of::<FibParameters>() == size_of::<KernelFibParameters>());
 
-/// How a packet of this flow goes on. Looks the next hop up again where the cached one may be out of date.
+/// How a packet of this flow goes on, and by which way. Asks the kernel where what is known may be out of date. `l4` is where the
+/// packet's layer 4 begins.
 #[inline(always)]
-pub fn resolve<P: Packet, F: Header>(packet: &mut P, flow: &mut Flow<F>, parsed: &Parsed<F>, l4: u32) -> Stage<Exit> {
-    let protocol = parsed.key.protocol;
+pub fn resolve<P: Packet, F: Header>(
+    packet: &mut P,
+    flow: &Instruction<F>,
+    parsed: &Parsed<F>,
+    l4: u32,
+) -> Stage<Sending> {
     if !flow.is_forwarded() {
-        return Ok(Exit::Stack);
+        return Ok(Sending { exit: Exit::Stack, way: Way::NONE });
     }
     if parsed.ttl <= 1 {
         return Err(Stop::reject(Reason::TtlExpired));
     }
-    if flow.next_hop_generation != maps::config()?.next_hop_generation {
-        work::scratch::<F>()?.next_hop.dst = flow.dst;
-        look_up_global::<P, F>(packet, protocol)?;
-        work::scratch::<F>()?.next_hop.write_to(flow);
-    }
-    if packet.len() > u32::from(flow.mtu) + ETHERNET_LEN as u32 && flow.mtu != 0 {
+    let generation = maps::config()?.next_hop_generation;
+    let way = match recall::<F>(flow.next_hop, &flow.dst, generation) {
+        Some(way) => way,
+        None => {
+            let scratch = work::scratch::<F>()?;
+            // On the fast path another packet's stands there.
+            scratch.parsed.is_trace = parsed.is_trace;
+            scratch.next_hop_dst = flow.dst;
+            look_up_global::<P, F>(packet, parsed.key.protocol, flow.slot)?;
+            work::scratch::<F>()?.way
+        }
+    };
+    if packet.len() > way.mtu + ETHERNET_LEN as u32 && way.mtu != 0 {
         if P::IS_XDP {
             return Err(Stop::LEAVE_TO_TC);
         }
-        check_mtu_global(packet, protocol, flow.mtu, l4)?;
+        check_mtu_global(packet, parsed.key.protocol, way.mtu as u16, l4)?;
     }
-    if flow.next_hop_generation == 0 {
-        return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { Ok(Exit::Neighbour) };
+    if !way.is_resolved() {
+        return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { Ok(Sending { exit: Exit::Neighbour, way }) };
     }
-    if P::IS_XDP && flow.ifindex != packet.ifindex() && !takes_xdp_frames(flow.ifindex) {
+    // Only a device that runs our XDP program natively takes frames from another one's.
+    let takes_frames = way.flags & next_hop_flags::TAKES_XDP_FRAMES != 0;
+    if P::IS_XDP && way.ifindex != packet.ifindex() && !takes_frames {
         return Err(Stop::LEAVE_TO_TC);
     }
-    Ok(Exit::Wire)
+    Ok(Sending { exit: Exit::Wire, way })
 }
 
-impl<F: Family> NextHop<F> {
-    /// The fields are not written at once. A packet on another CPU may see the new device with the old addresses, and be
-    /// lost on the wire like any packet that is under way while routes change.
-    #[inline(always)]
-    pub fn write_to(&self, flow: &mut Flow<F>) {
-        flow.next_hop_generation = self.generation;
-        flow.ifindex = self.ifindex;
-        flow.macs = self.macs;
-        flow.mtu = self.mtu as u16;
+/// The way that an element of the table stands for, if it is for this destination and from this generation.
+#[inline(always)]
+fn recall<F: Header>(index: u32, dst: &F::Addr, generation: u32) -> Option<Way> {
+    let element = NextHopRef::at::<F>(index)?;
+    let stamp = element.stamp();
+    if stamp.generation() != generation || !element.is_for::<F>(dst) {
+        return None;
     }
+    let way = Way {
+        ifindex: element.ifindex(),
+        macs: element.macs(),
+        mtu: element.mtu(),
+        flags: element.flags() | Way::RESOLVED,
+    };
+    (element.stamp() == stamp).then_some(way)
 }
 
 global_fn! {
     /// [`look_up`].
-    pub fn look_up_global<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()>
+    pub fn look_up_global<P: Packet, F: Header>(packet: &P, protocol: u8, slot: u32) -> Stage<()>
         = look_up => look_up_xdp_v4 | look_up_xdp_v6 | look_up_tc_v4 | look_up_tc_v6
+}
+
+/// Finds the way to the destination in the scratch space: in the table, else by the kernel's routes. It goes to the scratch space, and
+/// where the neighbour is known its index to the flow's entry at this slot (or nowhere, with a slot that is none).
+#[inline(always)]
+fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8, slot: u32) -> Stage<()> {
+    let generation = maps::config()?.next_hop_generation;
+    let scratch = work::scratch::<F>()?;
+    let [first, second] = next_hop::places::<F>(&scratch.next_hop_dst);
+    let found = match recall::<F>(first, &scratch.next_hop_dst, generation) {
+        Some(way) => Some((first, way)),
+        None => recall::<F>(second, &scratch.next_hop_dst, generation).map(|way| (second, way)),
+    };
+    if let Some((index, way)) = found {
+        scratch.way = way;
+        note_index::<F>(scratch, slot, index);
+        return Ok(());
+    }
+    ask_kernel::<P, F>(packet, protocol)?;
+    let scratch = work::scratch::<F>()?;
+    if scratch.way.is_resolved() && scratch.parsed.is_trace == 0 {
+        remember::<F>(scratch, slot, generation);
+    }
+    Ok(())
+}
+
+/// Writes the way in the scratch space to the table: to the place that is out of date, else to either at random.
+#[inline(always)]
+fn remember<F: Header>(scratch: &mut Scratch<F>, slot: u32, generation: u32) {
+    let [first, second] = next_hop::places::<F>(&scratch.next_hop_dst);
+    let is_free = |index| NextHopRef::at::<F>(index).is_some_and(|element| element.stamp().generation() != generation);
+    let index = if is_free(first) || !is_free(second) && clock::jiffies() & 1 == 0 { first } else { second };
+    let Some(element) = NextHopRef::at::<F>(index) else { return };
+    let way = &scratch.way;
+    scratch.next_hop = next_hop::NextHop {
+        stamp: 0,
+        dst: F::first_words(&scratch.next_hop_dst),
+        ifindex: way.ifindex,
+        macs: way.macs,
+        mtu: way.mtu,
+        flags: way.flags & !Way::RESOLVED,
+        pad: [0; 4],
+    };
+    if element.replace(element.stamp(), &scratch.next_hop, generation) {
+        note_index::<F>(scratch, slot, index);
+    }
+}
+
+/// Writes the index of the next hop to the flow's entry. A slot that has become another flow's meanwhile holds the index of a next hop
+/// that says that it is for somebody else.
+#[inline(always)]
+fn note_index<F: Header>(scratch: &mut Scratch<F>, slot: u32, index: u32) {
+    scratch.original.next_hop = index as u16;
+    if scratch.parsed.is_trace == 0
+        && slot != Instruction::<F>::NO_SLOT
+        && let Some(slot) = FlowTable::<F>::NEW.at(slot)
+    {
+        table::set_next_hop::<F, _>(slot, index as u16);
+    }
 }
 
 /// Asks the kernel's routing tables for the way to the destination in the scratch space. Finds the device, and the Ethernet
 /// addresses where the neighbour is known.
 #[inline(always)]
-fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
-    let generation = maps::config()?.next_hop_generation;
+fn ask_kernel<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
     // Asks for the MTU of the way, which stands there afterwards; 1 is never too long.
     let result = ask::<P, F>(packet, protocol, 1)?;
-    let Scratch { fib, next_hop, .. } = work::scratch::<F>()?;
-    next_hop.ifindex = fib.ifindex;
-    next_hop.macs = [0; 3];
-    next_hop.generation = 0;
-    next_hop.mtu = 0;
+    let Scratch { fib, way, .. } = work::scratch::<F>()?;
+    *way = Way { ifindex: fib.ifindex, macs: [0; 3], mtu: 0, flags: 0 };
     match result {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            next_hop.macs = fib.macs();
-            next_hop.generation = generation;
-            // Before Linux 5.12 it is not told.
-            next_hop.mtu = if fib.total_len > 1 { u32::from(fib.total_len) } else { 0 };
+            way.macs = fib.macs();
+            way.mtu = if fib.total_len > 1 { u32::from(fib.total_len) } else { 0 };
+            let takes_frames = maps::find_interface(fib.ifindex).is_some_and(|device| device.role & role::XDP != 0);
+            way.flags = Way::RESOLVED | if takes_frames { next_hop_flags::TAKES_XDP_FRAMES } else { 0 };
             Ok(())
         }
         BPF_FIB_LKUP_RET_NO_NEIGH if P::IS_XDP => Ok(()),
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             // The MTU is told where a neighbour is, or to one whose packet is too long, as this is.
             if ask::<P, F>(packet, protocol, u16::MAX)? == BPF_FIB_LKUP_RET_FRAG_NEEDED {
-                let Scratch { fib, next_hop, .. } = work::scratch::<F>()?;
-                next_hop.mtu = if fib.total_len == u16::MAX { 0 } else { u32::from(fib.total_len) };
+                let Scratch { fib, way, .. } = work::scratch::<F>()?;
+                way.mtu = if fib.total_len == u16::MAX { 0 } else { u32::from(fib.total_len) };
             }
             Ok(())
         }
@@ -117,7 +194,7 @@ fn look_up<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<()> {
 /// One look-up, as if for a packet of this length.
 #[inline(always)]
 fn ask<P: Packet, F: Header>(packet: &P, protocol: u8, total_len: u16) -> Stage<u32> {
-    let Scratch { fib, next_hop, .. } = work::scratch::<F>()?;
+    let Scratch { fib, next_hop_dst, .. } = work::scratch::<F>()?;
     fib.family = F::AF;
     fib.protocol = protocol;
     fib.sport_be = 0;
@@ -126,7 +203,7 @@ fn ask<P: Packet, F: Header>(packet: &P, protocol: u8, total_len: u16) -> Stage<
     fib.ifindex = packet.ifindex();
     fib.flow_info = 0;
     fib.src = [0; 4];
-    fib.dst = F::first_words(&next_hop.dst);
+    fib.dst = F::first_words(next_hop_dst);
     fib.vlan = 0;
     // SAFETY: a valid context, and parameters of the kernel's layout and size.
     let result = unsafe {
@@ -138,10 +215,4 @@ fn ask<P: Packet, F: Header>(packet: &P, protocol: u8, total_len: u16) -> Stage<
         )
     };
     Ok(result as u32)
-}
-
-/// Only a device that runs our XDP program natively takes frames from another one's.
-#[inline(always)]
-fn takes_xdp_frames(ifindex: u32) -> bool {
-    maps::find_interface(ifindex).is_some_and(|interface| interface.role & role::XDP != 0)
 }

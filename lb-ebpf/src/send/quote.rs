@@ -6,12 +6,13 @@
 
 use lb_common::{
     checksum::{self, Delta},
-    flow::{Direction, Flow, FlowKey, protocol},
+    flow::{FlowKey, protocol},
     verdict::{Reason, Stage, Stop},
 };
 
+use super::Sending;
 use crate::{
-    kernel::work::{Dissected, Offsets, Scratch},
+    kernel::work::{Dissected, Instruction, Offsets, Scratch},
     packet::{
         Exit, Packet,
         header::{Header, ICMP_LEN, PORTS_LEN, tcp, udp},
@@ -24,8 +25,8 @@ const CHECK: usize = 2;
 
 /// Rewrites the error and what it quotes, by the instruction in the scratch space.
 #[inline(always)]
-pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, exit: Exit) -> Stage<()> {
-    let flow = &scratch.original;
+pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, sending: &Sending) -> Stage<()> {
+    let flow = &scratch.instruction;
     const FAILED: Stop = Stop::drop(Reason::RewriteFailed);
     let Dissected { at, quote, end, .. } = scratch.dissected;
     let Some(headers) = Layout::<F>::headers(at, packet, ICMP_LEN) else { return Err(FAILED) };
@@ -34,13 +35,13 @@ pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, exit: Exi
 
     let mut change = rewrite_quoted_layer_4(packet, quote, end, scratch.parsed.key.protocol, flow)?;
     F::write_addresses(&quoted_ip, &flow.dst, &flow.src, flow.address_delta, false);
-    if exit == Exit::Wire {
-        ethernet.store(0, flow.macs);
+    if sending.exit == Exit::Wire {
+        ethernet.store(0, sending.way.macs);
     }
     let (old_src, old_dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
     let src = source(&scratch.parsed.key, &old_src, flow);
     let addresses = Delta::ZERO.replace_address::<F>(&old_src, &src).replace_address::<F>(&old_dst, &flow.dst).fold();
-    F::write_addresses(&ip, &src, &flow.dst, addresses, exit != Exit::Stack);
+    F::write_addresses(&ip, &src, &flow.dst, addresses, sending.exit != Exit::Stack);
     if !F::IS_V4 {
         // No header checksum makes up for the quoted addresses, and a pseudo-header counts the others.
         change = change.add(flow.address_delta).add(addresses);
@@ -53,9 +54,9 @@ pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, exit: Exi
 /// by that name; a router under its own address, so that `traceroute` shows it, but for a backend that knows nobody but
 /// this node.
 #[inline(always)]
-fn source<F: Header>(key: &FlowKey<F>, src: &F::Addr, flow: &Flow<F>) -> F::Addr {
+fn source<F: Header>(key: &FlowKey<F>, src: &F::Addr, flow: &Instruction<F>) -> F::Addr {
     let is_from_the_end = *src == key.src;
-    let is_to_backend = flow.is_forwarded() && flow.direction() == Direction::Original;
+    let is_to_backend = flow.is_forwarded() && !flow.is_reply();
     if is_from_the_end || is_to_backend { flow.src } else { *src }
 }
 
@@ -66,11 +67,11 @@ fn rewrite_quoted_layer_4<P: Packet, F: Header>(
     quote: Offsets,
     end: u32,
     protocol: u8,
-    flow: &Flow<F>,
+    flow: &Instruction<F>,
 ) -> Stage<Delta> {
     let Some(ports) = quote.l4_at(packet, 0, PORTS_LEN) else { return Err(Stop::drop(Reason::RewriteFailed)) };
-    ports.store(0, flow.dport_be);
-    ports.store(2, flow.sport_be);
+    // Backwards.
+    ports.store(0, flow.ports.rotate_right(16));
     let change = Delta::ZERO.add(flow.port_delta);
     let offset = match protocol {
         protocol::TCP => tcp::CHECK as u32,

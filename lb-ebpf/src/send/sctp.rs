@@ -3,15 +3,15 @@
 
 use lb_common::{
     crc32c,
-    flow::{Flow, protocol},
+    flow::protocol,
     verdict::{Reason, Stage, Stop},
 };
 
-use super::rewrite::write_headers;
+use super::{Sending, rewrite::write_headers};
 use crate::{
-    kernel::work::{Dissected, Parsed, Scratch},
+    kernel::work::{Dissected, Instruction, Parsed, Scratch},
     packet::{
-        Exit, Packet,
+        Packet,
         crc32c::multiply,
         header::{Header, PORTS_LEN, SCTP_LEN, sctp},
         layout::Layout,
@@ -20,21 +20,21 @@ use crate::{
 
 /// Whether a first fragment can be translated: its checksum, which is over all fragments, can't be corrected for other ports.
 #[inline(always)]
-pub fn check_fragment<F: Header>(parsed: &Parsed<F>, flow: &Flow<F>) -> Stage<()> {
+pub fn check_fragment<F: Header>(parsed: &Parsed<F>, flow: &Instruction<F>) -> Stage<()> {
     let key = &parsed.key;
-    let keeps_ports = key.sport_be == flow.sport_be && key.dport_be == flow.dport_be;
+    let keeps_ports = u32::from(key.sport_be) | u32::from(key.dport_be) << 16 == flow.ports;
     if key.protocol == protocol::SCTP && !keeps_ports { Err(Stop::drop(Reason::SctpFragment)) } else { Ok(()) }
 }
 
 /// Rewrites a packet by the instruction in the scratch space.
 #[inline(always)]
-pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, exit: Exit) -> Stage<()> {
+pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, sending: &Sending) -> Stage<()> {
     let Dissected { at, end, .. } = scratch.dissected;
     let Some(headers) = Layout::<F>::headers(at, packet, SCTP_LEN) else {
         return Err(Stop::drop(Reason::RewriteFailed));
     };
     let old_ports: u32 = headers.l4.load(0);
-    write_headers(&headers, &scratch.original, exit);
+    write_headers(&headers, &scratch.instruction, sending);
     let new_ports: u32 = headers.l4.load(0);
     let check: u32 = headers.l4.load(sctp::CHECK);
     // Zero at TC: the device will fill it in.

@@ -27,7 +27,6 @@ use lb_common::{
     flow::protocol,
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
     hash,
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
     socket::{
         SocketEntry, TRACE_ANSWERED, TRACE_SOCKET, TalkEntry, TalkKey, namespace_client, socket_flags, talk_side,
     },
@@ -68,10 +67,16 @@ pub fn release(context: &SockContext) -> i32 {
     ALLOW
 }
 
+/// Whether an address may be a backend's.
+#[inline(always)]
+fn may_be_backend(address: &Address) -> bool {
+    maps::filter().is_some_and(|filter| filter.has_source(hash::filter_bit(address.words_be())))
+}
+
 /// The sender of a datagram: of a connected socket its peer, else where it may be a backend at all.
 #[inline(always)]
 pub fn show_sender<F: SocketFamily>(socket: &Socket<F>) -> i32 {
-    if !maps::filter_contains(FILTER_EGRESS, hash::filter_bit(socket.peer().words_be())) {
+    if !may_be_backend(&socket.peer()) {
         return ALLOW;
     }
     if socket.is_connected() {
@@ -152,7 +157,7 @@ fn conclude<F: SocketFamily>(socket: &Socket<F>, call: Call, stop: Stop) -> i32 
 fn forget<F: SocketFamily>(socket: &Socket<F>, call: Call) {
     if call == Call::Connect {
         maps::remove_socket(socket.cookie());
-    } else if maps::filter_contains(FILTER_EGRESS, hash::filter_bit(socket.peer().words_be())) {
+    } else if may_be_backend(&socket.peer()) {
         maps::remove_talk(&TalkKey::new(socket.cookie(), socket.peer(), socket.peer_port_be(), talk_side::BACKEND));
     }
 }
@@ -243,7 +248,8 @@ fn find_frontend(mut key: FrontendKey, is_of_node: bool) -> Stage<Frontend> {
         key.address = FrontendKey::any_address(is_v4);
         return maps::find_frontend(&key).ok_or(Stop::NOT_OURS);
     }
-    if !maps::filter_contains(FILTER_INGRESS, hash::filter_bit(key.address.words_be())) {
+    let cell = hash::filter_bit(key.address.words_be());
+    if maps::filter().is_none_or(|filter| filter.destination(cell) == 0) {
         return Err(Stop::NOT_OURS);
     }
     admit::find_frontend(&mut key, is_v4)
@@ -274,7 +280,7 @@ fn admit<F: SocketFamily>(
     }
     let target = admit::find_target(&frontend, Scope::Internal)?;
     let list = u32::from(frontend.list(Scope::Internal));
-    Ok(Admitted { frontend, target, list, comes_from_pod: 1 })
+    Ok(Admitted { frontend, target, list, comes_from_pod: 1, class: 0 })
 }
 
 /// A connection gets a backend by chance: a client's next one shall find another (rule 26), also one that tries again with
@@ -308,7 +314,7 @@ fn choose<F: SocketFamily>(
         affinity: &mut Affinity { backend: 0, generation: 0, last_used: 0 },
         dry,
     };
-    select::choose(admitted, hash, client, clock::now())
+    select::choose(admitted, hash, client, clock::tick())
 }
 
 /// [`source_kind`]: the application has given the socket an address.

@@ -5,38 +5,55 @@
 use bytemuck::Zeroable;
 use lb_common::{
     address::{Family, V4, V6},
-    flow::{Direction, Flow, FlowKey, FlowState, flow_flags, protocol, sctp_chunk},
+    flow::{Direction, Entry, FlowState, Known, Seen, event, flow_flags, protocol, sctp_chunk},
 };
 use libfuzzer_sys::fuzz_target;
-use shunt_fuzz::reference::{first_state, next_state};
+use shunt_fuzz::reference::{Ends, Signs, first_state, meaning};
 
 type Ports = (u16, u16);
 
 /// Those that have ports.
 const PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
 /// Those that an entry may have besides its direction.
-const FLAGS: u8 = flow_flags::SNAT | flow_flags::RESET | flow_flags::ANSWERED;
+const FLAGS: u8 = flow_flags::SNAT | flow_flags::RESET | flow_flags::ANSWERED | flow_flags::PICKED_UP;
 
-fuzz_target!(|input: ((u32, u32, u32, u32), (Ports, Ports), u8, u8, Vec<(bool, u8)>)| {
+/// One packet: the backend's or not, what its flow knows, flags or type of chunk, its numbers and those that are known.
+type Word = (bool, (bool, bool, bool), u8, (u32, u32), (u32, u32));
+
+fuzz_target!(|input: ((u32, u32, u32, u32), (Ports, Ports), u8, u8, Vec<Word>)| {
     let (addresses, ports, protocol, flags, life) = input;
     let protocol = PROTOCOLS[usize::from(protocol) % PROTOCOLS.len()];
     let (a, b, c, d) = addresses;
     check_pair::<V4>([a, b, c, d], ports, protocol, flags);
     check_pair::<V6>([[a; 4], [b, a, a, b], [c, 0, 0, d], [d; 4]], ports, protocol, flags);
-    // Of SCTP a byte is a chunk.
-    let meaning = |byte: u8| if protocol == protocol::SCTP { sctp_chunk::flags(byte) } else { byte };
-    let mut life = life.into_iter().map(|(is_reply, byte)| (is_reply, meaning(byte)));
-    let Some((_, first)) = life.next() else { return };
-    let mut state = FlowState::first(protocol, first);
-    assert_eq!(state, first_state(protocol, first));
-    for (is_reply, flags) in life {
-        let direction = if is_reply { Direction::Reply } else { Direction::Original };
-        let next = state.next(direction, protocol, flags);
-        assert_eq!(next, next_state(state, is_reply, protocol, flags));
-        assert!(next.index() < FlowState::COUNT);
-        state = next;
+    let mut state = None;
+    for word in life {
+        state = Some(check_word(state, protocol, word));
     }
 });
+
+/// Both make the same of a packet; gives the state after it.
+fn check_word(state: Option<FlowState>, protocol: u8, word: Word) -> FlowState {
+    let (is_reply, (is_answered, is_picked_up, is_lasting), byte, (sequence, acknowledgement), known) = word;
+    // Of SCTP a byte is a chunk.
+    let flags = if protocol == protocol::SCTP { sctp_chunk::flags(byte) } else { byte };
+    let Some(state) = state else {
+        assert_eq!(FlowState::first(protocol, flags), first_state(protocol, flags));
+        return first_state(protocol, flags);
+    };
+    let direction = if is_reply { Direction::Reply } else { Direction::Original };
+    let (own_sequence, peer_sequence) = known;
+    let after = state.after(event(
+        Seen { direction, protocol, flags, sequence, acknowledgement },
+        Known { state, is_answered, sequence: own_sequence, peer_sequence, is_lasting, is_picked_up },
+    ));
+    let ends = Ends { is_reply, is_answered, is_picked_up, own_sequence, peer_sequence, is_lasting };
+    let signs = Signs { flags, sequence, acknowledgement };
+    let expected = meaning(state, protocol, &ends, &signs).map_or(state, |meaning| meaning.after(state));
+    assert_eq!(after, expected);
+    assert!(after.index() < FlowState::COUNT);
+    after
+}
 
 fn check_pair<F: Family + PartialEq + std::fmt::Debug>(
     addresses: [F::Addr; 4],
@@ -44,19 +61,16 @@ fn check_pair<F: Family + PartialEq + std::fmt::Debug>(
     protocol: u8,
     flags: u8,
 ) {
-    let key = FlowKey::<F>::new(addresses[0], addresses[1], from.0, from.1, protocol);
-    let mut flow: Flow<F> = Zeroable::zeroed();
-    (flow.src, flow.dst, flow.sport_be, flow.dport_be) = (addresses[2], addresses[3], to.0, to.1);
-    flow.flags = flags & FLAGS;
-    flow.set_deltas(&key);
-    let (mut peer_key, mut peer) = (key, flow);
-    flow.write_peer_key(&key, &mut peer_key);
-    flow.write_peer(&key, &mut peer);
-    assert!(flow.is_peer_key(&key, &peer_key) && peer.is_peer_key(&peer_key, &key));
-    assert_ne!(flow.direction(), peer.direction());
-    assert!(!flow.is_at_egress(), "only replies are");
-    let (mut key_again, mut flow_again) = (key, flow);
-    peer.write_peer_key(&peer_key, &mut key_again);
-    peer.write_peer(&peer_key, &mut flow_again);
-    assert_eq!((key_again, flow_again), (key, flow));
+    let mut entry: Entry<F> = Zeroable::zeroed();
+    (entry.src, entry.dst, entry.sport_be, entry.dport_be) = (addresses[0], addresses[1], from.0, from.1);
+    (entry.new_src, entry.new_dst, entry.new_sport_be, entry.new_dport_be) = (addresses[2], addresses[3], to.0, to.1);
+    entry.protocol = protocol;
+    entry.control = entry.control.published(FlowState::HALF_OPEN, flags & FLAGS, 0);
+    entry.set_deltas();
+    let (mut peer, mut again) = (entry, entry);
+    entry.write_peer(&mut peer);
+    assert!(entry.is_peer_of(&peer) && peer.is_peer_of(&entry));
+    assert_ne!(entry.direction(), peer.direction());
+    peer.write_peer(&mut again);
+    assert_eq!(again, entry);
 }

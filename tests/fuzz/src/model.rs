@@ -12,7 +12,7 @@ use arbitrary::Arbitrary;
 use lb_common::flow::{FlowState, protocol};
 use libfuzzer_sys::fuzz_target;
 use shunt_fuzz::reference::{
-    Arrival, Backend, Door, Frontend, Interface, Model, Place, Route, Setup, Verdict, Version, is_sound,
+    Arrival, Backend, Door, Frontend, Interface, Model, Now, Place, Route, Setup, Verdict, Version, is_sound,
 };
 
 /// The uplink.
@@ -44,7 +44,7 @@ fuzz_target!(|drafts: Vec<Draft>| {
         let door = Door::ALL[usize::from(draft.door) % 3];
         let frame = frame(draft);
         let arrival = Arrival { door, ifindex: DEVICE, frame: frame.clone(), is_trace: draft.door >= 250 };
-        let outcome = model.step(&arrival, now);
+        let outcome = model.step(&arrival, Now { tick: now, jiffy: now << 8 });
         let is_changed = outcome.frame != frame;
         assert!(!is_changed || !is_sound(&frame) || is_sound(&outcome.frame), "{arrival:02x?}\n{outcome}");
         let is_nothing = outcome.moved.to_string().is_empty();
@@ -123,7 +123,8 @@ fn setup() -> Setup {
     let both = |addresses: [&str; 2]| Version::BOTH.into_iter().zip(addresses.map(parse)).collect::<BTreeMap<_, _>>();
     Setup {
         seed: [1, 2],
-        source_ports: 50_000..=50_003,
+        second: 250,
+        source_ports: [Some(50_000..=50_003), None],
         node: both(SERVICE),
         timeouts: [60; FlowState::COUNT],
         rejects_per_tick: 3,
@@ -138,7 +139,7 @@ fn setup() -> Setup {
         node_port_addresses: [].into(),
         interfaces: [(DEVICE, Interface { addresses: both(SERVICE), is_pod: false, takes_xdp: true })].into(),
         ingress_filter: SERVICE.map(parse).into(),
-        egress_filter: BACKENDS.iter().flatten().map(|address| parse(address)).collect(),
+        egress_filter: BACKENDS.iter().flatten().map(|address| (parse(address), BACKEND_PORT)).collect(),
         routes: vec![route("0.0.0.0", Some(gateway)), route("::", None)],
         neighbours: [((DEVICE, gateway), [2; 6])].into(),
         devices: [(DEVICE, [4; 6])].into(),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use lb_common::flow::{protocol, tcp_flags};
 
 use super::{
-    build::{Error, Segment, chunk},
+    build::{Error, SEQUENCE, Segment, chunk},
     network::{BARE, POD, SECOND, UPLINK},
     node::{Both, CALLER, CLUSTER_IP, NODE, OUTSIDE, SERVICES, pick},
     random::{CLIENTS, Random},
@@ -95,7 +95,9 @@ impl Random {
             0..10 => service.at_node(version),
             10..18 => service.at_cluster_ip(version),
             18 => SocketAddr::new(pick(self.pick(&STRANGERS), version), service.port),
-            _ => SocketAddr::new(pick(self.pick(&[CLUSTER_IP, NODE]), version), self.pick(&[0, 22, 80, 50_001])),
+            _ => {
+                SocketAddr::new(pick(self.pick(&[CLUSTER_IP, NODE]), version), self.pick(&[0, 22, 80, 50_001, 60_500]))
+            }
         };
         Tuple { src: SocketAddr::new(pick(self.pick(&CLIENTS), version), port), dst, protocol }
     }
@@ -112,7 +114,18 @@ impl Random {
             let end = self.pick(&lens);
             self.below(end)
         };
-        segment.acknowledging(self.number() as u32).payload(&self.bytes(len)).ttl(self.pick(&TTLS))
+        // Mostly numbers that are right; some that are a window off, and some that are forged.
+        let numbers = [
+            SEQUENCE,
+            SEQUENCE,
+            SEQUENCE + 1,
+            SEQUENCE + 1,
+            SEQUENCE + 70_000,
+            SEQUENCE - 70_000,
+            self.number() as u32,
+        ];
+        let (sequence, acknowledgement) = (self.pick(&numbers), self.pick(&numbers));
+        segment.sequence(sequence).acknowledging(acknowledgement).payload(&self.bytes(len)).ttl(self.pick(&TTLS))
     }
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {

@@ -65,6 +65,25 @@ impl<K: Pod, V: Pod> Map<K, V> {
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }
     }
 
+    /// An element of a map with one value per key; `None` where there is none.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        assert_eq!(self.values, 1, "one value per key");
+        let mut value = V::zeroed();
+        let mut attr = attributes();
+        attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = &raw mut value as u64;
+        // SAFETY: key and value are as large as the map's, which `Map::new` was given the types of.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes an element of a hash.
     ///
     /// # Errors

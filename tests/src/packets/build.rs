@@ -11,6 +11,9 @@ use crate::reference::crc32c;
 /// Destination and source of frames whose Ethernet addresses don't matter.
 pub const ETHERNET: [u8; 12] = [2, 0, 0, 0, 0, 0xee, 2, 0, 0, 0, 0, 0xff];
 
+/// The sequence number of segments where nothing else is said.
+pub const SEQUENCE: u32 = 0x0102_0304;
+
 /// Types of SCTP's chunks (RFC 9260 section 3.2).
 pub mod chunk {
     /// User data.
@@ -33,6 +36,7 @@ pub struct Segment {
     protocol: u8,
     /// TCP's flags; of SCTP the type of the first chunk.
     flags: u8,
+    sequence: u32,
     acknowledgement: u32,
     ttl: u8,
     ethernet: [u8; 12],
@@ -40,11 +44,12 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// A TCP segment with [`tcp_flags`].
+    /// A TCP segment with [`tcp_flags`]. All sequence numbers are [`SEQUENCE`], and are acknowledged.
     #[must_use]
     pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: u8) -> Self {
         let (protocol, ttl, ethernet, payload) = (protocol::TCP, 64, ETHERNET, Vec::new());
-        Self { src, dst, protocol, flags, acknowledgement: 0, ttl, ethernet, payload }
+        let acknowledgement = if flags & tcp_flags::ACK == 0 { 0 } else { SEQUENCE + 1 };
+        Self { src, dst, protocol, flags, sequence: SEQUENCE, acknowledgement, ttl, ethernet, payload }
     }
 
     /// A UDP datagram.
@@ -69,6 +74,12 @@ impl Segment {
     #[must_use]
     pub fn ethernet(self, ethernet: [u8; 12]) -> Self {
         Self { ethernet, ..self }
+    }
+
+    /// With a sequence number.
+    #[must_use]
+    pub fn sequence(self, sequence: u32) -> Self {
+        Self { sequence, ..self }
     }
 
     /// With an acknowledgement number.
@@ -118,7 +129,7 @@ impl Segment {
 
     fn tcp_header(&self) -> TcpHeader {
         let has = |flag| self.flags & flag != 0;
-        let mut header = TcpHeader::new(self.src.port(), self.dst.port(), 0x0102_0304, 0x7210);
+        let mut header = TcpHeader::new(self.src.port(), self.dst.port(), self.sequence, 0x7210);
         header.acknowledgment_number = self.acknowledgement;
         header.syn = has(tcp_flags::SYN);
         header.ack = has(tcp_flags::ACK);

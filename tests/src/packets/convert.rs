@@ -10,23 +10,29 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_common::{
     address::{Address, Family},
-    config::{self, Cidr, Config, config_flags, role},
-    flow::{Flow, FlowKey, flow_flags},
+    config::{self, Cidr, Config, PortRange, config_flags, role},
+    filter::Filter,
+    flow::{self, FlowKey, flow_flags, next_hop, protocol},
     fragment::{Fragment, FragmentKey},
     frontend::{self, FrontendKey, SourceRange, backend_flags, backend_state, frontend_flags},
 };
 
+use super::flows::TABLE_KEY;
 use crate::reference::{
-    Age, Backend, Datagram, Entry, Frontend, List, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
+    Backend, Datagram, Entry, Frontend, List, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
 };
 
 /// The element of the configuration map.
 pub fn config_of(setup: &Setup) -> Config {
     Config {
         seed: setup.seed,
+        table_key: TABLE_KEY,
         next_hop_generation: setup.next_hop_generation,
-        source_port_first: *setup.source_ports.start(),
-        source_port_last: *setup.source_ports.end(),
+        source_ports: setup.source_ports.each_ref().map(|range| {
+            range
+                .as_ref()
+                .map_or_else(PortRange::default, |range| PortRange { first: *range.start(), last: *range.end() })
+        }),
         node_addresses: Version::BOTH.map(|version| optional(setup.node.get(&version))),
         timeouts: setup.timeouts,
         rejects_per_tick: setup.rejects_per_tick,
@@ -121,36 +127,82 @@ pub fn flow_key_of<F: Family>(tuple: Tuple) -> FlowKey<F> {
     FlowKey::new(src, dst, tuple.src.port().to_be(), tuple.dst.port().to_be(), tuple.protocol)
 }
 
-/// A flow entry as the reference model has it. Checks what the model has not: both checksum differences, and that nothing
-/// stands in the padding. What a search for a way has left in an entry that is not forwarded has no meaning, nor has it whether
-/// a grown flow was answered.
-pub fn entry_of<F: Family + fmt::Debug>(key: &FlowKey<F>, flow: &Flow<F>, is_young: bool) -> Result<(Tuple, Entry)> {
+/// A flow entry as the reference model has it, with its next hop. Checks what the model has not: both checksum differences, and that
+/// nothing stands in the padding.
+pub fn entry_of<F: Family + fmt::Debug>(entry: &flow::Entry<F>, next_hop: Option<NextHop>) -> Result<(Tuple, Entry)> {
+    const KNOWN: u8 = flow_flags::REPLY
+        | flow_flags::SNAT
+        | flow_flags::RESET
+        | flow_flags::ANSWERED
+        | flow_flags::PICKED_UP
+        | flow_flags::LIVE;
     let tuple = |src, dst, sport: u16, dport: u16| Tuple {
         src: SocketAddr::new(ip_of::<F>(src), u16::from_be(sport)),
         dst: SocketAddr::new(ip_of::<F>(dst), u16::from_be(dport)),
-        protocol: key.protocol,
+        protocol: entry.protocol,
     };
-    let from = tuple(&key.src, &key.dst, key.sport_be, key.dport_be);
-    let to = tuple(&flow.src, &flow.dst, flow.sport_be, flow.dport_be);
-    let is_right = is_difference(flow.address_delta, from, to, addresses_sum)
-        && is_difference(flow.port_delta, from, to, |tuple| u64::from(tuple.src.port()) + u64::from(tuple.dst.port()));
-    ensure!(is_right, "a wrong checksum difference: {from:?} {flow:?}");
-    ensure!(key.pad == [0; 3] && flow.flags & !15 == 0, "something in the padding: {flow:?}");
-    let (ifindex, generation, addresses) = (flow.ifindex, flow.next_hop_generation, bytemuck::cast(flow.macs));
-    let is_snat = flow.flags & flow_flags::SNAT != 0;
-    let entry = Entry {
+    let from = tuple(&entry.src, &entry.dst, entry.sport_be, entry.dport_be);
+    let to = tuple(&entry.new_src, &entry.new_dst, entry.new_sport_be, entry.new_dport_be);
+    let is_right = is_difference(entry.address_delta, from, to, addresses_sum)
+        && is_difference(entry.port_delta, from, to, |tuple| u64::from(tuple.src.port()) + u64::from(tuple.dst.port()));
+    ensure!(is_right, "a wrong checksum difference: {entry:?}");
+    let is_padded = bytemuck::bytes_of(&entry.pad).iter().all(|&byte| byte == 0);
+    let (control, flags) = (entry.control, entry.flags());
+    ensure!(is_padded && control.to_bits() >> 62 == 0 && flags & !KNOWN == 0, "something in the padding: {entry:?}");
+    let has = |flag| flags & flag != 0;
+    let converted = Entry {
         to,
-        backend: flow.backend,
-        generation: flow.generation,
-        next_hop: if is_snat { NextHop { ifindex, generation, addresses } } else { NextHop::default() },
-        last_seen: flow.last_seen,
-        state: flow.state,
-        is_reply: flow.flags & flow_flags::REPLY != 0,
-        is_snat,
-        resets: flow.flags & flow_flags::RESET != 0,
-        age: if is_young { Age::Young { is_answered: flow.flags & flow_flags::ANSWERED != 0 } } else { Age::Grown },
+        backend: entry.backend,
+        generation: entry.generation,
+        next_hop: next_hop.filter(|_| has(flow_flags::SNAT)),
+        class: entry.class,
+        born: entry.born,
+        last_seen: control.last_seen(),
+        peer_seen: entry.peer_seen,
+        sequence: entry.sequence,
+        state: control.state(),
+        is_reply: has(flow_flags::REPLY),
+        is_snat: has(flow_flags::SNAT),
+        resets: has(flow_flags::RESET),
+        is_answered: has(flow_flags::ANSWERED),
+        is_picked_up: has(flow_flags::PICKED_UP),
     };
-    Ok((from, entry))
+    Ok((from, converted))
+}
+
+/// Whether an element of the table of next hops is for a destination.
+pub fn is_next_hop_for<F: Family>(next_hop: &next_hop::NextHop, destination: &F::Addr) -> bool {
+    next_hop.dst == F::first_words(destination)
+}
+
+/// A next hop as the reference model has it.
+pub fn next_hop_of(next_hop: &next_hop::NextHop) -> NextHop {
+    let generation = next_hop::Stamp::from_bits(next_hop.stamp).generation();
+    NextHop { ifindex: next_hop.ifindex, generation, addresses: bytemuck::cast(next_hop.macs) }
+}
+
+/// Adds to the filter what the agent would.
+pub fn fill_filter(filter: &mut Filter, setup: &Setup) {
+    for &address in &setup.ingress_filter {
+        filter.add_node(&address.into());
+    }
+    for &address in &setup.guarded {
+        filter.add_cluster_ip(&address.into());
+    }
+    for &(place, port, protocol) in setup.frontends.keys() {
+        match place {
+            Place::Address(address) => filter.add_frontend(&address.into(), port.to_be(), protocol),
+            Place::Node(_) => filter.add_node_port(port, protocol),
+        }
+    }
+    for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+        for port in setup.source_ports.iter().flatten().flat_map(Clone::clone) {
+            filter.add_node_port(port, protocol);
+        }
+        for &(address, port) in &setup.egress_filter {
+            filter.add_backend(&address.into(), port.to_be(), protocol);
+        }
+    }
 }
 
 /// The key of a fragmented datagram. An identification of IPv4 is the first half of the field.

@@ -4,17 +4,17 @@
 use std::{io, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use lb_common::{config::TICK_SHIFT, trace::TRACE_MAGIC};
-use nix::time::{ClockId, clock_gettime};
+use lb_common::trace::TRACE_MAGIC;
 
 use super::{
     bpf::{TestRun, test_run},
+    clock::clock,
     maps::{self, Maps},
     network::{BARE, POD, SECOND, UPLINK},
     object::Object,
     rig::Room,
 };
-use crate::reference::{Arrival, Door, Verdict};
+use crate::reference::{Arrival, Door, Now, Verdict};
 
 /// The secret of all our traces.
 pub const COOKIE: [u32; 4] = [0x7368_756e, 2, 3, 4];
@@ -31,8 +31,8 @@ pub struct Ran {
     pub verdict: Verdict,
     /// The frame as it left the program.
     pub frame: Vec<u8>,
-    /// The tick before and after, between which the program has looked at the clock.
-    pub ticks: (u32, u32),
+    /// The clock before and after, between which the program has looked at it, in jiffies.
+    pub jiffies: (u64, u64),
 }
 
 /// The loaded object and its maps.
@@ -46,11 +46,11 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the object, with this room for flow entries; in a network of [`super::network`].
     pub fn start(room: Room) -> Result<Self> {
-        let mut object = Object::load(&maps::capacities(room)?, &maps::GLOBALS)?;
+        let mut object = Object::load(&maps::capacities(room)?, &maps::globals(room))?;
         for device in [UPLINK, SECOND, POD, BARE] {
             object.attach_xdp(device)?;
         }
-        let maps = Maps::of(&object)?;
+        let maps = Maps::of(&object, room)?;
         maps.ask(COOKIE)?;
         Ok(Self { object, maps })
     }
@@ -68,38 +68,59 @@ impl Kernel {
             Door::Ingress | Door::Egress => (arrival.frame.clone(), tc_context(arrival, segment_len)),
         };
         let run = TestRun { packet: &packet, context: bytemuck::cast_slice(&context), ..TestRun::default() };
-        let before = tick()?;
+        let before = self.jiffies()?;
         let action = match test_run(self.object.program(arrival.door), &run, &mut output) {
             Ok(action) => action,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
             Err(error) => return Err(error).context("BPF_PROG_TEST_RUN"),
         };
-        let ticks = (before, tick()?);
+        let jiffies = (before, self.jiffies()?);
         let actions: &[_] = if arrival.door == Door::Xdp { &XDP } else { &TC };
         let Some(&(_, verdict)) = actions.iter().find(|(value, _)| *value == action) else {
             bail!("{:?} has returned {action}", arrival.door)
         };
         let metadata = packet.len() - arrival.frame.len();
-        Ok(Some(Ran { verdict, frame: output.split_off(metadata), ticks }))
+        Ok(Some(Ran { verdict, frame: output.split_off(metadata), jiffies }))
+    }
+
+    /// The programs' clock, by themselves.
+    ///
+    /// # Errors
+    /// Those of a test run.
+    pub fn jiffies(&self) -> Result<u64> {
+        let mut output = Vec::new();
+        let run = TestRun { packet: &[0; 64], ..TestRun::default() };
+        test_run(self.object.clock(), &run, &mut output).context("the clock")?;
+        let bytes = output.first_chunk().context("the clock gives eight bytes")?;
+        Ok(u64::from_ne_bytes(*bytes))
     }
 
     /// The tick that it is.
     ///
     /// # Errors
-    /// When the clock can't be read.
-    pub fn tick() -> Result<u32> {
-        tick()
+    /// As [`Kernel::jiffies`].
+    pub fn tick(&self) -> Result<u32> {
+        Ok(now_of(self.jiffies()?).tick)
     }
 
     /// Waits until the tick has some time left, so that a few packets fall into the same one.
-    pub fn settle() -> Result<()> {
-        const MARGIN: i64 = 200_000_000;
-        let left = (1 << TICK_SHIFT) - (nanoseconds()? & ((1 << TICK_SHIFT) - 1));
-        if left < MARGIN {
-            std::thread::sleep(Duration::from_nanos(u64::try_from(left)? + 5_000_000));
+    ///
+    /// # Errors
+    /// As [`Kernel::jiffies`].
+    pub fn settle(&self) -> Result<()> {
+        let (clock, jiffies) = (clock(), self.jiffies()?);
+        let left = (1_u64 << clock.shift()) - (jiffies & ((1 << clock.shift()) - 1));
+        if left < u64::from(clock.hz()).div_ceil(5) {
+            std::thread::sleep(Duration::from_millis((left + 2) * 1_000 / u64::from(clock.hz())));
         }
         Ok(())
     }
+}
+
+/// The time as the model has it.
+#[must_use]
+pub fn now_of(jiffies: u64) -> Now {
+    Now { tick: (jiffies >> clock().shift()) as u32, jiffy: jiffies as u32 }
 }
 
 /// `struct xdp_md`, and the packet with its metadata in front. A trace bears its cookie there.
@@ -128,15 +149,4 @@ fn tc_context(arrival: &Arrival, segment_len: u32) -> Vec<u32> {
         context[CB + 1..CB + 5].copy_from_slice(&COOKIE);
     }
     context
-}
-
-/// The tick of the programs' clock.
-fn tick() -> Result<u32> {
-    Ok(u32::try_from(nanoseconds()? >> TICK_SHIFT)?)
-}
-
-/// Their clock.
-fn nanoseconds() -> Result<i64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
-    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
 }

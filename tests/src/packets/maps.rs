@@ -3,28 +3,30 @@
 
 use std::{collections::BTreeMap, net::IpAddr, ops::AddAssign};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use bytemuck::Pod;
 use lb_agent::dataplane::cpu_numbers;
 use lb_common::{
     address::{Address, V4, V6},
     config::{self, Config},
     counters::{BackendCounters, RejectBudget, ServiceCounters, place},
-    flow::{Flow, FlowKey},
+    filter::Filter,
+    flow::Evicted,
     fragment::{Fragment, FragmentKey},
     frontend::{self, AffinityKey, FrontendKey, Target},
-    hash,
-    maps::{self as names, Chunk, FILTER_EGRESS, FILTER_INGRESS, FilterPlane, SLOTS_PER_CHUNK},
+    maps::{self as names, Chunk, SLOTS_PER_CHUNK, globals},
     trace::TraceRecord,
     verdict::Reason,
 };
 
 use super::{
     bpf::Map,
+    clock,
     convert::{
-        backend_of, config_of, entry_of, flow_key_of, fragment_key_of, fragment_of, frontend_flags_of, frontend_key_of,
+        backend_of, config_of, fill_filter, fragment_key_of, fragment_of, frontend_flags_of, frontend_key_of,
         interface_of, source_range_of,
     },
+    flows::{FlowTable, TABLE_KEY},
     object::Object,
     rig::Room,
 };
@@ -41,7 +43,7 @@ const AFFINITY: u32 = 4_096;
 ///
 /// # Errors
 /// When the number of CPUs can't be read.
-pub fn capacities(room: Room) -> Result<[(&'static str, u32); 10]> {
+pub fn capacities(room: Room) -> Result<[(&'static str, u32); 8]> {
     let cpus = cpu_numbers()?;
     Ok([
         (names::BACKENDS, BACKENDS),
@@ -49,16 +51,27 @@ pub fn capacities(room: Room) -> Result<[(&'static str, u32); 10]> {
         (names::TABLES, CHUNKS),
         (names::FRONTENDS, FRONTENDS),
         (names::SERVICE_COUNTERS, SERVICES * cpus),
-        (names::FLOWS_V4, room.flows),
-        (names::FLOWS_V6, room.flows),
-        (names::YOUNG_V4, room.young),
-        (names::YOUNG_V6, room.young),
+        (names::FLOWS_V4, room.sets()),
+        (names::FLOWS_V6, room.sets()),
         (names::AFFINITY, AFFINITY),
     ])
 }
 
-/// What the programs are told of these capacities, by the names of their globals.
-pub const GLOBALS: [(&str, u64); 2] = [("BACKENDS_A_CPU", BACKENDS as u64), ("SERVICES_A_CPU", SERVICES as u64)];
+/// What the programs are told of these capacities and of the clock, by the names of their globals.
+#[must_use]
+pub fn globals(room: Room) -> [(&'static str, u64); 8] {
+    let (mask, clock) = (u64::from(room.sets() - 1), clock::clock());
+    [
+        ("BACKENDS_A_CPU", BACKENDS.into()),
+        ("SERVICES_A_CPU", SERVICES.into()),
+        (globals::HZ, clock.hz().into()),
+        (globals::TICK_SHIFT, clock.shift().into()),
+        (globals::TABLE_KEY_0, TABLE_KEY[0]),
+        (globals::TABLE_KEY_1, TABLE_KEY[1]),
+        (globals::FLOW_MASK_V4, mask),
+        (globals::FLOW_MASK_V6, mask),
+    ]
+}
 
 /// The object's maps.
 pub struct Maps {
@@ -66,13 +79,11 @@ pub struct Maps {
     frontends: Map<FrontendKey, frontend::Frontend>,
     backends: Map<u32, frontend::Backend>,
     tables: Map<u32, Chunk>,
-    flows_v4: Map<FlowKey<V4>, Flow<V4>>,
-    flows_v6: Map<FlowKey<V6>, Flow<V6>>,
-    young_v4: Map<FlowKey<V4>, Flow<V4>>,
-    young_v6: Map<FlowKey<V6>, Flow<V6>>,
-    // Programs that came before fragments have none.
-    fragments: Option<Map<FragmentKey, Fragment>>,
-    filter: Map<u32, FilterPlane>,
+    flows_v4: FlowTable<V4>,
+    flows_v6: FlowTable<V6>,
+    evictions: Map<u32, u64>,
+    fragments: Map<FragmentKey, Fragment>,
+    filter: Map<u32, Filter>,
     node_addresses: Map<Address, u32>,
     affinity: Map<AffinityKey, frontend::Affinity>,
     source_ranges: Map<[u32; 6], u32>,
@@ -86,18 +97,18 @@ pub struct Maps {
 
 impl Maps {
     /// The maps of an object that was loaded with [`capacities`].
-    pub fn of(object: &Object) -> Result<Self> {
+    pub fn of(object: &Object, room: Room) -> Result<Self> {
+        let sets = room.sets();
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("can't read {path}: {error}"))?;
         Ok(Self {
             config: object.map(names::CONFIG, 1)?,
             frontends: object.map(names::FRONTENDS, 1)?,
             backends: object.map(names::BACKENDS, 1)?,
             tables: object.map(names::TABLES, 1)?,
-            flows_v4: object.map(names::FLOWS_V4, 1)?,
-            flows_v6: object.map(names::FLOWS_V6, 1)?,
-            young_v4: object.map(names::YOUNG_V4, 1)?,
-            young_v6: object.map(names::YOUNG_V6, 1)?,
-            fragments: object.map("FRAGMENTS", 1).ok(),
+            flows_v4: FlowTable::of(object, names::FLOWS_V4, names::NEXT_HOPS_V4, sets)?,
+            flows_v6: FlowTable::of(object, names::FLOWS_V6, names::NEXT_HOPS_V6, sets)?,
+            evictions: object.map(names::EVICTIONS, cpus)?,
+            fragments: object.map(names::FRAGMENTS, 1)?,
             filter: object.map(names::FILTER, 1)?,
             node_addresses: object.map(names::NODE_ADDRESSES, 1)?,
             affinity: object.map(names::AFFINITY, 1)?,
@@ -117,8 +128,9 @@ impl Maps {
         for (index, backend) in (0..).zip(&setup.backends) {
             self.backends.put(&index, &backend_of(backend))?;
         }
-        self.apply_filter(FILTER_INGRESS, &setup.ingress_filter)?;
-        self.apply_filter(FILTER_EGRESS, &setup.egress_filter)?;
+        let mut filter: Box<Filter> = bytemuck::allocation::zeroed_box();
+        fill_filter(&mut filter, setup);
+        self.filter.put(&0, &filter)?;
         let ranges = setup
             .source_ranges
             .iter()
@@ -155,21 +167,16 @@ impl Maps {
         replace(&self.frontends, frontends.into_iter().chain(guards.map(|key| (key, frontend::Frontend::default()))))
     }
 
-    fn apply_filter<'a>(&self, plane: u32, addresses: impl IntoIterator<Item = &'a IpAddr>) -> Result<()> {
-        let mut bits: FilterPlane = [0; _];
-        for &address in addresses {
-            let bit = hash::filter_bit(Address::from(address).words_be());
-            bits[bit as usize / 64] |= 1 << (bit % 64);
-        }
-        Ok(self.filter.put(&plane, &bits)?)
-    }
-
     /// All counters, summed over CPUs.
     pub fn counters(&self) -> Result<Counters> {
         let mut counters = Counters::default();
         for (index, counts) in self.reasons.entries()? {
             let label = Reason::from_index(index).context("an index of a reason")?.as_str();
             add_moved(&mut counters.reasons, label, counts.iter().sum::<u64>());
+        }
+        for (index, counts) in self.evictions.entries()? {
+            let label = Evicted::ALL.get(index as usize).context("an index of what is evicted")?.as_str();
+            add_moved(&mut counters.evictions, label, counts.iter().sum::<u64>());
         }
         for (at, counts) in self.service_counters.pairs()? {
             add_moved(&mut counters.services, at % SERVICES, counts);
@@ -188,23 +195,17 @@ impl Maps {
         Ok(!places.is_empty() && places.iter().all(|&at| at == place(cpu, BACKENDS, at % BACKENDS)))
     }
 
-    /// All flows of both families, grown and young.
+    /// All flows of both families.
     pub fn flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        let (mut flows, young) = (self.grown_flows()?, self.young_flows()?);
-        for (tuple, entry) in young {
-            ensure!(flows.insert(tuple, entry).is_none(), "{tuple:?} is both grown and young");
-        }
+        let mut flows = self.flows_v4.entries()?;
+        flows.append(&mut self.flows_v6.entries()?);
         Ok(flows)
     }
 
-    /// The flows that were answered and went on.
-    pub fn grown_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        entries(&self.flows_v4, &self.flows_v6, false)
-    }
-
-    /// The flows that have only begun.
-    pub fn young_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
-        entries(&self.young_v4, &self.young_v6, true)
+    /// Whether the two entries of each flow know where the other one stands.
+    pub fn check_peers(&self) -> Result<()> {
+        self.flows_v4.check_peers()?;
+        self.flows_v6.check_peers()
     }
 
     /// The affinity table.
@@ -220,14 +221,12 @@ impl Maps {
 
     /// The table of fragmented datagrams.
     pub fn fragments(&self) -> Result<BTreeMap<Datagram, Ports>> {
-        let Some(fragments) = &self.fragments else { return Ok(BTreeMap::new()) };
-        fragments.pairs()?.iter().map(fragment_of).collect()
+        self.fragments.pairs()?.iter().map(fragment_of).collect()
     }
 
     /// Forgets a datagram, as that table does when it is full.
     pub fn evict_fragment(&self, datagram: Datagram) -> Result<()> {
-        self.fragments.as_ref().context("the object has no map of fragments")?.remove(&fragment_key_of(datagram))?;
-        Ok(())
+        Ok(self.fragments.remove(&fragment_key_of(datagram))?)
     }
 
     /// Forgets a client's affinity, likewise.
@@ -235,41 +234,28 @@ impl Maps {
         Ok(self.affinity.remove(&AffinityKey { client: client.into(), service })?)
     }
 
-    /// Removes a flow entry, as the table does when it is full.
+    /// Removes a flow entry, as if its slot had been taken for another flow; the other half stays.
     pub fn evict(&self, tuple: Tuple) -> Result<()> {
         match Version::of(tuple.src.ip()) {
-            Version::V4 => {
-                let key = flow_key_of(tuple);
-                self.flows_v4.remove(&key).or_else(|_| self.young_v4.remove(&key))?;
-            }
-            Version::V6 => {
-                let key = flow_key_of(tuple);
-                self.flows_v6.remove(&key).or_else(|_| self.young_v6.remove(&key))?;
-            }
+            Version::V4 => self.flows_v4.evict(tuple),
+            Version::V6 => self.flows_v6.evict(tuple),
         }
-        Ok(())
     }
 
-    /// Makes all flows, affinities and datagrams older.
-    pub fn age(&self, ticks: u32) -> Result<()> {
+    /// Makes all flows, affinities and datagrams older; flows began so many jiffies earlier.
+    pub fn age(&self, ticks: u32, jiffies: u32) -> Result<()> {
         age(&self.affinity, ticks, |affinity| &mut affinity.last_used)?;
-        if let Some(fragments) = &self.fragments {
-            age(fragments, ticks, |fragment| &mut fragment.last_seen)?;
-        }
-        age(&self.flows_v4, ticks, |flow| &mut flow.last_seen)?;
-        age(&self.flows_v6, ticks, |flow| &mut flow.last_seen)?;
-        age(&self.young_v4, ticks, |flow| &mut flow.last_seen)?;
-        age(&self.young_v6, ticks, |flow| &mut flow.last_seen)
+        age(&self.fragments, ticks, |fragment| &mut fragment.last_seen)?;
+        self.flows_v4.age(ticks, jiffies)?;
+        self.flows_v6.age(ticks, jiffies)
     }
 
     /// Removes all flows, affinities and datagrams, and gives this tick's budget of ICMP errors back.
     pub fn clear(&self) -> Result<()> {
-        clear(&self.flows_v4)?;
-        clear(&self.flows_v6)?;
-        clear(&self.young_v4)?;
-        clear(&self.young_v6)?;
+        self.flows_v4.clear()?;
+        self.flows_v6.clear()?;
         clear(&self.affinity)?;
-        self.fragments.as_ref().map_or(Ok(()), clear)?;
+        clear(&self.fragments)?;
         self.renew_reject_budget()
     }
 
@@ -288,16 +274,6 @@ impl Maps {
         let (_, record) = self.trace.pairs()?[0];
         Ok(TraceRecord { cookie: [0; 4], ..record })
     }
-}
-
-fn entries(
-    v4: &Map<FlowKey<V4>, Flow<V4>>,
-    v6: &Map<FlowKey<V6>, Flow<V6>>,
-    is_young: bool,
-) -> Result<BTreeMap<Tuple, Entry>> {
-    let v4 = v4.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow, is_young));
-    let v6 = v6.pairs()?.into_iter().map(|(key, flow)| entry_of(&key, &flow, is_young));
-    v4.chain(v6).collect()
 }
 
 /// Leaves out what has never moved.

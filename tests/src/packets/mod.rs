@@ -10,7 +10,9 @@
 mod arrival;
 mod bpf;
 mod build;
+mod clock;
 mod convert;
+mod flows;
 mod kernel;
 mod maps;
 mod network;
@@ -22,7 +24,8 @@ mod shape;
 mod wrapper;
 
 pub use bpf::detach_link;
-pub use build::{ETHERNET, Error, Segment, chunk, icmp_error, port_unreachable, reset};
+pub use build::{ETHERNET, Error, SEQUENCE, Segment, chunk, icmp_error, port_unreachable, reset};
+pub use clock::clock;
 pub use kernel::Kernel;
 pub use network::{BARE, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size, sizes};

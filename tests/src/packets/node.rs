@@ -8,11 +8,14 @@ use std::{
 
 use lb_common::flow::{FlowState, protocol};
 
-use super::network::{MTU, Network, POD, UPLINK};
+use super::{
+    clock::clock,
+    network::{MTU, Network, POD, UPLINK},
+};
 use crate::reference::{Backend, Frontend, Interface, Place, Policy, Setup, Version};
 
 /// Idle ticks by flow state; short, so that tests can wait.
-pub const TIMEOUTS: [u32; FlowState::COUNT] = [60, 80_000, 3_600, 3_601, 10, 30, 180, 3_602];
+pub const TIMEOUTS: [u32; FlowState::COUNT] = [60, 80_000, 3_600, 3_601, 10, 30, 31, 11, 180];
 /// Errors that may be sent in a tick.
 pub const REJECTS_PER_TICK: u32 = 1000;
 
@@ -141,7 +144,6 @@ pub fn setup(network: &Network) -> Setup {
                 setup.frontends.insert((Place::Node(version), 30_000 + service.port, protocol), frontend.clone());
             }
         }
-        setup.ingress_filter.insert(pick(CLUSTER_IP, version));
         setup.node_port_addresses.insert(pick(NODE, version));
     }
     setup
@@ -153,7 +155,7 @@ pub fn add_backend(setup: &mut Setup, index: u32, address: (IpAddr, u16), is_loc
     let is_listed = [true, is_local];
     setup.backends[index as usize] =
         Backend { address: Some(address), generation, is_local, is_listed, service: index };
-    setup.egress_filter.insert(address.0);
+    setup.egress_filter.insert(address);
 }
 
 /// Changes all frontends of a Service port.
@@ -170,7 +172,8 @@ pub fn empty(network: &Network) -> Setup {
     };
     Setup {
         seed: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
-        source_ports: 50_000..=50_999,
+        second: clock().hz(),
+        source_ports: [Some(50_000..=50_999), None],
         node: network.addresses[&UPLINK].clone(),
         timeouts: TIMEOUTS,
         rejects_per_tick: REJECTS_PER_TICK,

@@ -63,6 +63,11 @@ impl Object {
         self.ebpf.program(name(door)).expect("loaded").fd().expect("loaded")
     }
 
+    /// The program that tells the time.
+    pub(super) fn clock(&self) -> &ProgramFd {
+        self.ebpf.program(programs::CLOCK).expect("loaded").fd().expect("loaded")
+    }
+
     /// Attaches the XDP program to a device, in the driver: veth registers its receive queue only then, and without
     /// one a test run can't name the device as a packet's origin.
     pub(super) fn attach_xdp(&mut self, device: u32) -> Result<()> {
@@ -136,9 +141,9 @@ pub(super) fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
     }
 }
 
-/// All programs: those of the doors, and where they go on.
+/// All programs: those of the doors, where they go on, and the clock.
 fn names() -> impl Iterator<Item = &'static str> {
-    Door::ALL.map(name).into_iter().chain(programs::TAILS.map(|(.., name)| name))
+    Door::ALL.map(name).into_iter().chain(programs::TAILS.map(|(.., name)| name)).chain([programs::CLOCK])
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {

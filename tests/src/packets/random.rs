@@ -67,7 +67,11 @@ impl Random {
         setup.seed = [self.number(), self.number()];
         setup.next_hop_generation = 1 + self.below(3) as u32;
         let first = 50_000 + self.below(1000) as u16;
-        setup.source_ports = first..=first + self.pick(&[0, 6, 999]);
+        setup.source_ports = [Some(first..=first + self.pick(&[0, 6, 999])), None];
+        if self.chance(50) {
+            let second = 60_000 + self.below(1000) as u16;
+            setup.source_ports[1] = Some(second..=second + self.pick(&[0, 3, 999]));
+        }
         setup.rejects_per_tick = self.pick(&[0, 3, 1_000_000]);
         setup.timeouts = setup.timeouts.map(|_| self.pick(&[0, 3, 100_000]));
         if self.chance(10) {

@@ -9,18 +9,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lb_common::{maps::capacity, trace::TraceRecord};
+use lb_common::{
+    flow::{FlowState, table::WAYS},
+    maps::capacity,
+    trace::TraceRecord,
+};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
 
 use super::{
-    kernel::{COOKIE, Kernel, Ran},
+    clock::clock,
+    kernel::{COOKIE, Kernel, Ran, now_of},
     network::{Network, with_network},
     object::Object,
 };
-use crate::reference::{Arrival, Counters, Datagram, Entry, Model, Outcome, Setup, Tuple, Verdict};
+use crate::reference::{Arrival, Counters, Datagram, Entry, Model, NextHop, Outcome, Setup, Tuple, Verdict};
 
 const REFUSED: &str = "the kernel won't take such a frame for a test";
 
@@ -32,25 +37,30 @@ pub struct Rig {
     model: Model,
     /// The kernel's counters after the last packet.
     counted: Counters,
+    /// The longest run so far, in jiffies: by so much it may be off what the model has for the beginning of a flow.
+    slack: u32,
 }
 
 /// Room for flow entries, of each family.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// Of those that have grown up.
-    pub flows: u32,
-    /// Of those that have only begun.
-    pub young: u32,
+    entries: u32,
 }
 
 impl Room {
     /// What an agent makes where it is told nothing else.
-    pub const DEFAULT: Self = Self { flows: capacity::FLOWS, young: capacity::YOUNG_FLOWS };
+    pub const DEFAULT: Self = Self::of(capacity::FLOWS);
 
-    /// The same for both kinds.
+    /// So many: a power of two, and two sets or more.
     #[must_use]
     pub const fn of(entries: u32) -> Self {
-        Self { flows: entries, young: entries }
+        assert!(entries.is_power_of_two() && entries >= 2 * WAYS, "a power of two, and no fewer than two sets");
+        Self { entries }
+    }
+
+    /// In sets.
+    pub(super) const fn sets(self) -> u32 {
+        self.entries / WAYS
     }
 }
 
@@ -81,7 +91,7 @@ pub fn with_rig_for<T: Send>(
         stay_on_one_cpu()?;
         let setup = prepare(&network);
         let kernel = Kernel::start(room)?;
-        let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default() };
+        let mut rig = Rig { network, kernel, model: Model::new(setup), counted: Counters::default(), slack: 0 };
         rig.kernel.maps.apply(&rig.model.setup)?;
         test(&mut rig)
     })
@@ -111,14 +121,22 @@ impl Rig {
     /// Lets the model do what the kernel has done, and compares.
     fn judge(&mut self, arrival: &Arrival, ran: &Ran) -> Result<Outcome> {
         let seen = self.observe(arrival, ran)?;
-        let before = (ran.ticks.0 != ran.ticks.1).then(|| self.model.clone());
-        let mut expected = self.model.step(arrival, ran.ticks.1);
+        let (first, last) = ran.jiffies;
+        self.slack = self.slack.max(u32::try_from(last - first)?);
+        let has_ticked = now_of(first).tick != now_of(last).tick;
+        // The clock may have gone on between the program's look at it and ours.
+        let before = (first != last).then(|| self.model.clone());
+        let mut expected = self.model.step(arrival, now_of(last));
         if let Some(before) = before
-            && (expected != seen || self.compare_flows().is_err())
+            && (expected != seen || has_ticked && self.compare_flows().is_err())
         {
-            // The tick has ended between the program's look at the clock and ours: it was the earlier one.
-            self.model = before;
-            expected = self.model.step(arrival, ran.ticks.0);
+            for jiffies in (first..last).rev() {
+                self.model = before.clone();
+                expected = self.model.step(arrival, now_of(jiffies));
+                if expected == seen && self.compare_flows().is_ok() {
+                    break;
+                }
+            }
         }
         ensure!(
             expected == seen,
@@ -128,12 +146,27 @@ impl Rig {
             arrival.ifindex,
             arrival.frame
         );
-        if ran.ticks.0 != ran.ticks.1 {
+        if first != last {
+            self.adopt_births()?;
+        }
+        if has_ticked {
             // In which of them an error was paid for doesn't show, until one is refused later.
             self.kernel.maps.renew_reject_budget()?;
             self.model.renew_reject_budget();
         }
         Ok(seen)
+    }
+
+    /// In which jiffy a flow began the kernel knows; of two that began almost at once, the older one yields its port.
+    fn adopt_births(&mut self) -> Result<()> {
+        for (tuple, entry) in self.kernel.maps.flows()? {
+            if let Some(known) = self.model.flows.0.get_mut(&tuple)
+                && is_within(entry.born, known.born, self.slack)
+            {
+                known.born = entry.born;
+            }
+        }
+        Ok(())
     }
 
     /// The same for a frame that the kernel takes.
@@ -180,27 +213,53 @@ impl Rig {
     /// # Errors
     /// Names every entry that differs.
     pub fn compare_flows(&self) -> Result<()> {
-        let (kernel, mut model) = (self.kernel.maps.flows()?, self.model.flows.0.clone());
+        let (mut kernel, mut model) = (self.kernel.maps.flows()?, self.model.flows.0.clone());
         for (tuple, entry) in &kernel {
-            // An old way will be looked up again, whatever it is: what is found for young flows is not kept.
-            if entry.next_hop.generation != self.model.setup.next_hop_generation
-                && let Some(known) = model.get_mut(tuple)
-            {
-                known.next_hop = entry.next_hop;
+            if let Some(known) = model.get_mut(tuple) {
+                self.allow_for(tuple, entry, known)?;
             }
         }
+        let is_current = |next_hop: &NextHop| next_hop.generation == self.model.setup.next_hop_generation;
+        for entry in kernel.values_mut().chain(model.values_mut()) {
+            // An old way will be looked up again, whatever it is.
+            entry.next_hop = entry.next_hop.filter(is_current);
+        }
         compare("flow", &kernel, &model)?;
+        self.kernel.maps.check_peers()?;
         compare("fragment", &self.kernel.maps.fragments()?, &self.model.fragments.0)?;
         compare("affinity", &self.kernel.maps.affinities()?, &self.model.affinities.0)
     }
 
-    /// The flows that the kernel holds for grown, and those for young.
+    /// Lets an entry of the model have what it can't know better than the kernel: when exactly the flow began, and that another flow
+    /// has found the way to the same destination.
+    fn allow_for(&self, tuple: &Tuple, entry: &Entry, known: &mut Entry) -> Result<()> {
+        if is_within(entry.born, known.born, self.slack) {
+            known.born = entry.born;
+        }
+        let setup = &self.model.setup;
+        if let Some(next_hop) = entry.next_hop.filter(|next_hop| next_hop.generation == setup.next_hop_generation) {
+            let way = setup.next_hop_to(entry.to.dst.ip());
+            ensure!(way == Some(next_hop), "{tuple:?} is sent to {next_hop:?}, not {way:?}");
+            known.next_hop = Some(next_hop);
+        }
+        Ok(())
+    }
+
+    /// The flows that the kernel has in a state.
     ///
     /// # Errors
     /// When they can't be read.
-    pub fn ages(&self) -> Result<[BTreeSet<Tuple>; 2]> {
-        let flows = [self.kernel.maps.grown_flows()?, self.kernel.maps.young_flows()?];
-        Ok(flows.map(|flows| flows.into_keys().collect()))
+    pub fn flows_in(&self, states: &[FlowState]) -> Result<BTreeSet<Tuple>> {
+        let flows = self.kernel.maps.flows()?.into_iter();
+        Ok(flows.filter(|(_, entry)| states.contains(&entry.state)).map(|(tuple, _)| tuple).collect())
+    }
+
+    /// All flows that the kernel has.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn kernel_flows(&self) -> Result<BTreeMap<Tuple, Entry>> {
+        self.kernel.maps.flows()
     }
 
     /// What the kernel holds under a tuple.
@@ -217,7 +276,7 @@ impl Rig {
     /// # Errors
     /// As [`Rig::wait`].
     pub fn overtake(&mut self) -> Result<()> {
-        self.wait(u32::MAX)
+        self.age(u32::MAX, 0)
     }
 
     /// What the kernel has counted so far.
@@ -276,8 +335,14 @@ impl Rig {
     /// # Errors
     /// When the kernel's flows can't be read or written.
     pub fn wait(&mut self, ticks: u32) -> Result<()> {
+        self.age(ticks, ticks << clock().shift())
+    }
+
+    fn age(&mut self, ticks: u32, jiffies: u32) -> Result<()> {
         for entry in self.model.flows.0.values_mut() {
             entry.last_seen = entry.last_seen.wrapping_sub(ticks);
+            entry.peer_seen = entry.peer_seen.wrapping_sub(ticks);
+            entry.born = entry.born.wrapping_sub(jiffies);
         }
         for affinity in self.model.affinities.0.values_mut() {
             affinity.last_used = affinity.last_used.wrapping_sub(ticks);
@@ -285,10 +350,10 @@ impl Rig {
         for ports in self.model.fragments.0.values_mut() {
             ports.last_seen = ports.last_seen.wrapping_sub(ticks);
         }
-        self.kernel.maps.age(ticks)
+        self.kernel.maps.age(ticks, jiffies)
     }
 
-    /// Removes one entry from both flow tables, as the kernel does when its table is full.
+    /// Removes one entry from both flow tables, as if its slot had been taken; the other half stays.
     ///
     /// # Errors
     /// When there is no such entry.
@@ -324,6 +389,11 @@ impl Rig {
         self.model = Model::new(setup);
         self.kernel.maps.apply(&self.model.setup)
     }
+}
+
+/// Whether two times in jiffies are so near to each other.
+const fn is_within(one: u32, other: u32, slack: u32) -> bool {
+    one.wrapping_sub(other).wrapping_add(slack) <= 2 * slack
 }
 
 fn compare<K: Ord + Debug, V: PartialEq + Debug>(

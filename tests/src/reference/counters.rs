@@ -15,6 +15,8 @@ use super::verdict::End;
 pub struct Counters {
     /// By [`Reason::as_str`].
     pub reasons: BTreeMap<&'static str, u64>,
+    /// Flows that had to yield to others, by what they were.
+    pub evictions: BTreeMap<&'static str, u64>,
     /// By index of the Service port.
     pub services: BTreeMap<u32, ServiceCounters>,
     /// By index of the backend.
@@ -45,7 +47,10 @@ impl Counters {
     /// What moved since an earlier reading. Counters never go down.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        let reasons = self.reasons.iter().map(|(&label, &now)| (label, now - before.reasons.get(label).unwrap_or(&0)));
+        let labels = |now: &BTreeMap<&'static str, u64>, before: &BTreeMap<&'static str, u64>| {
+            let moved = now.iter().map(|(&label, &now)| (label, now - before.get(label).unwrap_or(&0)));
+            moved.filter(|(_, moved)| *moved != 0).collect()
+        };
         let services = self.services.iter().map(|(&index, now)| {
             let before = before.services.get(&index).copied().unwrap_or_default();
             let moved = ServiceCounters {
@@ -65,7 +70,8 @@ impl Counters {
             (index, moved)
         });
         Self {
-            reasons: reasons.filter(|(_, moved)| *moved != 0).collect(),
+            reasons: labels(&self.reasons, &before.reasons),
+            evictions: labels(&self.evictions, &before.evictions),
             services: services.filter(|(_, moved)| *moved != ServiceCounters::default()).collect(),
             backends: backends.filter(|(_, moved)| *moved != BackendCounters::default()).collect(),
         }
@@ -76,6 +82,7 @@ impl Counters {
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words: Vec<String> = self.reasons.iter().map(|(label, count)| format!("{label}={count}")).collect();
+        words.extend(self.evictions.iter().map(|(label, count)| format!("evicted.{label}={count}")));
         for (index, service) in &self.services {
             let counts = [("flows", service.flows), ("rejected", service.rejected), ("dropped", service.dropped)];
             let counts = counts.iter().filter(|(_, count)| *count != 0);

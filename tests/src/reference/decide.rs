@@ -6,13 +6,21 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{flow::protocol, verdict::Reason};
+use lb_common::{
+    address::{Family, V4, V6},
+    flow::{
+        protocol,
+        table::{class_of_device, class_of_source},
+    },
+    verdict::Reason,
+};
 use siphasher::sip::SipHasher13;
 
 use super::{
     affinity::Affinities,
     bytes::octets,
-    flow::{Age, Entry, Flows, NextHop, Tuple, Vacancy, first_state},
+    flow::{Entry, Flows, Holder, Now, Rank, Tuple},
+    life::first_state,
     packet::Segment,
     route::Way,
     setup::{Backend, Frontend, Place, Policy, Setup, Version},
@@ -21,8 +29,6 @@ use super::{
 
 /// Source ports that are tried.
 const PROBES: u32 = 16;
-/// Those of them that pass over flows without an answer.
-const PATIENT_PROBES: u32 = 8;
 /// From one to the next: 2^32 divided by the golden ratio.
 const PROBE_STEP: u32 = 0x9e37_79b9;
 
@@ -31,15 +37,15 @@ pub(super) struct Question<'a> {
     pub segment: &'a Segment,
     pub door: Door,
     pub ifindex: u32,
-    pub now: u32,
+    pub now: Now,
 }
 
 /// The answer.
 pub(super) struct Decision {
     /// The backend, if it came so far.
     pub backend: Option<u32>,
-    /// The original direction's entry.
-    pub result: Result<Entry, End>,
+    /// The original direction's entry, and what sort of flow must yield its source port.
+    pub result: Result<(Entry, Option<Rank>), End>,
 }
 
 /// The Service's own address, or a NodePort on one of the node's. Other ports of a ClusterIP are refused (rule 44).
@@ -79,11 +85,11 @@ pub(super) fn decide(
     let result = choose_backend(setup, affinities, frontend, question).and_then(|index| {
         let (chosen, to) = find_backend(setup, index, question.segment.key)?;
         backend = Some(index);
-        let mut entry = begin(frontend, (index, chosen), to, question);
+        let mut entry = begin(setup, frontend, (index, chosen), to, question);
         entry = choose_source(setup, entry, chosen, question)?;
         let hash = flow_hash(setup.seed, question.segment.key);
-        claim_port(setup, flows, &mut entry, question, hash)?;
-        Ok(entry)
+        let yields = claim_port(setup, flows, &mut entry, question, hash)?;
+        Ok((entry, yields))
     });
     Decision { backend, result }
 }
@@ -110,7 +116,7 @@ fn choose_backend(
             Policy::Reject => End::Reject(Reason::NoEndpoints),
         });
     }
-    if let Some(index) = affinities.find(setup, frontend, frontend.lists[scope], client, question.now) {
+    if let Some(index) = affinities.find(setup, frontend, frontend.lists[scope], client, question.now.tick) {
         return Ok(index);
     }
     let hash = if frontend.affinity.is_some() { client_hash(setup.seed, client) } else { flow_hash(setup.seed, key) };
@@ -126,18 +132,40 @@ fn find_backend(setup: &Setup, index: u32, key: Tuple) -> Result<(&Backend, Tupl
 }
 
 /// The original direction's entry, with the client's own source.
-fn begin(frontend: &Frontend, (index, backend): (u32, &Backend), to: Tuple, question: &Question<'_>) -> Entry {
+fn begin(
+    setup: &Setup,
+    frontend: &Frontend,
+    (index, backend): (u32, &Backend),
+    to: Tuple,
+    question: &Question<'_>,
+) -> Entry {
+    let Segment { key, signs, .. } = question.segment;
+    let is_tcp = to.protocol == protocol::TCP;
     Entry {
         to,
         backend: index,
         generation: backend.generation,
-        next_hop: NextHop::default(),
-        last_seen: question.now,
-        state: first_state(to.protocol, question.segment.flags),
+        next_hop: None,
+        class: class_of(setup, question.ifindex, key.src.ip()),
+        born: question.now.jiffy,
+        last_seen: question.now.tick,
+        peer_seen: question.now.tick,
+        sequence: if is_tcp { signs.sequence } else { 0 },
+        state: first_state(to.protocol, signs.flags),
         is_reply: false,
         is_snat: false,
-        resets: frontend.resets && to.protocol == protocol::TCP,
-        age: Age::first(),
+        resets: frontend.resets && is_tcp,
+        is_answered: false,
+        is_picked_up: to.protocol != protocol::UDP && !signs.is_opening(),
+    }
+}
+
+/// Whose share of the table a flow takes: that of a pod's device, or of a network outside. A hash, on which both sides agree.
+fn class_of(setup: &Setup, ifindex: u32, client: IpAddr) -> u8 {
+    match client {
+        _ if is_pod_of_ours(setup, ifindex) => class_of_device(ifindex),
+        IpAddr::V4(_) => class_of_source::<V4>(&V4::narrow(&client.into())),
+        IpAddr::V6(v6) => class_of_source::<V6>(&V6::narrow(&v6.into())),
     }
 }
 
@@ -182,55 +210,64 @@ fn client_hash(seed: [u64; 2], client: IpAddr) -> u64 {
 /// Takes the address of the device that leads to the backend, else the node's.
 fn translate_source(setup: &Setup, mut entry: Entry, door: Door) -> Result<Entry, End> {
     entry.is_snat = true;
-    look_up(setup, &mut entry, door == Door::Xdp)?;
+    let ifindex = look_up(setup, &mut entry, door == Door::Xdp)?;
     let version = Version::of(entry.to.src.ip());
-    let device = setup.interfaces.get(&entry.next_hop.ifindex);
+    let device = setup.interfaces.get(&ifindex);
     let address = device.and_then(|device| device.addresses.get(&version)).or_else(|| setup.node.get(&version));
     entry.to.src.set_ip(*address.ok_or(End::Drop(Reason::NoSourceAddress))?);
     Ok(entry)
 }
 
-/// Finds the next hop of an entry. One whose neighbour is not known keeps the old addresses, marked as unknown.
-pub(super) fn look_up(setup: &Setup, entry: &mut Entry, is_xdp: bool) -> Result<(), End> {
-    entry.next_hop.generation = 0;
-    match setup.way_to(entry.to.dst.ip()) {
-        Way::Known { ifindex, neighbour } => {
-            let own = setup.devices[&ifindex];
-            let addresses = [neighbour, own].concat().try_into().expect("twice six bytes");
-            entry.next_hop = NextHop { ifindex, generation: setup.next_hop_generation, addresses };
-            Ok(())
-        }
-        Way::Unresolved { ifindex } => {
-            entry.next_hop.ifindex = ifindex;
-            Ok(())
-        }
+/// Finds the device that leads where an entry's packets go, and the next hop, if the neighbour there is known.
+pub(super) fn look_up(setup: &Setup, entry: &mut Entry, is_xdp: bool) -> Result<u32, End> {
+    let destination = entry.to.dst.ip();
+    entry.next_hop = setup.next_hop_to(destination);
+    match setup.way_to(destination) {
+        Way::Known { ifindex, .. } | Way::Unresolved { ifindex } => Ok(ifindex),
         Way::Nowhere if is_xdp => Err(End::LeaveToTc),
         Way::Nowhere => Err(End::Drop(Reason::NoRoute)),
     }
 }
 
-/// Sees to it that the reply's tuple is this flow's own: the client's port where the client's address is kept and nobody
-/// is in the way, else one of the reserved range.
-fn claim_port(setup: &Setup, flows: &Flows, entry: &mut Entry, question: &Question<'_>, hash: u64) -> Result<(), End> {
-    let key = question.segment.key;
-    let vacancy = |entry: &Entry| flows.vacancy(entry.to.reversed(), key, setup, question.now);
-    if !entry.is_snat && vacancy(entry) == Vacancy::Free {
-        return Ok(());
+/// Sees to it that the reply's tuple is this flow's own: by the client's port where the client's address is kept and nobody
+/// is in the way, else by one of the source ports. A flow that begins takes the first one that is free; a segment in mid-connection
+/// looks for the reply's entry of its own connection first. Gives the rank of the flow that must yield its port, if one must.
+fn claim_port(
+    setup: &Setup,
+    flows: &Flows,
+    entry: &mut Entry,
+    question: &Question<'_>,
+    hash: u64,
+) -> Result<Option<Rank>, End> {
+    let Segment { key, signs, .. } = *question.segment;
+    let holder = |entry: &Entry| flows.holder(entry.to.reversed(), key, setup, question.now);
+    if !entry.is_snat && matches!(holder(entry), Holder::Nobody | Holder::Own) {
+        return Ok(None);
     }
-    let mut ending = None;
-    let (first, last) = (u64::from(*setup.source_ports.start()), u64::from(*setup.source_ports.end()));
+    let begins = key.protocol == protocol::UDP || signs.is_opening();
+    let (mut free, mut first_to_yield) = (None, None);
     for probe in 0..PROBES {
-        let point = (hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP));
-        let port = first + ((u64::from(point) * (last - first + 1)) >> 32);
-        let port = u16::try_from(port).expect("a port of the range");
+        let port = setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP)));
         entry.to.src.set_port(port);
-        match vacancy(entry) {
-            Vacancy::Free => return Ok(()),
-            Vacancy::Unanswered if probe >= PATIENT_PROBES && ending.is_none() => return Ok(()),
-            Vacancy::Ending => ending = Some(port),
-            Vacancy::Unanswered | Vacancy::Taken => {}
+        match holder(entry) {
+            Holder::Own => return Ok(None),
+            Holder::Nobody if begins => return Ok(None),
+            Holder::Nobody => free = free.or(Some(port)),
+            Holder::Other(urge) if first_to_yield.is_none_or(|(most, _)| urge > most) => {
+                first_to_yield = Some((urge, port));
+            }
+            Holder::Other(_) => {}
         }
     }
-    entry.to.src.set_port(ending.ok_or(End::Drop(Reason::NoSourcePort))?);
-    Ok(())
+    if let Some(port) = free {
+        entry.to.src.set_port(port);
+        return Ok(None);
+    }
+    match first_to_yield {
+        Some((urge, port)) if urge.rank.yields() => {
+            entry.to.src.set_port(port);
+            Ok(Some(urge.rank))
+        }
+        _ => Err(End::Drop(Reason::NoSourcePort)),
+    }
 }

@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Flows: what stands in the table, how a connection lives and ends, and when a decision no longer holds.
+//! Flows: what stands in the table, and when a decision no longer holds. How a connection lives and ends is in [`super::life`].
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::flow::{FlowState, protocol, tcp_flags};
 
-use super::setup::Setup;
+use super::{
+    life::{Ends, Signs, is_over, is_step, may_mean_something, meaning},
+    setup::Setup,
+};
+
+/// The time: the packet path's tick, and the kernel's finer one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// About a second.
+    pub tick: u32,
+    /// A jiffy.
+    pub jiffy: u32,
+}
 
 /// Ticks that have passed since a tick: none where another CPU's clock was ahead of this one's.
 pub(super) const fn elapsed(now: u32, then: u32) -> u32 {
@@ -33,38 +45,14 @@ impl Tuple {
 }
 
 /// A device and the Ethernet header to send with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// The device; 0 is none.
+    /// The device.
     pub ifindex: u32,
-    /// Generation of the routes under which it was found; 0 if the neighbour was not known.
+    /// Generation of the routes under which it was found.
     pub generation: u32,
     /// Destination and source Ethernet address.
     pub addresses: [u8; 12],
-}
-
-/// Which of the two tables an entry stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Age {
-    /// That of the flows which have only begun.
-    Young {
-        /// The backend has sent something.
-        is_answered: bool,
-    },
-    /// That of the flows whose client has spoken again after an answer.
-    Grown,
-}
-
-impl Age {
-    /// That of a new flow.
-    #[must_use]
-    pub const fn first() -> Self {
-        Self::Young { is_answered: false }
-    }
-
-    const fn is_young(self) -> bool {
-        matches!(self, Self::Young { .. })
-    }
 }
 
 /// One direction of a flow.
@@ -76,10 +64,18 @@ pub struct Entry {
     pub backend: u32,
     /// Its generation then.
     pub generation: u32,
-    /// Where it was sent last.
-    pub next_hop: NextHop,
-    /// Tick of the last packet of either direction.
+    /// Where it was sent last, if the neighbour was known.
+    pub next_hop: Option<NextHop>,
+    /// Whose share of the table it is.
+    pub class: u8,
+    /// Jiffy of the first packet.
+    pub born: u32,
+    /// Tick of the last packet of this direction, or in which the other direction saw to it that this entry is there.
     pub last_seen: u32,
+    /// Tick in which this direction saw to the other one's entry.
+    pub peer_seen: u32,
+    /// Where this direction is in its stream, roughly; 0 where that is not known.
+    pub sequence: u32,
     /// Where the flow is in its life.
     pub state: FlowState,
     /// From the backend to the client.
@@ -88,8 +84,24 @@ pub struct Entry {
     pub is_snat: bool,
     /// TCP is reset when the backend goes.
     pub resets: bool,
-    /// Where it stands.
-    pub age: Age,
+    /// The backend has answered.
+    pub is_answered: bool,
+    /// The first packet that was seen was not the connection's first.
+    pub is_picked_up: bool,
+}
+
+/// A packet with ports, as far as flows care.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub key: Tuple,
+    pub signs: Signs,
+    /// It is leaving this node.
+    pub is_egress: bool,
+}
+
+/// Ticks after which a direction sees to the other one's entry again: an eighth of the time-out, and no more than eight.
+const fn refresh_ticks(timeout: u32) -> u32 {
+    if timeout / 8 > 8 { 8 } else { timeout / 8 }
 }
 
 impl Entry {
@@ -100,42 +112,34 @@ impl Entry {
 
     /// The other direction's entry, made from this one, found under `key`.
     pub(super) fn peer(&self, key: Tuple) -> Self {
-        Self { to: key.reversed(), next_hop: NextHop::default(), is_reply: !self.is_reply, ..*self }
+        Self { to: key.reversed(), next_hop: None, sequence: 0, is_reply: !self.is_reply, ..*self }
     }
 
-    /// Whether the flow has been idle for longer than its state allows.
+    /// Whether the flow has been idle for longer than its state allows. The other direction may have been seen a while after this one.
     pub(super) const fn is_expired(&self, setup: &Setup, now: u32) -> bool {
-        elapsed(now, self.last_seen) > setup.timeouts[self.state.index()]
-    }
-
-    /// Whether the connection is over, or has been half-open for longer than clients wait for an answer to a SYN.
-    fn is_ending(&self, now: u32) -> bool {
-        match self.state {
-            FlowState::CLOSING => elapsed(now, self.last_seen) >= 1,
-            FlowState::HALF_OPEN | FlowState::RESET => elapsed(now, self.last_seen) >= 4,
-            _ => false,
-        }
+        let timeout = setup.timeouts[self.state.index()];
+        elapsed(now, self.last_seen) > timeout + refresh_ticks(timeout)
     }
 
     /// Whether a packet of the client must be decided anew: it is UDP or a SYN and the backend has gone, or a SYN on a
     /// connection that is over, or the flow has been idle for too long.
-    fn is_outdated(&self, key: Tuple, flags: u8, setup: &Setup, now: u32) -> bool {
-        let may_move = key.protocol == protocol::UDP || is_syn(flags);
-        let is_over = is_syn(flags) && is_over(self.state);
+    fn is_outdated(&self, look: &Look, setup: &Setup, now: u32) -> bool {
+        let may_move = look.key.protocol == protocol::UDP || look.signs.is_opening();
+        let is_over = look.signs.is_opening() && is_over(self.state);
         may_move && self.has_lost_backend(setup) || is_over || self.is_expired(setup, now)
     }
 
     /// Whether a packet of the backend answers a connection that the client made to it without the Service, by the ports of
     /// one that is over.
-    fn is_of_another(&self, key: Tuple, flags: u8) -> bool {
+    fn is_of_another(&self, look: &Look) -> bool {
         let answer = tcp_flags::SYN | tcp_flags::ACK;
-        key.protocol == protocol::TCP && flags & answer == answer && is_over(self.state)
+        look.key.protocol == protocol::TCP && look.signs.flags & answer == answer && is_over(self.state)
     }
 
     /// Whether a packet of the client belongs to a TCP connection that shall be reset, as its backend has gone. A SYN begins
     /// another one.
-    fn is_orphaned(&self, key: Tuple, flags: u8, setup: &Setup) -> bool {
-        self.resets && key.protocol == protocol::TCP && !is_syn(flags) && self.has_lost_backend(setup)
+    fn is_orphaned(&self, look: &Look, setup: &Setup) -> bool {
+        self.resets && look.key.protocol == protocol::TCP && !look.signs.is_opening() && self.has_lost_backend(setup)
     }
 
     fn has_lost_backend(&self, setup: &Setup) -> bool {
@@ -143,76 +147,63 @@ impl Entry {
     }
 }
 
-/// Whether a connection is over, as far as it can be told.
-const fn is_over(state: FlowState) -> bool {
-    matches!(state, FlowState::CLOSING | FlowState::RESET)
-}
-
-const fn is_syn(flags: u8) -> bool {
-    flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
-}
-
 /// What the table has for a packet.
 pub(super) enum Found {
     /// Nothing that holds.
     Nothing,
+    /// An entry that is for another hook.
+    Elsewhere,
     /// Its entry.
     Entry(Entry),
     /// The entry of a connection that shall be reset.
     Orphan(Entry),
 }
 
-/// The state that a flow starts in.
-#[must_use]
-pub fn first_state(protocol: u8, flags: u8) -> FlowState {
-    let has = |flag| flags & flag != 0;
-    match protocol {
-        protocol::UDP => FlowState::UNREPLIED,
-        _ if has(tcp_flags::RST) => FlowState::CLOSING,
-        _ if has(tcp_flags::SYN) => FlowState::HALF_OPEN,
-        _ => FlowState::ESTABLISHED,
-    }
-}
-
-/// The state after a packet of one of the directions.
-#[must_use]
-pub fn next_state(state: FlowState, is_reply: bool, protocol: u8, flags: u8) -> FlowState {
-    let has = |flag| flags & flag != 0;
-    let (own_fin, other_fin) = if is_reply {
-        (FlowState::FIN_REPLY, FlowState::FIN_ORIGINAL)
-    } else {
-        (FlowState::FIN_ORIGINAL, FlowState::FIN_REPLY)
-    };
-    if protocol == protocol::UDP {
-        if is_reply { FlowState::REPLIED } else { state }
-    } else if state == FlowState::CLOSING {
-        FlowState::CLOSING
-    } else if has(tcp_flags::RST) {
-        // What ends an SCTP association bears its secret tag.
-        if protocol == protocol::SCTP { FlowState::CLOSING } else { FlowState::RESET }
-    } else if has(tcp_flags::FIN) {
-        if state == other_fin { FlowState::CLOSING } else { own_fin }
-    } else if state == FlowState::HALF_OPEN && !is_reply && !has(tcp_flags::SYN) {
-        FlowState::ESTABLISHED
-    } else if state == FlowState::RESET && !has(tcp_flags::SYN) {
-        // An RST that its receiver has ignored.
-        FlowState::ESTABLISHED
-    } else {
-        state
-    }
-}
-
-/// See [`Flows::vacancy`].
+/// Who has the tuple of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Vacancy {
-    /// Nobody has it, or this flow itself, or one that has been idle for too long.
-    Free,
-    /// A connection has it that is over, or that never began: taken where nothing is free.
-    Ending,
-    /// A flow has it whose backend has not answered yet: taken after some probes.
-    Unanswered,
-    /// Another flow has it.
-    Taken,
+pub(super) enum Holder {
+    /// Nobody, or a flow that has been idle for too long.
+    Nobody,
+    /// This very flow, by an earlier decision.
+    Own,
+    /// Another flow.
+    Other(Urge),
+}
+
+/// How soon a flow gives its source port to one that needs it: of two, the greater one does first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Urge {
+    pub rank: Rank,
+    age: u32,
+}
+
+/// From the one that keeps its port to the one that loses it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    Living,
+    Idle,
+    Exchange,
+    Pending,
+    Exchanged,
+    Stale,
+    Over,
+}
+
+impl Rank {
+    /// Whether it may keep nobody else from a port.
+    pub fn yields(self) -> bool {
+        self >= Self::Exchange
+    }
+
+    /// Under which name its eviction is counted.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Living | Self::Idle => "idle",
+            Self::Exchange | Self::Exchanged => "exchange",
+            Self::Pending | Self::Stale => "pending",
+            Self::Over => "over",
+        }
+    }
 }
 
 /// The flow table. Entries of a pair may be lost one by one.
@@ -220,91 +211,170 @@ pub(super) enum Vacancy {
 pub struct Flows(pub BTreeMap<Tuple, Entry>);
 
 impl Flows {
-    /// The entry of a packet. Unless `is_trace`, notes that the flow lives, in both entries,
-    /// and makes a lost peer again.
-    pub(super) fn find(&mut self, key: Tuple, flags: u8, setup: &Setup, now: u32, is_trace: bool) -> Found {
-        let Some(&(mut entry)) = self.0.get(&key) else { return Found::Nothing };
-        if !entry.is_reply && entry.is_orphaned(key, flags, setup) {
+    /// The entry of a packet. Unless `is_trace`, notes what the packet means to the flow, and makes a lost peer again.
+    pub(super) fn find(&mut self, look: &Look, setup: &Setup, now: Now, is_trace: bool) -> Found {
+        let Some(&entry) = self.0.get(&look.key) else { return Found::Nothing };
+        if entry.is_at_egress() != look.is_egress {
+            return Found::Elsewhere;
+        }
+        if !entry.is_reply && entry.is_orphaned(look, setup) {
             return Found::Orphan(entry);
         }
-        if entry.is_reply && entry.is_of_another(key, flags) {
+        if entry.is_reply && entry.is_of_another(look) {
             if !is_trace {
-                self.0.remove(&key);
+                self.remove(look.key);
             }
             return Found::Nothing;
         }
-        if entry.is_reply && entry.is_expired(setup, now) {
+        if entry.is_expired(setup, now.tick) || !entry.is_reply && entry.is_outdated(look, setup, now.tick) {
             return Found::Nothing;
         }
-        if !entry.is_reply && entry.is_outdated(key, flags, setup, now) {
-            return Found::Nothing;
-        }
-        if is_trace {
-            return Found::Entry(entry);
-        }
-        let is_new_tick = entry.last_seen != now;
-        let grows = !entry.is_reply && entry.age == Age::Young { is_answered: true };
-        entry.last_seen = now;
-        let state = entry.state;
-        entry.state = next_state(state, entry.is_reply, key.protocol, flags);
-        // A refusal is no answer.
-        if entry.is_reply && entry.age.is_young() && !is_over(entry.state) {
-            entry.age = Age::Young { is_answered: true };
-        }
-        let peer_key = entry.to.reversed();
-        let is_own = |peer: &Entry| peer.to == key.reversed();
-        match self.0.get_mut(&peer_key) {
-            Some(peer) if is_own(peer) => {
-                (peer.last_seen, peer.state) = (now, entry.state);
-                peer.age = entry.age;
-            }
-            // Another flow's, which has taken the tuple: this one needs another port.
-            Some(_) if (is_new_tick || entry.age.is_young()) && !entry.is_reply => {
-                self.0.insert(key, Entry { state, ..entry });
-                return Found::Nothing;
-            }
-            Some(_) => {}
-            None if is_new_tick => drop(self.0.insert(peer_key, entry.peer(key))),
-            None => {}
-        }
-        // Nor is a SYN that is sent again the client's next word.
-        let goes_on = !is_over(entry.state) && entry.state != FlowState::HALF_OPEN;
-        if grows && goes_on && self.0.get(&peer_key).is_some_and(is_own) {
-            let grown = Entry { age: Age::Grown, ..entry };
-            self.0.insert(peer_key, grown.peer(key));
-            self.0.insert(key, grown);
-        } else {
-            self.0.insert(key, entry);
-        }
-        Found::Entry(entry)
+        if is_trace || self.follow(look, entry, setup, now) { Found::Entry(self.0[&look.key]) } else { Found::Nothing }
     }
 
-    /// Notes the way that was found for an entry. For one that was young when it was found, it is looked up again each time.
-    pub(super) fn note_next_hop(&mut self, key: Tuple, found: &Entry) {
-        if !found.age.is_young() {
-            self.0.insert(key, *found);
-        }
-    }
-
-    /// Writes both entries of a flow that was decided: the half that is left of a grown flow makes both grown.
-    pub(super) fn begin(&mut self, key: Tuple, mut entry: Entry) {
-        let reply = entry.to.reversed();
-        entry.age = match self.0.get(&reply) {
-            Some(half) if half.to == key.reversed() && half.age == Age::Grown => Age::Grown,
-            _ => Age::first(),
+    /// Notes a packet in its flow; false where its tuple of replies is another flow's by now.
+    fn follow(&mut self, look: &Look, before: Entry, setup: &Setup, now: Now) -> bool {
+        let signs = &look.signs;
+        let is_new_tick = before.last_seen != now.tick;
+        let is_lasting = is_new_tick && now.jiffy.wrapping_sub(before.born) >= 2 * setup.second;
+        let peer_key = before.to.reversed();
+        let peer_sequence = self.peer(look.key, &before).map_or(0, |peer| peer.sequence);
+        let mut entry = Entry { last_seen: now.tick, ..before };
+        let is_tcp = look.key.protocol == protocol::TCP;
+        let is_half_open = before.state == FlowState::HALF_OPEN;
+        let is_answer = entry.is_reply && before.state.is_pending() && !signs.has(tcp_flags::RST);
+        let ends = Ends {
+            is_reply: entry.is_reply,
+            is_answered: before.is_answered,
+            is_picked_up: before.is_picked_up,
+            own_sequence: before.sequence,
+            peer_sequence,
+            is_lasting,
         };
-        self.0.insert(reply, entry.peer(key));
-        self.0.insert(key, entry);
+        if may_mean_something(before.state, look.key.protocol, &ends, signs) {
+            let meaning = meaning(before.state, look.key.protocol, &ends, signs);
+            let advance = |entry: &mut Entry| {
+                entry.state = meaning.map_or(entry.state, |meaning| meaning.after(entry.state));
+                entry.is_answered |= is_answer;
+            };
+            advance(&mut entry);
+            if let Some(peer) = self.peer_mut(look.key, &before) {
+                advance(peer);
+            }
+        }
+        // What the client must acknowledge; or its SYN, sent again.
+        let is_first = is_answer || signs.is_opening() && !entry.is_reply;
+        if is_tcp && is_half_open && is_first {
+            entry.sequence = signs.sequence;
+        }
+        let timeout = setup.timeouts[before.state.index()];
+        let is_due = is_new_tick && elapsed(now.tick, before.peer_seen) > refresh_ticks(timeout);
+        let mut holds = true;
+        if is_due {
+            let is_taken = self.0.contains_key(&peer_key);
+            if let Some(peer) = self.peer_mut(look.key, &before) {
+                peer.last_seen = now.tick;
+            } else if is_taken {
+                holds = entry.is_reply;
+            } else {
+                self.0.insert(peer_key, Entry { peer_seen: now.tick, ..entry.peer(look.key) });
+            }
+            if holds {
+                entry.peer_seen = now.tick;
+            }
+        }
+        let ends_something = signs.has(tcp_flags::FIN) || signs.has(tcp_flags::RST);
+        if holds && is_tcp && !ends_something && is_step(signs.sequence, entry.sequence) {
+            entry.sequence = signs.sequence;
+        }
+        self.0.insert(look.key, entry);
+        holds
     }
 
-    /// Whether the tuple of a reply can be had by the flow of the client's `key`.
-    pub(super) fn vacancy(&self, reply: Tuple, key: Tuple, setup: &Setup, now: u32) -> Vacancy {
-        match self.0.get(&reply) {
-            None => Vacancy::Free,
-            Some(holder) if holder.to == key.reversed() || holder.is_expired(setup, now) => Vacancy::Free,
-            Some(holder) if holder.is_ending(now) => Vacancy::Ending,
-            Some(holder) if holder.age == Age::first() => Vacancy::Unanswered,
-            Some(_) => Vacancy::Taken,
+    /// The other direction's entry of one, if it is there.
+    fn peer(&self, key: Tuple, entry: &Entry) -> Option<&Entry> {
+        self.0.get(&entry.to.reversed()).filter(|peer| peer.to == key.reversed())
+    }
+
+    fn peer_mut(&mut self, key: Tuple, entry: &Entry) -> Option<&mut Entry> {
+        self.0.get_mut(&entry.to.reversed()).filter(|peer| peer.to == key.reversed())
+    }
+
+    /// Notes the way that was found for an entry.
+    pub(super) fn note_next_hop(&mut self, key: Tuple, found: &Entry) {
+        if let Some(entry) = self.0.get_mut(&key) {
+            entry.next_hop = found.next_hop;
         }
     }
+
+    /// Writes both entries of a flow that was decided. What is left of an earlier decision goes, unless it is the reply's entry under
+    /// the same tuple: a segment in mid-connection goes on where that one is. Gives the original's entry.
+    pub(super) fn begin(&mut self, key: Tuple, mut entry: Entry, signs: &Signs) -> Entry {
+        let reply = entry.to.reversed();
+        let own = self.0.get(&reply).copied().filter(|holder| holder.to == key.reversed());
+        let old = self.0.get(&key).copied();
+        if own.is_none() || old.is_some_and(|old| old.to != entry.to) {
+            self.remove(key);
+        }
+        let peer = match own {
+            None => {
+                self.remove(reply);
+                entry.peer(key)
+            }
+            Some(own) => {
+                let (backend, generation, last_seen) = (entry.backend, entry.generation, entry.last_seen);
+                let own = Entry { backend, generation, last_seen, ..own };
+                if signs.is_opening() {
+                    let (state, born) = (entry.state, entry.born);
+                    Entry { state, born, sequence: 0, is_answered: false, is_picked_up: false, ..own }
+                } else {
+                    (entry.state, entry.born) = (own.state, own.born);
+                    (entry.is_answered, entry.is_picked_up) = (own.is_answered, own.is_picked_up);
+                    own
+                }
+            }
+        };
+        self.0.insert(reply, peer);
+        self.0.insert(key, entry);
+        entry
+    }
+
+    /// Removes a flow, both halves.
+    fn remove(&mut self, key: Tuple) {
+        let Some(entry) = self.0.remove(&key) else { return };
+        if self.peer(key, &entry).is_some() {
+            self.0.remove(&entry.to.reversed());
+        }
+    }
+
+    /// Who has the tuple of a reply that the flow of the client's `key` would like to have.
+    pub(super) fn holder(&self, reply: Tuple, key: Tuple, setup: &Setup, now: Now) -> Holder {
+        match self.0.get(&reply) {
+            None => Holder::Nobody,
+            Some(holder) if holder.to == key.reversed() => Holder::Own,
+            Some(holder) if holder.is_expired(setup, now.tick) => Holder::Nobody,
+            Some(holder) => Holder::Other(urge(holder, setup, now)),
+        }
+    }
+}
+
+/// See [`Urge`].
+fn urge(holder: &Entry, setup: &Setup, now: Now) -> Urge {
+    const MOST: u32 = (1 << 24) - 1;
+    let (idle, age) = (elapsed(now.tick, holder.last_seen), now.jiffy.wrapping_sub(holder.born));
+    let is_a_second_old = age >= setup.second;
+    let (rank, age) = match holder.state {
+        // One way, and alive.
+        FlowState::UNREPLIED if is_a_second_old && idle == 0 => (Rank::Exchange, 0),
+        FlowState::HALF_OPEN | FlowState::UNREPLIED if is_a_second_old => (Rank::Stale, age),
+        FlowState::HALF_OPEN | FlowState::UNREPLIED => (Rank::Pending, age),
+        FlowState::CLOSING if idle >= 1 => (Rank::Over, idle),
+        // The RST may have been ignored.
+        FlowState::RESET if idle >= 4 => (Rank::Over, idle),
+        FlowState::REPLIED if idle >= 1 => (Rank::Exchanged, idle),
+        FlowState::REPLIED => (Rank::Exchange, idle),
+        state if idle > setup.timeouts[state.index()] / 8 => (Rank::Idle, idle),
+        _ => (Rank::Living, idle),
+    };
+    Urge { rank, age: age.min(MOST) }
 }

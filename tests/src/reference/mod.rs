@@ -3,7 +3,7 @@
 //!
 //! Slow and obvious on purpose: bytes are read through slices, checksums are summed over the whole packet, flows stand in
 //! a `BTreeMap`, routes are searched from end to end. Of `lb_common` it takes the names that both sides must share
-//! (reasons, flow states, flags) and the address filter's hash, and none of the arithmetic. It knows nothing of BPF, nor of
+//! (reasons, flow states, flags) and the hashes of the address filter and of shares, and none of the arithmetic. It knows nothing of BPF, nor of
 //! the other modules here: `tests/fuzz` compiles it alone.
 
 mod affinity;
@@ -15,6 +15,7 @@ mod crc32c;
 mod decide;
 mod flow;
 mod fragment;
+mod life;
 mod model;
 mod packet;
 mod quote;
@@ -31,8 +32,9 @@ mod tests;
 pub use affinity::Affinity;
 pub use counters::Counters;
 pub use crc32c::crc32c;
-pub use flow::{Age, Entry, NextHop, Tuple, first_state, next_state};
+pub use flow::{Entry, NextHop, Now, Tuple};
 pub use fragment::{Datagram, Ports};
+pub use life::{Ends, Meaning, Signs, first_state, meaning};
 pub use model::{Arrival, Model, Outcome};
 pub use route::{Prefix, Route, Way};
 pub use setup::{Backend, Frontend, Interface, List, Place, Policy, Setup, Version};

@@ -14,7 +14,7 @@ use super::{
     answer::{self, Message},
     counters::Counters,
     decide::{self, Decision, Question},
-    flow::{Entry, Flows, Found, Tuple},
+    flow::{Entry, Flows, Found, Look, NextHop, Now, Tuple},
     fragment::{Datagram, Fragments},
     packet::{Body, Packet, Segment, parse},
     quote::Quote,
@@ -87,8 +87,8 @@ impl Model {
         }
     }
 
-    /// What comes of a packet that arrives at tick `now`.
-    pub fn step(&mut self, arrival: &Arrival, now: u32) -> Outcome {
+    /// What comes of a packet that arrives now.
+    pub fn step(&mut self, arrival: &Arrival, now: Now) -> Outcome {
         let before = self.counters.clone();
         let mut run = Run { arrival, now, frame: arrival.frame.clone(), record: TraceRecord::default() };
         let parsed = parse(&run.frame, arrival.door, &self.setup);
@@ -123,15 +123,16 @@ impl Model {
     fn process_segment(&mut self, run: &mut Run<'_>, packet: &Packet, segment: &Segment) -> Result<Verdict, End> {
         let is_egress = run.arrival.door == Door::Egress;
         let is_trace = run.arrival.is_trace;
-        match self.flows.find(segment.key, segment.flags, &self.setup, run.now, is_trace) {
+        let look = Look { key: segment.key, signs: segment.signs, is_egress };
+        match self.flows.find(&look, &self.setup, run.now, is_trace) {
+            Found::Elsewhere => Err(End::NotOurs),
             Found::Nothing | Found::Orphan(_) if is_egress => Err(End::NotOurs),
             Found::Orphan(entry) => {
                 run.note_flow(&entry);
                 // A reset is never answered with a reset.
-                let is_reset = segment.flags & tcp_flags::RST != 0;
+                let is_reset = segment.signs.flags & tcp_flags::RST != 0;
                 Err(if is_reset { End::Drop(Reason::BackendGone) } else { End::Reset(Reason::BackendGone) })
             }
-            Found::Entry(entry) if entry.is_at_egress() != is_egress => Err(End::NotOurs),
             Found::Entry(entry) => {
                 run.note_flow(&entry);
                 check_fragment(segment, &entry)?;
@@ -153,7 +154,7 @@ impl Model {
         if let Some(id) = segment.fragment
             && !run.arrival.is_trace
         {
-            self.fragments.note(segment.key, id, run.now);
+            self.fragments.note(segment.key, id, run.now.tick);
         }
     }
 
@@ -161,7 +162,7 @@ impl Model {
     fn process_later_fragment(&mut self, run: &mut Run<'_>, packet: &Packet, id: u32) -> Result<Verdict, End> {
         let is_egress = run.arrival.door == Door::Egress;
         let (src, dst, protocol) = (packet.src, packet.dst, packet.headers.protocol);
-        let Some(key) = self.fragments.find(Datagram { src, dst, id, protocol }, run.now) else {
+        let Some(key) = self.fragments.find(Datagram { src, dst, id, protocol }, run.now.tick) else {
             return Err(if is_egress {
                 End::NotOurs
             } else if self.setup.guarded.contains(&dst) {
@@ -194,7 +195,7 @@ impl Model {
         run.note_flow(&entry);
         let exit = self.exit(run, &mut entry, packet);
         if !run.arrival.is_trace {
-            self.flows.0.insert(key, entry);
+            self.flows.note_next_hop(key, &entry);
         }
         Ok(self.send(run, packet, &entry, exit?))
     }
@@ -225,19 +226,22 @@ impl Model {
             run.record.backend = backend;
         }
         if is_trace {
-            return result;
+            return result.map(|(entry, _)| entry);
         }
         if let Some(backend) = backend
             && frontend.affinity.is_some()
         {
-            self.affinities.note(&self.setup, service, client, (backend, run.now));
+            self.affinities.note(&self.setup, service, client, (backend, run.now.tick));
         }
         let counters = self.counters.service(service);
         match result {
-            Ok(entry) => {
+            Ok((entry, yields)) => {
                 counters.flows += 1;
                 self.counters.backend(entry.backend).flows += 1;
-                self.flows.begin(segment.key, entry);
+                if let Some(rank) = yields {
+                    *self.counters.evictions.entry(rank.label()).or_default() += 1;
+                }
+                return Ok(self.flows.begin(segment.key, entry, &segment.signs));
             }
             // It is for TC to send the error, and to count it.
             Err(End::Reject(_)) if door == Door::Xdp => {}
@@ -245,7 +249,7 @@ impl Model {
             Err(End::Drop(Reason::NoLocalEndpoints | Reason::SourceRange)) => counters.dropped += 1,
             Err(_) => {}
         }
-        result
+        result.map(|(entry, _)| entry)
     }
 
     /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
@@ -260,19 +264,16 @@ impl Model {
             return Err(End::Reject(Reason::TtlExpired));
         }
         let is_xdp = run.arrival.door == Door::Xdp;
-        if entry.next_hop.generation != self.setup.next_hop_generation {
-            decide::look_up(&self.setup, entry, is_xdp)?;
-        }
+        let out = decide::look_up(&self.setup, entry, is_xdp)?;
         if run.frame.len() - packet.headers.ip > usize::from(self.setup.mtu) {
             // Whether TC will find segments in it, to be cut later, XDP can't see.
             return Err(if is_xdp { End::LeaveToTc } else { End::Reject(Reason::TooBig) });
         }
-        if entry.next_hop.generation == 0 {
-            return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour) };
-        }
-        let out = entry.next_hop.ifindex;
+        let Some(next_hop) = entry.next_hop else {
+            return if is_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Neighbour { ifindex: out }) };
+        };
         let takes_xdp = self.setup.interfaces.get(&out).is_some_and(|interface| interface.takes_xdp);
-        if is_xdp && out != run.arrival.ifindex && !takes_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Wire) }
+        if is_xdp && out != run.arrival.ifindex && !takes_xdp { Err(End::LeaveToTc) } else { Ok(Exit::Wire(next_hop)) }
     }
 
     fn send(&mut self, run: &mut Run<'_>, packet: &Packet, entry: &Entry, exit: Exit) -> Verdict {
@@ -280,7 +281,7 @@ impl Model {
         if arrival.is_trace {
             let is_forwarded = exit != Exit::Stack;
             run.record.verdict = if is_forwarded { trace_verdict::FORWARDED } else { trace_verdict::TRANSLATED };
-            run.record.ifindex = if is_forwarded { entry.next_hop.ifindex } else { 0 };
+            run.record.ifindex = exit.ifindex();
             let bits = [entry.is_reply, entry.is_snat, entry.resets].map(u32::from);
             run.record.flow_flags = bits[0] | bits[1] << 1 | bits[2] << 2;
         } else if (entry.backend as usize) < self.setup.backends.len() {
@@ -289,13 +290,13 @@ impl Model {
             counters.packets[direction] += 1;
             counters.bytes[direction] += run.frame.len() as u64;
         }
-        let ethernet = (exit == Exit::Wire).then_some(entry.next_hop.addresses);
+        let ethernet = if let Exit::Wire(next_hop) = exit { Some(next_hop.addresses) } else { None };
         let change = Rewrite { entry, forwards: exit != Exit::Stack, ethernet, door: arrival.door };
         rewrite(&mut run.frame, packet, &change);
         match exit {
             Exit::Stack => Verdict::Pass,
-            Exit::Wire if arrival.door == Door::Xdp && entry.next_hop.ifindex == arrival.ifindex => Verdict::Transmit,
-            Exit::Wire | Exit::Neighbour => Verdict::Redirect,
+            Exit::Wire(to) if arrival.door == Door::Xdp && to.ifindex == arrival.ifindex => Verdict::Transmit,
+            Exit::Wire(_) | Exit::Neighbour { .. } => Verdict::Redirect,
         }
     }
 
@@ -333,8 +334,8 @@ impl Model {
         if answer::is_unanswerable(&run.frame, packet) {
             return self.conclude(run, None, End::Drop(Reason::AnswerForbidden));
         }
-        if self.rejects.0 != run.now {
-            self.rejects = (run.now, 0);
+        if self.rejects.0 != run.now.tick {
+            self.rejects = (run.now.tick, 0);
         }
         if self.rejects.1 >= self.setup.rejects_per_tick {
             return self.conclude(run, None, End::Drop(Reason::RejectLimit));
@@ -356,7 +357,7 @@ fn check_fragment(segment: &Segment, entry: &Entry) -> Result<(), End> {
 /// One packet on its way.
 struct Run<'a> {
     arrival: &'a Arrival,
-    now: u32,
+    now: Now,
     frame: Vec<u8>,
     record: TraceRecord,
 }
@@ -375,9 +376,20 @@ enum Exit {
     /// The network stack routes it.
     Stack,
     /// Out of the flow's next hop.
-    Wire,
-    /// Out of its device, to a neighbour that the kernel resolves.
-    Neighbour,
+    Wire(NextHop),
+    /// Out of a device, to a neighbour that the kernel resolves.
+    Neighbour { ifindex: u32 },
+}
+
+impl Exit {
+    /// The device; 0 where the stack chooses it.
+    const fn ifindex(&self) -> u32 {
+        match self {
+            Self::Stack => 0,
+            Self::Wire(next_hop) => next_hop.ifindex,
+            Self::Neighbour { ifindex } => *ifindex,
+        }
+    }
 }
 
 fn note_end(record: &mut TraceRecord, end: End) -> Verdict {

@@ -11,6 +11,7 @@ use lb_common::{
 use super::{
     bytes::word,
     flow::Tuple,
+    life::Signs,
     quote::{self, Quote},
     setup::{Setup, Version},
     verdict::{Door, End},
@@ -62,8 +63,7 @@ pub(super) enum Body {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
     pub key: Tuple,
-    /// TCP's flags, or those that mean the same for SCTP; 0 for UDP.
-    pub flags: u8,
+    pub signs: Signs,
     /// The identification of the datagram whose first fragment it is.
     pub fragment: Option<u32>,
 }
@@ -82,8 +82,9 @@ fn link(frame: &[u8], door: Door) -> Option<(Version, usize)> {
     None
 }
 
-/// Takes a packet apart: one to an address that concerns us where it arrives, from one where it leaves. Of an ICMP error
-/// that leaves, which any router may have sent, the packet that it is about must have gone to such an address.
+/// Takes a packet apart: one to an address that concerns us where it arrives, from one where it leaves; and, where it has ports, with a
+/// port that does. Of an ICMP error that leaves, which any router may have sent, the packet that it is about must have gone to such an
+/// address.
 pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, End> {
     let (version, ip) = link(frame, door).ok_or(End::NotOurs)?;
     if frame.len() < ip + Headers::fixed_len(version) {
@@ -94,7 +95,18 @@ pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, E
     let end = claimed_end(frame, version, ip);
     let concerns = if door == Door::Egress { setup.filters_out(src) } else { setup.filters_in(dst) };
     let ttl = frame[fixed.ttl_at()];
-    let parsed = parse_body(frame, fixed, end).map(|(headers, body)| Packet { headers, end, src, dst, ttl, body });
+    let concerns_port = |key: Tuple| match door {
+        Door::Egress => setup.filters_out_port(key.src, key.protocol),
+        _ => setup.filters_in_port(key.dst, key.protocol),
+    };
+    let parsed = parse_body(frame, fixed, end, concerns_port).map(|(headers, body)| Packet {
+        headers,
+        end,
+        src,
+        dst,
+        ttl,
+        body,
+    });
     match parsed {
         Ok(Packet { body: Body::Error(Quote { key, .. }), .. }) if door == Door::Egress => {
             if setup.filters_out(key.dst.ip()) { parsed } else { Err(End::NotOurs) }
@@ -107,7 +119,12 @@ pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, E
     }
 }
 
-fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body), End> {
+fn parse_body(
+    frame: &[u8],
+    fixed: Headers,
+    end: usize,
+    concerns_port: impl Fn(Tuple) -> bool,
+) -> Result<(Headers, Body), End> {
     let (version, ip) = (fixed.version, fixed.ip);
     // So short that it is not even a damaged packet, unless it is the last bytes of one.
     let is_stub = frame.len() < ip + Headers::fixed_len(version) + 8;
@@ -120,14 +137,20 @@ fn parse_body(frame: &[u8], fixed: Headers, end: usize) -> Result<(Headers, Body
     let body = match (headers.protocol, headers.part) {
         (protocol::TCP | protocol::UDP | protocol::SCTP, Part::Later(id)) if is_within(0) => Body::Later(id),
         _ if is_stub => return Err(End::NotOurs),
+        (protocol::TCP | protocol::UDP | protocol::SCTP, Part::Whole | Part::First(_))
+            if headers.l4 + 4 <= frame.len() && !concerns_port(tuple(frame, &headers)) =>
+        {
+            return Err(End::NotOurs);
+        }
         (protocol::TCP, _) if is_within(20) && frame[headers.l4 + 12] >> 4 >= 5 => {
-            Body::Segment(segment(frame, &headers, frame[headers.l4 + 13]))
+            Body::Segment(segment(frame, &headers, tcp_signs(&frame[headers.l4..])))
         }
         (protocol::UDP, _) if is_within(8) && word(frame, headers.l4 + 4) >= 8 => {
-            Body::Segment(segment(frame, &headers, 0))
+            Body::Segment(segment(frame, &headers, Signs::default()))
         }
         (protocol::SCTP, _) if is_within(12) => {
-            Body::Segment(segment(frame, &headers, sctp_flags(&frame[headers.l4 + 12..end])))
+            let flags = sctp_flags(&frame[headers.l4 + 12..end]);
+            Body::Segment(segment(frame, &headers, Signs { flags, ..Signs::default() }))
         }
         (protocol::TCP | protocol::UDP | protocol::SCTP, _) => return Err(End::Pass(Reason::Malformed)),
         (_, Part::Whole | Part::First(_)) if is_within(8) && is_echo(frame, &headers) => Body::Echo,
@@ -145,9 +168,17 @@ fn is_echo(frame: &[u8], headers: &Headers) -> bool {
     }
 }
 
-fn segment(frame: &[u8], headers: &Headers, flags: u8) -> Segment {
+fn segment(frame: &[u8], headers: &Headers, signs: Signs) -> Segment {
     let fragment = if let Part::First(id) = headers.part { Some(id) } else { None };
-    Segment { key: tuple(frame, headers), flags, fragment }
+    Segment { key: tuple(frame, headers), signs, fragment }
+}
+
+/// What a TCP header shows. A SYN takes the place of a byte (RFC 9293 section 3.4).
+fn tcp_signs(tcp: &[u8]) -> Signs {
+    let number = |at: usize| u32::from(word(tcp, at)) << 16 | u32::from(word(tcp, at + 2));
+    let flags = tcp[13];
+    let syn = u32::from(flags & tcp_flags::SYN != 0);
+    Signs { flags, sequence: number(4).wrapping_add(syn), acknowledgement: number(8) }
 }
 
 /// Addresses and ports of a packet.

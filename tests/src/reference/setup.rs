@@ -3,13 +3,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
 
-use lb_common::{address::Address, flow::FlowState, hash};
+use lb_common::{
+    address::Address,
+    flow::{FlowState, protocol},
+    hash,
+};
 
-use super::route::{Prefix, Route, Way, way_to};
+use super::{
+    flow::NextHop,
+    route::{Prefix, Route, Way, way_to},
+};
 
 /// IP version 4 or 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +45,16 @@ pub enum Place {
     Address(IpAddr),
     /// At each of the node's addresses that answer NodePorts.
     Node(Version),
+}
+
+impl Place {
+    /// An address of its own.
+    pub(super) const fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Node(_) => None,
+        }
+    }
 }
 
 /// What becomes of new flows for which there is no backend.
@@ -128,8 +145,10 @@ pub struct Interface {
 pub struct Setup {
     /// Key of the flow hash.
     pub seed: [u64; 2],
-    /// Ports for source translation.
-    pub source_ports: RangeInclusive<u16>,
+    /// Jiffies in a second.
+    pub second: u32,
+    /// Ports for source translation: one range, and another where there is one.
+    pub source_ports: [Option<RangeInclusive<u16>>; 2],
     /// The node's own addresses, for ICMP errors and as sources where the device has none.
     pub node: BTreeMap<Version, IpAddr>,
     /// Idle ticks by flow state.
@@ -156,10 +175,11 @@ pub struct Setup {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// By index.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// Destinations that concern Shunt where packets arrive.
+    /// The node's own addresses, to which NodePorts and replies to translated sources come. That packets to frontends concern Shunt goes
+    /// without saying.
     pub ingress_filter: BTreeSet<IpAddr>,
-    /// Sources that concern it where they leave.
-    pub egress_filter: BTreeSet<IpAddr>,
+    /// Backends that there are or were: packets that leave from there concern it.
+    pub egress_filter: BTreeSet<(IpAddr, u16)>,
     /// The kernel's routes.
     pub routes: Vec<Route>,
     /// Ethernet addresses of neighbours, by device and address.
@@ -174,15 +194,60 @@ impl Setup {
         self.backends.get(index as usize)
     }
 
-    /// Whether the address filter lets a destination pass. It is a bit per hash of an address, so it may say yes to a
-    /// stranger too: the agent and the programs agree on that hash, and so must we.
-    pub(super) fn filters_in(&self, destination: IpAddr) -> bool {
-        contains(&self.ingress_filter, destination)
+    /// A port for source translation, by any number: both ranges are run together.
+    pub(super) fn source_port(&self, point: u32) -> u16 {
+        let ports = || self.source_ports.iter().flatten().flat_map(Clone::clone);
+        let count =
+            self.source_ports.iter().flatten().map(|range| u64::from(range.end() - range.start()) + 1).sum::<u64>();
+        let place = (u64::from(point) * count) >> 32;
+        ports().nth(usize::try_from(place).expect("a small number")).expect("below the number of ports")
     }
 
-    /// The same for a source at egress.
+    /// Whether a port is one for source translation.
+    #[must_use]
+    pub fn is_source_port(&self, port: u16) -> bool {
+        self.source_ports.iter().flatten().any(|range| range.contains(&port))
+    }
+
+    /// Whether the filter lets a destination pass by its address. It is a bit per hash of an address, so it may say yes to a stranger
+    /// too: the agent and the programs agree on that hash, and so must we.
+    pub(super) fn filters_in(&self, destination: IpAddr) -> bool {
+        let frontends = self.frontends.keys().filter_map(|(place, ..)| place.address());
+        let known = self.ingress_filter.iter().chain(&self.guarded).copied().chain(frontends);
+        let cell = cell(destination);
+        known.into_iter().any(|known| self::cell(known) == cell)
+    }
+
+    /// Whether it does by its port: any of a ClusterIP's, a frontend's own, a NodePort, a source port.
+    pub(super) fn filters_in_port(&self, destination: SocketAddr, protocol: u8) -> bool {
+        let (cell, bit) = (cell(destination.ip()), port_bit(destination, protocol));
+        let is_frontend = |(&(place, port, of), _): (&(Place, u16, u8), &Frontend)| match place {
+            Place::Address(address) => port_bit(SocketAddr::new(address, port), of) == bit,
+            Place::Node(_) => (port, of) == (destination.port(), protocol),
+        };
+        self.guarded.iter().any(|&guarded| self::cell(guarded) == cell)
+            || self.frontends.iter().any(is_frontend)
+            || self.is_source_port(destination.port())
+    }
+
+    /// Whether it lets a packet that leaves pass by its source address.
     pub(super) fn filters_out(&self, source: IpAddr) -> bool {
-        contains(&self.egress_filter, source)
+        let cell = cell(source);
+        self.egress_filter.iter().any(|&(known, _)| self::cell(known) == cell)
+    }
+
+    /// Whether it does by its source port.
+    pub(super) fn filters_out_port(&self, source: SocketAddr, protocol: u8) -> bool {
+        let bit = port_bit(source, protocol);
+        self.egress_filter.iter().any(|&known| ALL_PROTOCOLS.iter().any(|&of| port_bit(known.into(), of) == bit))
+    }
+
+    /// The next hop to a destination, if the neighbour is known.
+    #[must_use]
+    pub fn next_hop_to(&self, destination: IpAddr) -> Option<NextHop> {
+        let Way::Known { ifindex, neighbour } = self.way_to(destination) else { return None };
+        let addresses = [neighbour, self.devices[&ifindex]].concat().try_into().expect("twice six bytes");
+        Some(NextHop { ifindex, generation: self.next_hop_generation, addresses })
     }
 
     /// How the kernel would send to a destination.
@@ -191,7 +256,15 @@ impl Setup {
     }
 }
 
-fn contains(filter: &BTreeSet<IpAddr>, address: IpAddr) -> bool {
-    let bit = hash::filter_bit(Address::from(address).words_be());
-    filter.iter().any(|&known| hash::filter_bit(Address::from(known).words_be()) == bit)
+/// Those that have ports.
+const ALL_PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
+
+/// Where the filter has an address.
+fn cell(address: IpAddr) -> u32 {
+    hash::filter_bit(Address::from(address).words_be())
+}
+
+/// Where it has one with port and protocol.
+fn port_bit(end: SocketAddr, protocol: u8) -> u32 {
+    hash::filter_port_bit(Address::from(end.ip()).words_be(), end.port().to_be(), protocol)
 }

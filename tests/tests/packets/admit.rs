@@ -171,7 +171,7 @@ fn rule_52_a_pod_of_another_node_is_an_internal_client() -> Result<()> {
                     // The reply would not come back by itself: it is translated like anybody's who came by an uplink.
                     let there = send(rig, (door, UPLINK), first(protocol, pod, THERE.at_node(version)).build())?;
                     let port = source_port(&there.frame, version);
-                    ensure!(rig.model().setup.source_ports.contains(&port), "{there:?}");
+                    ensure!(rig.model().setup.is_source_port(port), "{there:?}");
                 }
                 let stranger = first(protocol, end(STRANGER, version, 40_000), HERE.at_node(version)).build();
                 let moved = send(rig, (Door::Ingress, UPLINK), stranger)?.moved.to_string();

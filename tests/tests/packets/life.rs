@@ -189,7 +189,10 @@ fn a_simultaneous_open_is_one_connection() -> Result<()> {
                     let entry = entry(rig, client, frontend, protocol::TCP)?;
                     ensure!(entry.state == state, "{:?} after {flags:#x}", entry.state.as_str());
                 }
-                ensure!(rig.ages()?[0].iter().any(|tuple| tuple.src == client), "grown");
+                ensure!(
+                    rig.flows_in(&[FlowState::ESTABLISHED])?.iter().any(|tuple| tuple.src == client),
+                    "established"
+                );
                 rig.evict(Tuple { src: client, dst: frontend, protocol: protocol::TCP })?;
                 rig.wait(1)?;
             }
@@ -205,6 +208,7 @@ fn a_syn_on_a_closing_entry_decides_anew_kubernetes_81775() -> Result<()> {
             let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
             let syn = Segment::tcp(client, frontend, SYN);
             arrive(rig, &syn)?;
+            send(rig, (Door::Egress, UPLINK), Segment::tcp(HERE.backend(version), client, SYN | ACK).build())?;
             arrive(rig, &Segment::tcp(client, frontend, RST))?;
             // The old backend lives; new connections go elsewhere.
             rig.change(|setup| {
@@ -240,7 +244,8 @@ fn an_idle_flow_is_decided_anew_after_its_time_out() -> Result<()> {
             // Two ticks to spare: one may end while we wait.
             rig.wait(timeout - 2)?;
             ensure!(!begin(rig)?, "not idle for long enough");
-            rig.wait(timeout + 1)?;
+            // The other direction may have been seen later than this one, by an eighth of the time-out.
+            rig.wait(timeout + timeout / 8 + 1)?;
             ensure!(begin(rig)?, "idle for too long");
         }
         Ok(())
@@ -261,7 +266,7 @@ fn a_flow_that_another_cpu_used_in_the_next_tick_is_not_idle() -> Result<()> {
                     let own = if service.port == HERE.port { client.ip() } else { pick(NODE, version) };
                     let own = SocketAddr::new(own, source_port(&begun.frame, version));
                     let back = if service.port == HERE.port { Door::Egress } else { Door::Xdp };
-                    // Young, and grown.
+                    // Pending, and established.
                     for _ in 0..2 {
                         rig.overtake()?;
                         let there = arrive(rig, &next(protocol, client, frontend))?;
@@ -285,12 +290,12 @@ fn a_flow_that_another_cpu_used_in_the_next_tick_is_not_idle() -> Result<()> {
 #[test]
 fn a_port_that_another_cpu_took_in_the_next_tick_is_not_free() -> Result<()> {
     with_rig(node::setup, |rig| {
-        rig.change(|setup| setup.source_ports = 50_000..=50_001)?;
+        rig.change(|setup| setup.source_ports = [Some(50_000..=50_001), None])?;
         for version in Version::BOTH {
             for (protocol, closes) in [(protocol::TCP, false), (protocol::TCP, true), (protocol::UDP, false)] {
                 let client = |port| end(OUTSIDE, version, port);
                 for port in 40_000..40_002 {
-                    begin_answered(rig, protocol, client(port))?;
+                    begin_established(rig, protocol, client(port))?;
                     if closes {
                         arrive(rig, &Segment::tcp(client(port), THERE.at_node(version), RST))?;
                     }
@@ -308,7 +313,7 @@ fn a_port_that_another_cpu_took_in_the_next_tick_is_not_free() -> Result<()> {
 }
 
 #[test]
-fn a_lost_reply_entry_is_made_again_by_a_packet_of_the_next_tick() -> Result<()> {
+fn a_lost_reply_entry_is_made_again_after_some_ticks() -> Result<()> {
     with_rig(node::setup, |rig| {
         for version in Version::BOTH {
             for service in [HERE, THERE] {
@@ -318,7 +323,7 @@ fn a_lost_reply_entry_is_made_again_by_a_packet_of_the_next_tick() -> Result<()>
                 let forward = entry(rig, client, frontend, protocol::TCP)?;
                 let reply = Tuple { src: forward.to.dst, dst: forward.to.src, protocol: protocol::TCP };
                 rig.evict(reply)?;
-                rig.wait(1)?;
+                rig.wait(8)?;
                 arrive(rig, &packet)?;
                 let again = entry(rig, reply.src, reply.dst, protocol::TCP)?;
                 ensure!((again.to.src, again.to.dst) == (frontend, client), "{again:?}");
@@ -352,6 +357,8 @@ fn a_lost_forward_entry_meets_the_same_backend_and_source_port() -> Result<()> {
             for port in 40_000..40_050 {
                 let (client, frontend) = (end(OUTSIDE, version, port), THERE.at_node(version));
                 arrive(rig, &Segment::tcp(client, frontend, SYN))?;
+                let to = entry(rig, client, frontend, protocol::TCP)?.to;
+                arrive(rig, &Segment::tcp(to.dst, to.src, SYN | ACK))?;
                 let data = Segment::tcp(client, frontend, ACK);
                 let before = arrive(rig, &data)?;
                 rig.evict(Tuple { src: client, dst: frontend, protocol: protocol::TCP })?;
@@ -379,7 +386,7 @@ fn one_client_port_through_two_vips_to_one_backend_cilium_42632() -> Result<()> 
                     let own = SocketAddr::new(client.ip(), ports[ports.len() - 1]);
                     ensure!(sent.frame == first(protocol, own, backend).build(), "{sent:?}");
                 }
-                ensure!(ports[0] == 40_000 && rig.model().setup.source_ports.contains(&ports[1]), "{ports:?}");
+                ensure!(ports[0] == 40_000 && rig.model().setup.is_source_port(ports[1]), "{ports:?}");
                 for (vip, port) in vips.into_iter().zip(ports) {
                     let reply = first(protocol, backend, SocketAddr::new(client.ip(), port));
                     let back = send(rig, (Door::Egress, POD), reply.build())?;
@@ -410,15 +417,15 @@ fn two_clients_with_one_port_share_no_source_port() -> Result<()> {
 #[test]
 fn a_spent_source_port_range_drops_and_counts() -> Result<()> {
     with_rig(node::setup, |rig| {
-        rig.change(|setup| setup.source_ports = 50_000..=50_003)?;
+        rig.change(|setup| setup.source_ports = [Some(50_000..=50_003), None])?;
         for version in Version::BOTH {
             for port in 40_000..40_004 {
-                begin_answered(rig, protocol::TCP, end(OUTSIDE, version, port))?;
+                begin_established(rig, protocol::TCP, end(OUTSIDE, version, port))?;
             }
             let late = Segment::tcp(end(OUTSIDE, version, 40_004), THERE.at_node(version), SYN);
             take(rig, Door::IN.map(|door| Step::dropped("late", (door, UPLINK), late.build(), "no-source-port=1")))?;
             // A port whose flow has been idle for too long can be had.
-            rig.wait(node::TIMEOUTS[FlowState::HALF_OPEN.index()] + 1)?;
+            rig.wait(node::TIMEOUTS[FlowState::ESTABLISHED.index()] + 9)?;
             let begun = arrive(rig, &late)?;
             ensure!(begun.verdict == Verdict::Transmit, "{begun:?}");
         }
@@ -426,29 +433,33 @@ fn a_spent_source_port_range_drops_and_counts() -> Result<()> {
     })
 }
 
-/// A flow to the backend elsewhere whose first packet has been answered.
-fn begin_answered(rig: &mut Rig, protocol: u8, client: SocketAddr) -> Result<()> {
+/// A flow to the backend elsewhere whose client has spoken again after an answer, of UDP a while later.
+fn begin_established(rig: &mut Rig, protocol: u8, client: SocketAddr) -> Result<()> {
     let version = Version::of(client.ip());
     let sent = arrive(rig, &first(protocol, client, THERE.at_node(version)))?;
     let node = SocketAddr::new(pick(NODE, version), source_port(&sent.frame, version));
-    arrive(rig, &answer(protocol, THERE.backend(version), node)).map(drop)
+    arrive(rig, &answer(protocol, THERE.backend(version), node))?;
+    if protocol == protocol::UDP {
+        rig.wait(3)?;
+    }
+    arrive(rig, &next(protocol, client, THERE.at_node(version))).map(drop)
 }
 
 /// First packets that nobody has answered keep nobody else from a port: of a flood there are more than ports.
 #[test]
 fn a_flood_of_first_packets_does_not_spend_the_source_ports() -> Result<()> {
     with_rig(node::setup, |rig| {
-        rig.change(|setup| setup.source_ports = 50_000..=50_003)?;
+        rig.change(|setup| setup.source_ports = [Some(50_000..=50_003), None])?;
         for version in Version::BOTH {
             for protocol in ALL_PROTOCOLS {
                 let client = |port| end(OUTSIDE, version, port);
-                begin_answered(rig, protocol, client(40_000))?;
+                begin_established(rig, protocol, client(40_000))?;
                 for port in 40_001..40_040 {
                     let begun = arrive(rig, &first(protocol, client(port), THERE.at_node(version)))?;
                     ensure!(begun.verdict == Verdict::Transmit, "{begun:?}");
                 }
                 let next = arrive(rig, &next(protocol, client(40_000), THERE.at_node(version)))?;
-                ensure!(next.moved.backends.values().all(|moved| moved.flows == 0), "the one with an answer has gone");
+                ensure!(next.moved.backends.values().all(|moved| moved.flows == 0), "the established one has gone");
             }
         }
         rig.compare_flows()
@@ -459,12 +470,12 @@ fn a_flood_of_first_packets_does_not_spend_the_source_ports() -> Result<()> {
 #[test]
 fn a_flow_without_an_answer_that_lost_its_port_gets_another() -> Result<()> {
     with_rig(node::setup, |rig| {
-        rig.change(|setup| setup.source_ports = 50_000..=50_000)?;
+        rig.change(|setup| setup.source_ports = [Some(50_000..=50_000), None])?;
         for version in Version::BOTH {
             for protocol in ALL_PROTOCOLS {
                 let [one, other] = [40_000, 40_001].map(|port| end(OUTSIDE, version, port));
                 arrive(rig, &first(protocol, one, THERE.at_node(version)))?;
-                begin_answered(rig, protocol, other)?;
+                begin_established(rig, protocol, other)?;
                 let dropped = send(rig, (Door::Xdp, UPLINK), next(protocol, one, THERE.at_node(version)).build())?;
                 ensure!(dropped.verdict == Verdict::Drop, "by the port of another: {dropped:?}");
             }
@@ -484,21 +495,75 @@ fn a_next_hop_is_looked_up_again_after_routes_have_changed() -> Result<()> {
             let data = Segment::tcp(client, frontend, ACK);
             let there = Tuple { src: client, dst: frontend, protocol: protocol::TCP };
             let back = Tuple { src: THERE.backend(version), dst: node, protocol: protocol::TCP };
-            // What is kept of young flows is not kept up.
-            arrive(rig, &reply)?;
-            arrive(rig, &data)?;
-            ensure!(rig.ages()?[0].contains(&back), "not grown");
-            ensure!(kernel_entry(rig, back)?.next_hop.generation == 0, "looked up before a reply wanted it");
+            ensure!(kernel_entry(rig, back)?.next_hop.is_none(), "looked up before a reply wanted it");
             for (tuple, packet) in [(there, &data), (back, &reply)] {
                 for _ in 0..2 {
                     rig.change(|setup| setup.next_hop_generation += 1)?;
                     arrive(rig, packet)?;
-                    let next_hop = kernel_entry(rig, tuple)?.next_hop;
-                    let wanted = (UPLINK, rig.model().setup.next_hop_generation);
-                    ensure!((next_hop.ifindex, next_hop.generation) == wanted, "{tuple:?}: {next_hop:?}");
+                    is_sent_by_uplink(rig, tuple)?;
                 }
             }
             rig.compare_flows()?;
+        }
+        Ok(())
+    })
+}
+
+/// Review A9, A10: next hops stood in the flows, and were written one field after the other. They stand in a table of their own: after
+/// a change of routes one flow asks for all that go to a destination.
+#[test]
+fn a9_a10_flows_to_one_destination_share_their_next_hop() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let frontend = THERE.at_node(version);
+            let flows = [40_000, 40_001].map(|port| Segment::tcp(end(OUTSIDE, version, port), frontend, SYN));
+            for flow in &flows {
+                arrive(rig, flow)?;
+            }
+            rig.change(|setup| setup.next_hop_generation += 1)?;
+            arrive(rig, &flows[0])?;
+            for port in [40_000, 40_001] {
+                let tuple = Tuple { src: end(OUTSIDE, version, port), dst: frontend, protocol: protocol::TCP };
+                is_sent_by_uplink(rig, tuple)?;
+            }
+            rig.compare_flows()?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether an entry's next hop is of the present routes.
+fn is_sent_by_uplink(rig: &Rig, tuple: Tuple) -> Result<()> {
+    let next_hop = kernel_entry(rig, tuple)?.next_hop.with_context(|| format!("{tuple:?} has no next hop"))?;
+    let wanted = (UPLINK, rig.model().setup.next_hop_generation);
+    ensure!((next_hop.ifindex, next_hop.generation) == wanted, "{tuple:?}: {next_hop:?}");
+    Ok(())
+}
+
+/// Review A14: the reply's entry of an earlier decision stayed, and kept its tuple from everybody else.
+#[test]
+fn a14_no_reply_entry_of_an_earlier_decision_is_left() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in [protocol::TCP, protocol::UDP] {
+                let (client, frontend) = (end(OUTSIDE, version, 40_000), THERE.at_node(version));
+                arrive(rig, &first(protocol, client, frontend))?;
+                let before = entry(rig, client, frontend, protocol)?.to.reversed();
+                replace_backend(rig, THERE, version)?;
+                arrive(rig, &first(protocol, client, frontend))?;
+                let after = entry(rig, client, frontend, protocol)?.to.reversed();
+                ensure!(before != after, "it is to be decided anew");
+                let flows = rig.kernel_flows()?;
+                ensure!(!flows.contains_key(&before) && flows.contains_key(&after), "{before:?} is left");
+                // Back to where it was, for the next protocol.
+                rig.change(|setup| {
+                    let index = THERE.index(version);
+                    node::add_backend(setup, index, (THERE.backend(version).ip(), BACKEND_PORT), false);
+                    for frontend in setup.frontends.values_mut().filter(|frontend| frontend.service == index) {
+                        frontend.tables.iter_mut().flatten().for_each(|slot| *slot = index);
+                    }
+                })?;
+            }
         }
         Ok(())
     })

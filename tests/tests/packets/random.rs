@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use lb_common::{flow::protocol, verdict::Reason};
 use shunt_tests::{
     packets::{Random, Rig},
-    reference::{Age, Arrival, Door, Outcome, Verdict, is_sound},
+    reference::{Arrival, Door, Outcome, Verdict, is_sound},
 };
 
 use crate::workers::share;
@@ -38,9 +38,16 @@ const IMPOSSIBLE: [Reason; 5] = [
 ];
 
 /// Kinds of flows that must be left at the ends, and of packets that must be among those translated.
-const KINDS: [&str; 8] = [
-    "young flow",
-    "grown flow",
+const KINDS: [&str; 15] = [
+    "half-open flow",
+    "established flow",
+    "fin-original flow",
+    "fin-reply flow",
+    "closing flow",
+    "reset flow",
+    "unreplied flow",
+    "replied flow",
+    "stream flow",
     "translated ICMP error",
     "translated options",
     "translated extension header",
@@ -95,7 +102,7 @@ fn run(rig: &mut Rig, seed: u64, packets: u64, seen: &mut Seen) -> Result<()> {
         }
     }
     for flow in rig.model().flows.0.values() {
-        count(seen, if flow.age == Age::Grown { "grown flow" } else { "young flow" });
+        count(seen, &format!("{} flow", flow.state.as_str()));
     }
     Ok(())
 }

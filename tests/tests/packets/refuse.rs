@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lb_common::flow::protocol;
 use shunt_tests::{
     packets::{
-        ETHERNET, Error, Kernel, POD, UPLINK, behind_headers, fragments, icmp_error,
+        ETHERNET, Error, POD, UPLINK, behind_headers, fragments, icmp_error,
         node::{self, CALLER, CLUSTER_IP, EMPTY, HERE, LOCAL_ONLY, NODE, OUTSIDE, THERE, UNRESOLVED, UNROUTED, pick},
         port_unreachable, with_options, with_rig,
     },
@@ -78,11 +78,11 @@ fn errors_beyond_the_budget_are_drops() -> Result<()> {
         };
         let spent = format!("no-endpoints=1 reject-limit=1 service{index}.rejected=1");
         loop {
-            Kernel::settle()?;
-            let tick = Kernel::tick()?;
+            rig.kernel().settle()?;
+            let tick = rig.kernel().tick()?;
             let taken = take(rig, [sent(), sent(), Step::dropped("spent", at, frame.clone(), &spent)]);
             // Where it ended meanwhile, there was another budget.
-            if taken.is_ok() || Kernel::tick()? == tick {
+            if taken.is_ok() || rig.kernel().tick()? == tick {
                 return taken;
             }
         }

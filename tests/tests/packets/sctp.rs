@@ -18,6 +18,7 @@ use crate::step::{Step, begun, continued, end, replied, send, source_port, take}
 
 /// Chunk types beside those that the model knows: COOKIE ECHO.
 const COOKIE_ECHO: u8 = 10;
+const INIT_ACK: u8 = 2;
 
 fn for_both(test: impl Fn(&mut Rig, Version) -> Result<()> + Sync) -> Result<()> {
     with_rig(node::setup, |rig| Version::BOTH.iter().try_for_each(|&version| test(rig, version)))
@@ -101,7 +102,7 @@ fn rule_62_sctp_to_another_node_is_forwarded() -> Result<()> {
         let packet = Segment::sctp(client, frontend, chunk::INIT).payload(b"twenty bytes of INIT");
         let first = send(rig, (Door::Ingress, UPLINK), packet.build())?;
         let node = SocketAddr::new(pick(NODE, version), source_port(&first.frame, version));
-        ensure!(rig.model().setup.source_ports.contains(&node.port()), "{node}");
+        ensure!(rig.model().setup.is_source_port(node.port()), "{node}");
         for (door, verdict) in [(Door::Xdp, Verdict::Transmit), (Door::Ingress, Verdict::Redirect)] {
             let out = packet.clone().between(node, THERE.backend(version)).ttl(63).ethernet(ethernet).build();
             let moved = continued(THERE.index(version), out.len());
@@ -138,16 +139,21 @@ fn an_association_is_half_open_established_and_closing() -> Result<()> {
     for_both(|rig, version| {
         let (client, frontend) = (end(OUTSIDE, version, 40_001), HERE.at_node(version));
         let tuple = Tuple { src: client, dst: frontend, protocol: protocol::SCTP };
-        for (kind, state) in [
-            (chunk::INIT, FlowState::HALF_OPEN),
-            (COOKIE_ECHO, FlowState::ESTABLISHED),
-            (chunk::DATA, FlowState::ESTABLISHED),
-            (chunk::SHUTDOWN_COMPLETE, FlowState::CLOSING),
+        let (there, back) = ((client, frontend), (HERE.backend(version), client));
+        for ((src, dst), kind, state) in [
+            (there, chunk::INIT, FlowState::HALF_OPEN),
+            // No answer yet: whoever says so has guessed.
+            (there, COOKIE_ECHO, FlowState::HALF_OPEN),
+            (back, INIT_ACK, FlowState::HALF_OPEN),
+            (there, COOKIE_ECHO, FlowState::ESTABLISHED),
+            (there, chunk::DATA, FlowState::ESTABLISHED),
+            (there, chunk::SHUTDOWN_COMPLETE, FlowState::CLOSING),
             // Another one, between the same ports.
-            (chunk::INIT, FlowState::HALF_OPEN),
-            (chunk::ABORT, FlowState::CLOSING),
+            (there, chunk::INIT, FlowState::HALF_OPEN),
+            (there, chunk::ABORT, FlowState::CLOSING),
         ] {
-            send(rig, (Door::Ingress, UPLINK), Segment::sctp(client, frontend, kind).build())?;
+            let door = if src == client { Door::Ingress } else { Door::Egress };
+            send(rig, (door, UPLINK), Segment::sctp(src, dst, kind).build())?;
             rig.compare_flows()?;
             let entry = rig.model().flows.0[&tuple];
             ensure!(entry.state == state, "chunk {kind}: {entry:?}");

@@ -229,7 +229,7 @@ fn going_on(
     // Which port it is, the model knows; that it is one of the range, and the same for all packets, is seen here.
     let probe = send(rig, legs[0].at, packet.build())?;
     let port = source_port(&probe.frame, version);
-    ensure!(rig.model().setup.source_ports.contains(&port), "port {port}");
+    ensure!(rig.model().setup.is_source_port(port), "port {port}");
     let node = SocketAddr::new(own, port);
     let forwarded = |packet: Segment, leg: &Leg| packet.ttl(63).ethernet(leg.ethernet).build();
     let there = Step {

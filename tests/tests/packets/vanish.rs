@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Any entry of any table may vanish at any time: the tables are LRUs. Random packets of a set of flows, with entries deleted
+//! Any entry of any table may vanish at any time: for another flow, or as LRUs do. Random packets of a set of flows, with entries deleted
 //! in between, one half of a pair at a time: every flow goes on between the same ends.
 
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use shunt_tests::{
     packets::{
         Network, POD, Random, Rig, Segment, UPLINK, fragments,
         node::{self, BACKEND_PORT, Both, CALLER, HERE, OUTSIDE, Service, THERE, pick},
+        with_rig,
     },
     reference::{Door, Setup, Tuple, Version},
 };
@@ -80,8 +81,8 @@ impl Flow {
     /// The client sends: the backend must get it. That makes both halves whole again.
     fn send(&mut self, rig: &mut Rig) -> Result<()> {
         if self.lost == Some(Half::Reply) {
-            // The other half is looked after once in a tick.
-            rig.wait(1)?;
+            // The other half is looked after once in eight ticks.
+            rig.wait(9)?;
         }
         self.lost = None;
         follow(rig, self.at[0], self.original, self.reply.reversed())
@@ -198,4 +199,42 @@ fn act(rig: &mut Rig, random: &mut Random, flow: &mut Flow, step: usize) -> Resu
         10 if flow.original.protocol == protocol::UDP => flow.send_fragments(rig, step as u32, random.below(3)),
         _ => rig.compare_flows(),
     }
+}
+
+/// Review A7: a flow that lost its original entry took the first port that was free, and not its own, where one before it in the order
+/// of probes had become free since.
+#[test]
+fn a7_a_segment_in_mid_connection_finds_its_own_reply_entry_wherever_it_stands() -> Result<()> {
+    const PORTS: u16 = 4;
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| setup.source_ports = [Some(50_000..=50_000 + PORTS - 1), None])?;
+        for version in Version::BOTH {
+            for protocol in [protocol::TCP, protocol::SCTP] {
+                for ended in 0..PORTS {
+                    let mut flows = Vec::new();
+                    for number in 0..PORTS {
+                        let src = end(OUTSIDE, version, 40_000 + 10 * ended + number);
+                        let tuple = Tuple { src, dst: THERE.at_node(version), protocol };
+                        let mut flow = Flow::begin(rig, tuple, (Door::Xdp, UPLINK))?;
+                        flow.answer(rig)?;
+                        flow.send(rig)?;
+                        flows.push(flow);
+                    }
+                    let gone = flows.remove(usize::from(ended));
+                    rig.evict(gone.original)?;
+                    rig.evict(gone.reply)?;
+                    for flow in &mut flows {
+                        flow.lose(rig, Half::Original)?;
+                        flow.send(rig).with_context(|| format!("flow {ended} has ended"))?;
+                    }
+                    rig.compare_flows()?;
+                    for flow in flows {
+                        rig.evict(flow.original)?;
+                        rig.evict(flow.reply)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
 }

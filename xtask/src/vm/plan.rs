@@ -35,7 +35,7 @@ const PROGRAMS: [Wanted; 20] = [
 /// Those that run where time is short: whether the kernel takes the programs, what they do there with single packets, how the
 /// agent attaches, adopts and replaces them, and a world for each of what it then does for clients.
 const QUICK: [Wanted; 5] = [
-    ("packets", &["sizes::", "translate::", "fragments::", "vlan::", "young::"]),
+    ("packets", &["sizes::", "translate::", "fragments::", "vlan::", "pending::"]),
     ("lb_agent", &["dataplane::filters::"]),
     ("clusterip", &["dns_by_udp_and_tcp_by_tc"]),
     ("nodeport", &["both_nodes_serve_every_backend_by_tc"]),

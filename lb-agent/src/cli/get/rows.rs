@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    config::TICK_SHIFT,
+    config::Clock,
     counters::{BackendCounters, ServiceCounters},
     flow::flow_flags,
     frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state},
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     compile::UnitId,
-    dataplane::{Counters, FlowEntry, MapError, Maps, Pins, SocketUse},
+    dataplane::{Census, Counters, FlowEntry, MapError, Maps, Pins, SocketUse},
     diff::{Dump, ProtocolText, unit_of_name},
 };
 
@@ -81,6 +81,10 @@ pub struct BackendRow {
     /// Whether it runs on this node.
     pub local: bool,
     pub flows: u64,
+    /// Flows of now that are established.
+    pub active_flows: u64,
+    /// Flows of now that begin or end.
+    pub inactive_flows: u64,
     /// From clients.
     pub packets_original: u64,
     /// To clients.
@@ -258,10 +262,11 @@ fn table(dump: &Dump, target: Target) -> &[u32] {
 }
 
 /// The rows of `get backends`.
-pub fn backends(dump: &Dump, counters: &Counters) -> Vec<BackendRow> {
+pub fn backends(dump: &Dump, counters: &Counters, census: &Census) -> Vec<BackendRow> {
     let services = service_refs(dump);
     let row = |(index, backend): (u32, &Backend)| {
         let BackendCounters { packets, bytes, flows } = counters.backends.get(&index).copied().unwrap_or_default();
+        let open = census.backends.get(&index).copied().unwrap_or_default();
         Some(BackendRow {
             service: services.get(&backend.service)?.clone(),
             address: backend.address.into(),
@@ -269,6 +274,8 @@ pub fn backends(dump: &Dump, counters: &Counters) -> Vec<BackendRow> {
             state: if backend.state == backend_state::ACTIVE { "active" } else { "draining" },
             local: backend.flags & backend_flags::LOCAL != 0,
             flows,
+            active_flows: open.active,
+            inactive_flows: open.inactive,
             packets_original: packets[0],
             packets_reply: packets[1],
             bytes_original: bytes[0],
@@ -282,15 +289,25 @@ pub fn backends(dump: &Dump, counters: &Counters) -> Vec<BackendRow> {
     rows
 }
 
-/// The rows of `get flows`. `now` is in ticks.
-pub fn flows(flows: &[FlowEntry], dump: &Dump, now: u32) -> Vec<FlowRow> {
-    let services = service_refs(dump);
-    let row = |flow: &FlowEntry| {
-        let backend = dump
+/// Makes the rows of `get flows`, one by one.
+pub struct FlowRows<'a> {
+    services: BTreeMap<u32, ServiceRef>,
+    backends: &'a [Backend],
+    clock: Clock,
+}
+
+impl<'a> FlowRows<'a> {
+    /// With the Services and backends of now.
+    pub fn new(dump: &'a Dump) -> Self {
+        Self { services: service_refs(dump), backends: &dump.backends, clock: dump.clock }
+    }
+
+    /// The row of an entry.
+    pub fn row(&self, flow: &FlowEntry) -> FlowRow {
+        let backend = self
             .backends
             .get(flow.backend as usize)
             .filter(|backend| backend.state != backend_state::FREE && backend.generation == flow.generation);
-        let idle_ticks = u64::from(now.saturating_sub(flow.last_seen));
         FlowRow {
             protocol: ProtocolText(flow.protocol).to_string(),
             direction: if flow.flags & flow_flags::REPLY == 0 { "original" } else { "reply" },
@@ -300,17 +317,12 @@ pub fn flows(flows: &[FlowEntry], dump: &Dump, now: u32) -> Vec<FlowRow> {
             translated_destination: flow.leaves[1],
             state: flow.state.as_str(),
             source_translated: flow.flags & flow_flags::SNAT != 0,
-            idle_secs: (idle_ticks << TICK_SHIFT) / 1_000_000_000,
-            service: backend.and_then(|backend| services.get(&backend.service).cloned()),
+            idle_secs: u64::from(flow.idle_ticks) * self.clock.tick_ns() / 1_000_000_000,
+            service: backend.and_then(|backend| self.services.get(&backend.service).cloned()),
             backend_index: flow.backend,
             stale: backend.is_none(),
         }
-    };
-    let mut rows: Vec<_> = flows.iter().map(row).collect();
-    rows.sort_by(|a, b| {
-        (a.direction, &a.protocol, a.source, a.destination).cmp(&(b.direction, &b.protocol, b.source, b.destination))
-    });
-    rows
+    }
 }
 
 /// The rows of `get sockets`.

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Rows as columns for people, as kubectl prints them.
 
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+};
+
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::rows::{BackendRow, FlowRow, FrontendRow, MaglevRow, MapRow, ServiceRef, ServiceRow, SocketRow};
@@ -35,6 +40,51 @@ pub fn text<R: Columns>(rows: &[R], is_wide: bool) -> String {
     }
     let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n")
+}
+
+/// Columns of a table that is written row by row, as [`text`] would write it: first told of all rows, then given them again.
+pub struct Widths {
+    headings: Vec<&'static str>,
+    widths: Vec<usize>,
+    is_wide: bool,
+}
+
+impl Widths {
+    /// Of the headings alone.
+    pub fn new<R: Columns>(is_wide: bool) -> Self {
+        let (narrow, wide) = R::HEADINGS;
+        let headings: Vec<_> = narrow.iter().chain(if is_wide { wide } else { &[] }).copied().collect();
+        let widths = headings.iter().map(|heading| heading.len()).collect();
+        Self { headings, widths, is_wide }
+    }
+
+    /// Makes room for a row.
+    pub fn add<R: Columns>(&mut self, row: &R) {
+        let cells = row.cells(self.is_wide);
+        self.widths.iter_mut().zip(cells).for_each(|(width, cell)| *width = cell.len().max(*width));
+    }
+
+    /// Writes the table.
+    pub fn write<R: Columns>(&self, rows: impl Iterator<Item = R>, out: &mut dyn Write) -> io::Result<()> {
+        let mut rows = rows.peekable();
+        if rows.peek().is_none() {
+            return writeln!(out, "none");
+        }
+        self.write_line(self.headings.iter().copied(), out)?;
+        for row in rows {
+            self.write_line(row.cells(self.is_wide).iter().map(String::as_str), out)?;
+        }
+        Ok(())
+    }
+
+    fn write_line<'a>(&self, cells: impl Iterator<Item = &'a str>, out: &mut dyn Write) -> io::Result<()> {
+        let mut line = String::new();
+        for (cell, &width) in cells.zip(&self.widths) {
+            // A `write!` to a string can't fail.
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        writeln!(out, "{}", line.trim_end())
+    }
 }
 
 /// Namespace, name, port (a dash where it has no name) and protocol.
@@ -99,7 +149,20 @@ impl Columns for ServiceRow {
 
 impl Columns for BackendRow {
     const HEADINGS: (&'static [&'static str], &'static [&'static str]) = (
-        &["NAMESPACE", "NAME", "PORT", "PROTOCOL", "BACKEND", "STATE", "LOCAL", "FLOWS", "PACKETS", "REPLIES"],
+        &[
+            "NAMESPACE",
+            "NAME",
+            "PORT",
+            "PROTOCOL",
+            "BACKEND",
+            "STATE",
+            "LOCAL",
+            "ACTIVE",
+            "INACTIVE",
+            "FLOWS",
+            "PACKETS",
+            "REPLIES",
+        ],
         &["BYTES", "REPLY-BYTES", "INDEX", "GENERATION"],
     );
 
@@ -107,7 +170,9 @@ impl Columns for BackendRow {
         let mut cells = service_cells(&self.service).to_vec();
         cells.push(std::net::SocketAddr::new(self.address, self.backend_port).to_string());
         cells.extend([self.state, if self.local { "yes" } else { "no" }].map(str::to_owned));
-        cells.extend([self.flows, self.packets_original, self.packets_reply].map(|count| count.to_string()));
+        let open = [self.active_flows, self.inactive_flows];
+        let counts = [self.flows, self.packets_original, self.packets_reply];
+        cells.extend(open.into_iter().chain(counts).map(|count| count.to_string()));
         cells.extend([self.bytes_original, self.bytes_reply].map(bytes));
         cells.extend([self.index, self.generation].map(|number| number.to_string()));
         cells

@@ -2,21 +2,26 @@
 //! Answers about the fake's maps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{Ipv4Addr, SocketAddr},
     time::Instant,
 };
 
 use lb_common::{
     counters::{BackendCounters, ServiceCounters},
-    flow::{FlowState, flow_flags, protocol},
+    flow::{Evicted, FlowState, flow_flags, protocol},
     frontend::FrontendKey,
 };
 
-use super::{Output, print, rows};
+use super::{
+    Output, print,
+    rows::{self, FlowRow},
+    table::Widths,
+    write_json,
+};
 use crate::{
     compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
-    dataplane::{Counters, FlowEntry, fake::Fake},
+    dataplane::{Census, Counters, FlowEntry, OpenFlows, fake::Fake},
     diff::{Capacities, Dump, State},
 };
 
@@ -63,6 +68,7 @@ fn counters() -> Counters {
         reasons: Vec::new(),
         services: BTreeMap::from([(1, ServiceCounters { flows: 7, rejected: 2, dropped: 1 })]),
         backends: BTreeMap::from([(1, BackendCounters { packets: [40, 30], bytes: [4000, 300_000], flows: 4 })]),
+        evictions: Evicted::ALL.map(|kind| (kind, 0)).to_vec(),
     }
 }
 
@@ -76,7 +82,7 @@ fn flow(last: u8, generation: u32, flags: u8) -> FlowEntry {
         generation,
         state: FlowState::ESTABLISHED,
         flags,
-        last_seen: 100,
+        idle_ticks: 60,
     }
 }
 
@@ -91,12 +97,14 @@ fn services_as_a_table() {
 
 #[test]
 fn backends_as_a_wide_table() {
+    let open = OpenFlows { active: 2, inactive: 1 };
+    let census = Census { backends: HashMap::from([(1, open)]), ..Census::default() };
     assert_eq!(
-        print(&rows::backends(&dump(), &counters()), Output::Wide).unwrap(),
-        "NAMESPACE  NAME  PORT  PROTOCOL  BACKEND        STATE     LOCAL  FLOWS  PACKETS  REPLIES  BYTES   REPLY-BYTES  INDEX  GENERATION\n\
-         default    web   http  TCP/IPv4  10.0.0.1:8080  active    yes    4      40       30       4000 B  292 KiB      1      0\n\
-         default    web   http  TCP/IPv4  10.0.0.2:8080  active    no     0      0        0        0 B     0 B          2      0\n\
-         default    web   http  TCP/IPv4  10.0.0.3:8080  draining  no     0      0        0        0 B     0 B          3      0"
+        print(&rows::backends(&dump(), &counters(), &census), Output::Wide).unwrap(),
+        "NAMESPACE  NAME  PORT  PROTOCOL  BACKEND        STATE     LOCAL  ACTIVE  INACTIVE  FLOWS  PACKETS  REPLIES  BYTES   REPLY-BYTES  INDEX  GENERATION\n\
+         default    web   http  TCP/IPv4  10.0.0.1:8080  active    yes    2       1         4      40       30       4000 B  292 KiB      1      0\n\
+         default    web   http  TCP/IPv4  10.0.0.2:8080  active    no     0       0         0      0        0        0 B     0 B          2      0\n\
+         default    web   http  TCP/IPv4  10.0.0.3:8080  draining  no     0       0         0      0        0        0 B     0 B          3      0"
     );
 }
 
@@ -128,11 +136,35 @@ fn a_table_that_is_shared_is_one_row() {
 
 #[test]
 fn a_flow_whose_backend_has_gone_is_stale() {
-    let rows = rows::flows(&[flow(1, 0, 0), flow(2, 7, flow_flags::REPLY | flow_flags::SNAT)], &dump(), 160);
-    assert_eq!((rows[0].direction, rows[0].stale, rows[0].idle_secs), ("original", false, 64));
+    let dump = dump();
+    let rows = rows::FlowRows::new(&dump);
+    let rows = [flow(1, 0, 0), flow(2, 7, flow_flags::REPLY | flow_flags::SNAT)].map(|flow| rows.row(&flow));
+    assert_eq!((rows[0].direction, rows[0].stale, rows[0].idle_secs), ("original", false, 61));
     assert_eq!(rows[0].service.as_ref().unwrap().name, "web");
     assert_eq!((rows[1].direction, rows[1].stale, rows[1].source_translated), ("reply", true, true));
     assert_eq!(rows[1].service, None);
+}
+
+/// Written row by row, for there may be a million.
+#[test]
+fn flows_that_are_streamed_read_as_a_whole_table_would() {
+    let dump = dump();
+    let rows = rows::FlowRows::new(&dump);
+    let rows = [flow(1, 0, 0), flow(2, 7, flow_flags::REPLY | flow_flags::SNAT)].map(|flow| rows.row(&flow));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    for count in 0..=2 {
+        let rows = &rows[..count];
+        for (output, is_wide) in [(Output::Table, false), (Output::Wide, true)] {
+            let mut widths = Widths::new::<FlowRow>(is_wide);
+            rows.iter().for_each(|row| widths.add(row));
+            let mut out = Vec::new();
+            widths.write(rows.iter().cloned(), &mut out).unwrap();
+            assert_eq!(text(out), print(rows, output).unwrap() + "\n");
+        }
+        let mut out = Vec::new();
+        write_json(rows.iter(), &mut out).unwrap();
+        assert_eq!(text(out), print(rows, Output::Json).unwrap() + "\n");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
     dataplane::{SocketMode, XdpMode},
     diff::Capacities,
     hash_seed::HashSeed,
-    node::{addresses::NodePortAddresses, checks::PortRange, pattern::Pattern, roles::Selection},
+    node::{addresses::NodePortAddresses, pattern::Pattern, ports::SourcePorts, roles::Selection},
     source::SecretName,
 };
 
@@ -97,9 +97,9 @@ impl DeviceArgs {
 /// Flags about flows.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FlowArgs {
-    /// Ports for source translation; nobody else may use them on the node's addresses
-    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
-    pub source_ports: PortRange,
+    /// Ports for source translation, one range or two: processes of the node may listen on them, but not connect from them
+    #[arg(long, value_name = "FIRST-LAST,..", default_value = "10240-29999,61000-65535")]
+    pub source_ports: SourcePorts,
     /// Translate the source of every connection that this node forwards to a backend, as kube-proxy can: backends then see
     /// the node instead of the client
     #[arg(long)]
@@ -125,18 +125,18 @@ pub struct FlowArgs {
     /// Idle time of an established TCP connection
     #[arg(long, value_name = "TIME", default_value = "24h")]
     pub tcp_timeout_established: Seconds,
-    /// Idle time of a TCP connection after both FINs
+    /// Idle time of a TCP connection after both FINs, or an RST
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub tcp_timeout_closing: Seconds,
-    /// Idle time of a TCP connection that one side has closed or reset
+    /// Idle time of a TCP connection that one side has closed
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub tcp_timeout_close_wait: Seconds,
-    /// Idle time of a UDP flow without a reply
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    pub udp_timeout_unreplied: Seconds,
-    /// Idle time of a UDP flow with replies
-    #[arg(long, value_name = "TIME", default_value = "180s")]
-    pub udp_timeout_replied: Seconds,
+    /// Idle time of UDP without a reply, and of a question and its answer, as conntrack's nf_conntrack_udp_timeout
+    #[arg(long, value_name = "TIME", default_value = "30s", alias = "udp-timeout-unreplied")]
+    pub udp_timeout: Seconds,
+    /// Idle time of UDP both ways for longer than 2 s, as conntrack's nf_conntrack_udp_timeout_stream
+    #[arg(long, value_name = "TIME", default_value = "180s", alias = "udp-timeout-replied")]
+    pub udp_stream_timeout: Seconds,
     /// ICMP errors that each CPU may send in a second to clients of Services without endpoints
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub reject_rate: u32,
@@ -154,12 +154,13 @@ pub struct CapacityArgs {
     /// Slots of all lookup tables together; a table takes about 100 for each backend
     #[arg(long, value_name = "N", default_value_t = capacity::TABLE_SLOTS)]
     pub max_table_slots: u32,
-    /// Flow entries of each family; a flow takes two
+    /// Flow entries of each family, rounded up to a power of two; a flow takes two. Of more than that, the new ones take the
+    /// places of flows that are over, that have only begun, or that are idle
     #[arg(long, value_name = "N", default_value_t = capacity::FLOWS)]
     pub max_flows: u32,
-    /// Entries of each family for flows that have only begun; of more than that, as in a flood, the oldest are forgotten
-    #[arg(long, value_name = "N", default_value_t = capacity::YOUNG_FLOWS)]
-    pub max_young_flows: u32,
+    /// Of earlier versions, which kept flows that had only begun apart
+    #[arg(long, value_name = "N", hide = true)]
+    pub max_young_flows: Option<u32>,
     /// Service ports, each family's counted
     #[arg(long, value_name = "N", default_value_t = capacity::SERVICES)]
     pub max_services: u32,
@@ -189,15 +190,15 @@ pub struct CapacityArgs {
 }
 
 impl CapacityArgs {
-    /// The capacities of the maps.
+    /// The capacities of the maps. `families` are those of which the node has addresses.
     #[must_use]
-    pub fn capacities(&self) -> Capacities {
+    pub fn capacities(&self, families: [bool; 2]) -> Capacities {
         Capacities {
             frontends: self.max_frontends,
             backends: self.max_backends,
             table_slots: self.max_table_slots,
             flows: self.max_flows,
-            young_flows: self.max_young_flows,
+            families,
             services: self.max_services,
             source_ranges: self.max_source_ranges,
             affinity: self.max_affinity,
@@ -241,11 +242,28 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_earlier_versions_are_taken() {
+        let args = run(&[
+            "--source",
+            "kube",
+            "--udp-timeout-unreplied",
+            "20s",
+            "--udp-timeout-replied",
+            "120s",
+            "--max-young-flows",
+            "8",
+        ]);
+        let args = args.unwrap();
+        assert_eq!([args.flows.udp_timeout, args.flows.udp_stream_timeout], [Seconds(20), Seconds(120)]);
+        assert_eq!(args.capacities.max_young_flows, Some(8));
+    }
+
+    #[test]
     fn bad_values_say_what_is_wanted() {
         for (args, wanted) in [
             (["--source", "file:x"], "dir:PATH"),
             (["--hash-seed", "12"], "32 hex digits"),
-            (["--udp-timeout-replied", "3"], "90s"),
+            (["--udp-stream-timeout", "3"], "90s"),
             (["--source-ports", "9"], "61000-65535"),
         ] {
             let text = run(&args).unwrap_err().to_string();

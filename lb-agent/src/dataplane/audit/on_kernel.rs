@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The real thing on the kernel of this machine: whatever is taken away comes back with the next look.
 
-use std::{fs, os::fd::AsFd as _, path::Path, process::Command};
+use std::{fs, net::Ipv4Addr, os::fd::AsFd as _, path::Path, process::Command, sync::atomic::Ordering};
 
 use lb_common::{
-    config::{Config, role},
+    address::Address,
+    config::{Config, PortRange, role},
     maps::{CONFIG, FRONTENDS, PINNED},
 };
 use nix::mount::{MntFlags, umount2};
@@ -159,9 +160,24 @@ fn a_configuration_that_others_have_written_is_put_right() {
     let mut dataplane = place.open();
     let config = Config { seed: [1, 2], next_hop_generation: 3, ..Config::default() };
     dataplane.set_config(&config);
-    dataplane.maps().config.words()[0].store(77, std::sync::atomic::Ordering::Relaxed);
+    dataplane.maps().config.words()[0].store(77, Ordering::Relaxed);
     assert_eq!(parts(&dataplane.audit()), [Part::Map]);
     assert_eq!(dataplane.maps().config.get(0), Some(config));
+}
+
+#[test]
+fn a_filter_that_others_have_emptied_lets_replies_to_source_ports_pass_again() {
+    let Some(place) = Place::new("filter") else { return };
+    let mut dataplane = place.open();
+    let source_ports = [PortRange { first: 61_000, last: 61_009 }, PortRange::default()];
+    let node_addresses = [Ipv4Addr::new(192, 0, 2, 1).into(), Address::default()];
+    dataplane.set_config(&Config { source_ports, node_addresses, ..dataplane.config() });
+    assert_eq!(dataplane.audit(), Audit::default());
+    let before = dataplane.maps().filter();
+    dataplane.maps().filter.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    assert_eq!(parts(&dataplane.audit()), [Part::Map]);
+    assert_eq!(dataplane.maps().filter(), before);
+    assert_eq!(dataplane.audit(), Audit::default());
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::{
 };
 
 use lb_common::{
+    config::Clock,
+    filter::Concern,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, backend_flags, backend_state, frontend_flags},
     maglev,
-    maps::{FILTER_EGRESS, FILTER_INGRESS},
 };
 use proptest::prelude::*;
 
@@ -18,7 +19,7 @@ use super::world::{backend, key, spec, unit_id};
 use crate::{
     compile::{BackendKey, FrontendPlan, List, ServiceKey, Unit},
     dataplane::fake::Fake,
-    diff::{Capacities, Cursor, Dump, GRACE, Operation, SampleSize, State, WriteError, Writer},
+    diff::{Capacities, Cursor, Dump, GRACE, Operation, SampleSize, State, WriteError, Writer, concern_of},
 };
 
 /// The fake, watched: it panics when a write would hurt a packet.
@@ -119,13 +120,14 @@ impl Watch {
     /// Every slot names a live backend of the frontend's unit, and the filter lets both sides pass.
     fn check_frontend(&self, dump: &Dump, key: &FrontendKey, frontend: &Frontend) {
         assert!(dump.names.contains_key(&frontend.service), "a frontend without a name");
-        assert!(dump.filter.contains(FILTER_INGRESS, &key.address));
+        assert!(dump.filter.contains(concern_of(key)));
         let indices: BTreeSet<_> = frontend.targets.into_iter().flat_map(|target| self.fake.table(target)).collect();
         for &index in indices {
             let backend = dump.backends[index as usize];
             assert_ne!(backend.state, backend_state::FREE, "a slot names free backend {index}");
             assert_eq!(backend.service, frontend.service, "a slot names another unit's backend {index}");
-            assert!(dump.filter.contains(FILTER_EGRESS, &backend.address));
+            let protocol = dump.names[&frontend.service].protocol;
+            assert!(dump.filter.contains(Concern::Backend(backend.address, backend.port_be, protocol)));
         }
     }
 }
@@ -289,7 +291,7 @@ impl History {
             check_list_flags(backend, unit);
         }
         assert_eq!(frontend.flags, plan.flags | list_flags(&plan));
-        assert_eq!(frontend.affinity_timeout, unit.affinity_timeout);
+        assert_eq!(frontend.affinity_timeout, Clock::new(1_000).ticks(unit.affinity_secs));
         for (target, list) in frontend.targets.into_iter().zip([plan.internal, plan.external]) {
             let list = if list == List::Local { &unit.local } else { &unit.cluster };
             let keys: Vec<_> = list.keys().collect();
@@ -347,7 +349,7 @@ fn units() -> impl Strategy<Value = Unit> {
     let list = prop_oneof![Just(List::Cluster), Just(List::Local)];
     let frontends = prop::collection::btree_map(1..6_u8, (list.clone(), list, 0..4_u32), 0..4);
     let ranges = prop::collection::btree_set(prop::sample::select(RANGES.to_vec()), 0..3);
-    (backends, frontends, ranges, 0..3_u32).prop_map(|(backends, frontends, ranges, affinity_timeout)| {
+    (backends, frontends, ranges, 0..3_u32).prop_map(|(backends, frontends, ranges, affinity_secs)| {
         let listed = || backends.iter().filter(|(_, (_, active, _))| *active);
         Unit {
             backends: backends.iter().map(|(&n, &(_, active, local))| (backend(n), spec(active, local))).collect(),
@@ -357,7 +359,7 @@ fn units() -> impl Strategy<Value = Unit> {
                 .iter()
                 .map(|(&n, &(internal, external, flags))| (key(n), FrontendPlan { internal, external, flags }))
                 .collect(),
-            affinity_timeout,
+            affinity_secs,
             source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
         }
     })
@@ -389,7 +391,7 @@ fn roomy() -> Capacities {
         backends: 256,
         table_slots: 65_536,
         flows: 16,
-        young_flows: 16,
+        families: [true; 2],
         services: 64,
         source_ranges: 64,
         affinity: 1,
@@ -437,7 +439,7 @@ proptest! {
 
     #[test]
     fn scarcity_hurts_no_packet_and_passes(steps in steps(0.1, 0.1)) {
-        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, young_flows: 16, services: 4, source_ranges: 4, affinity: 1, fragments: 16, interfaces: 16, node_addresses: 16, sockets: 16 };
+        let scarce = Capacities { frontends: 5, backends: 8, table_slots: 4 * 416, flows: 16, families: [true; 2], services: 4, source_ranges: 4, affinity: 1, fragments: 16, interfaces: 16, node_addresses: 16, sockets: 16 };
         let mut history = History::new(scarce);
         for step in steps {
             history.step(step);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Maps without room: what has gone goes all the same, what fits is served, and the rest follows when there is room.
 
+use lb_common::config::Clock;
+
 use super::*;
 
 /// Endpoints of these numbers, served at one address.
@@ -93,10 +95,10 @@ fn a_full_array_of_tables_keeps_no_service_on_endpoints_that_have_gone() {
 fn a_full_array_of_tables_follows_a_service_whose_frontends_change_with_its_endpoints() {
     let mut world = World::new(Capacities { table_slots: 416, ..Capacities::default() });
     world.want("web", 10, with(&[1, 2]));
-    let desired = Unit { affinity_timeout: 10, ..with(&[2, 3]) };
+    let desired = Unit { affinity_secs: 10, ..with(&[2, 3]) };
     world.want("web", 10, desired);
     assert_eq!(served(&world, 1), [2, 3]);
-    assert_eq!(world.fake.dump().frontends[&key(1)].affinity_timeout, 10);
+    assert_eq!(world.fake.dump().frontends[&key(1)].affinity_timeout, Clock::new(1_000).ticks(10));
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn a_bad_annotation_holds_nothing_but_itself() {
 fn a_bad_policy_or_affinity_holds_nothing_but_itself() {
     let unit = |model: &Model| model.compile(&key("web")).0.into_values().next().unwrap();
     let affinity = |secs| service("web").affinity(Some(secs));
-    assert_eq!(unit(&with_a_second_port(affinity(10), affinity(0))).affinity_timeout, 10);
+    assert_eq!(unit(&with_a_second_port(affinity(10), affinity(0))).affinity_secs, 10);
     let policy = |value| service("web").internal_policy(value);
     let model = with_a_second_port(policy("Cluster"), policy("local"));
     assert_eq!(unit(&model).cluster.len(), 1, "{:?}", faults(&model));
@@ -88,10 +88,9 @@ fn a_service_made_again_is_told_from_the_earlier_one_by_its_uid() {
     };
     let first = || with_uid(service("web").annotation("shunt.dev/on-backend-removal", "reset").affinity(Some(10)), "a");
     let bad = || service("web").annotation("shunt.dev/on-backend-removal", "Reset").affinity(Some(0));
-    for (second, affinity_timeout, is_held) in [(with_uid(bad(), "a"), 10, true), (with_uid(bad(), "b"), 10_059, false)]
-    {
+    for (second, affinity_secs, is_held) in [(with_uid(bad(), "a"), 10, true), (with_uid(bad(), "b"), 10_800, false)] {
         let model = with_a_second_port(first(), second);
-        assert_eq!(model.compile(&key("web")).0.into_values().next().unwrap().affinity_timeout, affinity_timeout);
+        assert_eq!(model.compile(&key("web")).0.into_values().next().unwrap().affinity_secs, affinity_secs);
         assert!(faults(&model).iter().all(|(_, held)| *held == is_held), "{:?}", faults(&model));
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One flood: flows grow up, first packets rush in while backends are exchanged, and every flow sends again.
+//! One flood: flows are established, first packets rush in while backends are exchanged, and every flow sends again.
 
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use lb_common::{
     bench::{Script, Step},
-    flow::{protocol, tcp_flags::SYN},
+    flow::{FlowState, protocol, tcp_flags::SYN},
     verdict::Reason,
 };
 use shunt_tests::{
@@ -25,6 +25,11 @@ use crate::{
 const TURN: u32 = 50_000;
 /// Of the flows that must be left as they were.
 pub const SHALL: f64 = 0.99;
+
+/// States of flows whose client has spoken again after an answer.
+const ESTABLISHED: [FlowState; 3] = [FlowState::ESTABLISHED, FlowState::REPLIED, FlowState::STREAM];
+/// States of flows that have only begun.
+const PENDING: [FlowState; 2] = [FlowState::HALF_OPEN, FlowState::UNREPLIED];
 
 /// What to do.
 #[derive(Clone)]
@@ -47,10 +52,10 @@ pub fn measure(plan: &Plan) -> Result<Row> {
         Room::DEFAULT,
         |network| scene::setup(network, plan.source_ports.clone()),
         |rig| {
-            let living = grow(rig, plan)?;
+            let living = establish(rig, plan)?;
             let all = living.len();
-            let grown = count(rig, &living)?;
-            ensure!(grown == all, "before the flood only {grown} of {all} flows had their entries");
+            let established = count(rig, &living)?;
+            ensure!(established == all, "before the flood only {established} of {all} flows had their entries");
             let mut wrapper = Wrapper::load()?;
             let mut floods: Vec<_> = plan.versions.iter().map(|&version| Flood::new(version)).collect();
             pour(rig, &mut wrapper, Target::Doors, &mut floods, plan.syns / 2)?;
@@ -62,7 +67,8 @@ pub fn measure(plan: &Plan) -> Result<Row> {
             let refused = rig.counters()?.reasons.get(Reason::NoSourcePort.as_str()).copied().unwrap_or_default();
 
             let with_entries = count(rig, &living)?;
-            let [grown, young] = rig.ages()?.map(|flows| flows.len());
+            let [established, pending] =
+                [rig.flows_in(&ESTABLISHED)?, rig.flows_in(&PENDING)?].map(|flows| flows.len());
             let mut kept = 0;
             for flow in &living {
                 kept += usize::from(flow.goes_on(rig)?);
@@ -72,8 +78,8 @@ pub fn measure(plan: &Plan) -> Result<Row> {
                 flows: all,
                 with_entries: with_entries as f64 / all as f64,
                 kept: kept as f64 / all as f64,
-                grown_entries: grown,
-                young_entries: young,
+                established_entries: established,
+                pending_entries: pending,
                 refused: refused as f64 / (f64::from(plan.syns) * floods.len() as f64),
                 syn_ns: time.saturating_sub(floor).as_nanos() as f64 / (f64::from(rest) * floods.len() as f64),
             })
@@ -82,21 +88,21 @@ pub fn measure(plan: &Plan) -> Result<Row> {
 }
 
 /// Flows of all families, half TCP and half UDP.
-fn grow(rig: &mut Rig, plan: &Plan) -> Result<Vec<Living>> {
+fn establish(rig: &mut Rig, plan: &Plan) -> Result<Vec<Living>> {
     let mut living = Vec::new();
     let kinds: Vec<_> =
         plan.versions.iter().flat_map(|&version| [(version, protocol::TCP), (version, protocol::UDP)]).collect();
     for (version, protocol) in &kinds {
         for number in 0..plan.flows / kinds.len() as u32 {
-            living.push(Living::grow(rig, *version, *protocol, number)?);
+            living.push(Living::establish(rig, *version, *protocol, number)?);
         }
     }
     Ok(living)
 }
 
 fn count(rig: &Rig, living: &[Living]) -> Result<usize> {
-    let [grown, _] = rig.ages()?;
-    Ok(living.iter().filter(|flow| flow.has_entries(&grown)).count())
+    let established = rig.flows_in(&ESTABLISHED)?;
+    Ok(living.iter().filter(|flow| flow.has_entries(&established)).count())
 }
 
 /// First packets of one family, no two of one flow.

@@ -31,8 +31,8 @@ pub struct Living {
 }
 
 impl Living {
-    /// Begins the flow of a number, and lets it grow up.
-    pub fn grow(rig: &mut Rig, version: Version, protocol: u8, number: u32) -> Result<Self> {
+    /// Begins the flow of a number, and lets it be established.
+    pub fn establish(rig: &mut Rig, version: Version, protocol: u8, number: u32) -> Result<Self> {
         let arrives = Tuple { src: client(version, number), dst: scene::frontend(version), protocol };
         let leaves = send(rig, arrives, version, SYN)?;
         let answer = Tuple { protocol, src: leaves.dst, dst: leaves.src };
@@ -43,8 +43,8 @@ impl Living {
     }
 
     /// Whether both its entries are among these.
-    pub fn has_entries(&self, grown: &BTreeSet<Tuple>) -> bool {
-        grown.contains(&self.arrives) && grown.contains(&self.leaves.reversed())
+    pub fn has_entries(&self, entries: &BTreeSet<Tuple>) -> bool {
+        entries.contains(&self.arrives) && entries.contains(&self.leaves.reversed())
     }
 
     /// Lets the client send again. Whether the packet went to the backend as before, from the source port as before.

@@ -29,9 +29,9 @@ pub struct Row {
     pub with_entries: f64,
     /// Share of them whose next packet goes to the same backend from the same source port.
     pub kept: f64,
-    /// Entries after the flood, of both families: of grown flows and of young ones.
-    pub grown_entries: usize,
-    pub young_entries: usize,
+    /// Entries after the flood, of both families: of established flows and of pending ones.
+    pub established_entries: usize,
+    pub pending_entries: usize,
     /// Share of the SYNs that were dropped because no source port was free.
     pub refused: f64,
     /// Of a SYN in the second half of the flood, net, in nanoseconds of CPU time.
@@ -71,8 +71,8 @@ impl fmt::Display for Report {
             "with their entries",
             "backend and port as before",
             "shall",
-            "grown entries",
-            "young entries",
+            "established entries",
+            "pending entries",
             "SYNs without a port",
             "ns a SYN",
         ]);
@@ -83,8 +83,8 @@ impl fmt::Display for Report {
                 format!("{:.2} %", 100.0 * row.with_entries),
                 format!("{:.2} %", 100.0 * row.kept),
                 format!("{shall} %"),
-                row.grown_entries.to_string(),
-                row.young_entries.to_string(),
+                row.established_entries.to_string(),
+                row.pending_entries.to_string(),
                 format!("{:.1} %", 100.0 * row.refused),
                 format!("{:.0}", row.syn_ns),
             ]);
@@ -93,14 +93,13 @@ impl fmt::Display for Report {
         write!(
             f,
             "{table}\n{} established flows, half TCP and half UDP, to backends on other nodes; then {} SYNs of each family, no two \
-             of one flow; in their midst all backends are exchanged for others. Maps of the default sizes: {} entries of grown \
-             flows and {} of young ones, of each family. A node has 4,536 source \
+             of one flow; in their midst all backends are exchanged for others. Maps of the default sizes: {} entries \
+             of each family. A node has 4,536 source \
              ports where it is told nothing else: each backend takes as many flows at a time, half-open ones included. CPU time \
              of a SYN is net of a program that does nothing.",
             self.flows,
             self.syns,
-            capacity::FLOWS,
-            capacity::YOUNG_FLOWS
+            capacity::FLOWS
         )
     }
 }

@@ -35,7 +35,7 @@ pub enum Served {
 
 /// The node, with the old backends.
 pub fn setup(network: &Network, source_ports: RangeInclusive<u16>) -> Setup {
-    let mut setup = Setup { source_ports, ..node::setup(network) };
+    let mut setup = Setup { source_ports: [Some(source_ports), None], ..node::setup(network) };
     for version in Version::BOTH {
         for candidate in [Served::Old, Served::New].into_iter().flat_map(|served| candidates(version, served)) {
             node::add_backend(&mut setup, candidate.index, (candidate.address.into(), candidate.port), false);

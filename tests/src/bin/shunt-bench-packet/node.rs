@@ -86,7 +86,7 @@ pub fn exchange_backends(rig: &mut Rig) -> Result<()> {
 
 fn setup(network: &Network) -> Setup {
     let mut setup = node::setup(network);
-    setup.source_ports = 32_768..=65_535;
+    setup.source_ports = [Some(32_768..=65_535), None];
     for candidate in candidates(FIRST_BACKEND).chain(candidates(FIRST_BACKEND + BACKENDS)) {
         node::add_backend(&mut setup, candidate.index, (IpAddr::from(candidate.address), candidate.port), false);
     }

@@ -9,7 +9,7 @@ use crate::{
         UPLINK, fragments,
         node::{CLUSTER_IP, HERE, THERE, pick},
     },
-    reference::{Door, Entry, Model, NextHop, Outcome, Tuple, Verdict, Version},
+    reference::{Door, Entry, Model, Outcome, Tuple, Verdict, Version},
 };
 
 const ID: u32 = 0x1234;
@@ -27,10 +27,10 @@ fn assert_followed(outcomes: Vec<Outcome>, expected: Vec<Vec<u8>>) {
     assert_eq!(outcomes.into_iter().map(|outcome| outcome.frame).collect::<Vec<_>>(), expected);
 }
 
-/// The flows, but for the next hops that they keep: what a later fragment looks up for a young flow is not kept.
+/// The flows, but for the next hops that they keep: what a later fragment looks up for a half-open flow is not kept.
 fn lives(model: &Model) -> Vec<(Tuple, Entry)> {
     let flows = model.flows.0.iter();
-    flows.map(|(tuple, entry)| (*tuple, Entry { next_hop: NextHop::default(), ..*entry })).collect()
+    flows.map(|(tuple, entry)| (*tuple, Entry { next_hop: None, ..*entry })).collect()
 }
 
 #[test]

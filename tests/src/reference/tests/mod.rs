@@ -4,6 +4,7 @@
 mod errors;
 mod fragments;
 mod headers;
+mod life;
 mod random;
 mod sctp;
 
@@ -11,14 +12,14 @@ use std::net::SocketAddr;
 
 use lb_common::flow::{protocol, tcp_flags::SYN};
 
-use super::{Arrival, Door, Model, Outcome, Verdict, Version, is_sound};
+use super::{Arrival, Door, Model, Now, Outcome, Verdict, Version, is_sound};
 use crate::packets::{
     Network, Segment,
     node::{self, OUTSIDE, Service, pick},
 };
 
-/// The tick at which all packets come.
-const NOW: u32 = 1000;
+/// When all packets come.
+const NOW: Now = Now { tick: 1_000, jiffy: 256_000 };
 /// Three protocols that have ports.
 const PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
 

@@ -68,8 +68,8 @@ pub(super) fn meaning(field: &str, mode: &str) -> Option<Meaning> {
         "iptables.masqueradeAll" | "nftables.masqueradeAll" => Ignored(OTHER_MODE),
         "conntrack.tcpEstablishedTimeout" => Flag("tcp-timeout-established", value::duration),
         "conntrack.tcpCloseWaitTimeout" => Flag("tcp-timeout-close-wait", value::duration),
-        "conntrack.udpTimeout" => Flag("udp-timeout-unreplied", value::duration),
-        "conntrack.udpStreamTimeout" => Flag("udp-timeout-replied", value::duration),
+        "conntrack.udpTimeout" => Flag("udp-timeout", value::duration),
+        "conntrack.udpStreamTimeout" => Flag("udp-stream-timeout", value::duration),
 
         "mode" => Ignored("Shunt has one mode, eBPF"),
         "bindAddress" => Ignored("Shunt takes the node's addresses from its Node object and its devices"),

@@ -103,7 +103,7 @@ fn rule_76_what_kubeadm_writes_is_understood_to_the_last_field() {
     assert_eq!(args.healthz_bind_address.to_string(), "0.0.0.0:10256");
     assert_eq!(args.flows.tcp_timeout_close_wait, Seconds(1800));
     assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
-    assert_eq!(args.flows.udp_timeout_unreplied, Seconds(45));
+    assert_eq!(args.flows.udp_timeout, Seconds(45));
     assert_eq!(args.flows.cluster_cidr, "10.244.0.0/16,fd00:244::/56".parse().ok());
     assert_eq!(args.nodeport_addresses, "192.0.2.0/24,fd00::/64".parse().unwrap());
 }
@@ -112,7 +112,7 @@ fn rule_76_what_kubeadm_writes_is_understood_to_the_last_field() {
 fn rule_76_a_flag_that_was_typed_wins() {
     let args = flags(KUBEADM, "--node-name node-8 --udp-timeout-unreplied=7s");
     assert_eq!(args.node_name.as_deref(), Some("node-8"));
-    assert_eq!(args.flows.udp_timeout_unreplied, Seconds(7));
+    assert_eq!(args.flows.udp_timeout, Seconds(7));
     assert_eq!(args.flows.tcp_timeout_close_wait, Seconds(1800));
 }
 

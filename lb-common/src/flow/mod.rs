@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+//! Flows: what conntrack is to netfilter. A 5-tuple as the packet arrives, and the complete instruction for rewriting it.
+//!
+//! Every translated flow has two entries, one per direction, and each holds all that is needed to make the other
+//! ([`Entry::write_peer`]).
+//!
+//! ```text
+//!                       key (as it arrives)       value (as it leaves)
+//!  Original  client:c -> frontend:f               client|node:c' -> backend:b
+//!  Reply     backend:b -> client|node:c'          frontend:f -> client:c
+//! ```
+//!
+//! [`state`] is a flow's life, [`entry`] its layout, [`table`] where it stands and who yields to whom, [`next_hop`] where its packets go.
+
+mod entry;
+pub mod next_hop;
+mod state;
+pub mod table;
+
+use bytemuck::{Pod, Zeroable};
+
+pub use self::{
+    entry::{Control, Entry, word},
+    state::{Event, FlowState, Known, SEQUENCE_STEP, STREAM_SECS, Seen, event, is_plausible, is_step},
+    table::Evicted,
+};
+use crate::{
+    address::{Family, V4, V6},
+    hash::siphash13,
+};
+
+/// IP protocol numbers (IANA).
+pub mod protocol {
+    /// TCP (RFC 9293).
+    pub const TCP: u8 = 6;
+    /// UDP (RFC 768).
+    pub const UDP: u8 = 17;
+    /// ICMP (RFC 792).
+    pub const ICMP: u8 = 1;
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
+    /// SCTP (RFC 9260).
+    pub const SCTP: u8 = 132;
+}
+
+/// Flag bits in the fourteenth byte of the TCP header (RFC 9293 section 3.1).
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field is significant.
+    pub const ACK: u8 = 0x10;
+}
+
+/// Chunk types of SCTP (RFC 9260 section 3.2), as far as they begin or end an association.
+pub mod sctp_chunk {
+    use super::tcp_flags;
+
+    /// The first of an association.
+    pub const INIT: u8 = 1;
+    /// It is over at once.
+    pub const ABORT: u8 = 6;
+    /// The last of an association.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+
+    /// What TCP would say in place of a packet's first chunk: so that one state machine serves both. There is no half of an
+    /// association, so nothing is a FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(kind: u8) -> u8 {
+        match kind {
+            INIT => tcp_flags::SYN,
+            ABORT | SHUTDOWN_COMPLETE => tcp_flags::RST,
+            _ => tcp_flags::ACK,
+        }
+    }
+}
+
+/// A 5-tuple as a packet carries it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// Source port, network byte order.
+    pub sport_be: u16,
+    /// Destination port, network byte order.
+    pub dport_be: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zero: hash maps compare padding too.
+    pub pad: [u8; 3],
+}
+
+impl<F: Family> FlowKey<F> {
+    /// The key of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(src: F::Addr, dst: F::Addr, sport_be: u16, dport_be: u16, protocol: u8) -> Self {
+        Self { src, dst, sport_be, dport_be, protocol, pad: [0; 3] }
+    }
+
+    /// Whether both are the same.
+    #[inline(always)]
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let mut differences = self.ports_and_protocol() ^ other.ports_and_protocol();
+        let mut index = 0;
+        while index < F::PAIR_WORDS {
+            differences |= F::pair_word(&self.src, &self.dst, index) ^ F::pair_word(&other.src, &other.dst, index);
+            index += 1;
+        }
+        differences == 0
+    }
+
+    /// Ports and protocol in one word, for hashing.
+    #[inline(always)]
+    #[must_use]
+    pub fn ports_and_protocol(&self) -> u64 {
+        u64::from(self.sport_be) | (u64::from(self.dport_be) << 16) | (u64::from(self.protocol) << 32)
+    }
+
+    /// The keyed hash of a flow, from which Maglev takes its slot. See [`crate::hash`].
+    #[inline(always)]
+    #[must_use]
+    pub fn keyed_hash(&self, seed: &[u64; 2]) -> u64 {
+        if F::IS_V4 {
+            return siphash13(seed, &[F::pair_word(&self.src, &self.dst, 0), self.ports_and_protocol()]);
+        }
+        let pair = |index| F::pair_word(&self.src, &self.dst, index);
+        siphash13(seed, &[pair(0), pair(1), pair(2), pair(3), self.ports_and_protocol()])
+    }
+}
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the frontend.
+    Original,
+    /// From the backend to the client.
+    Reply,
+}
+
+/// Bits of [`Control::flags`].
+pub mod flow_flags {
+    use super::Direction;
+
+    /// This entry is the reply's.
+    pub const REPLY: u8 = 1;
+    /// The client's source address is translated: both directions are forwarded by route at the ingress where they
+    /// arrive, and never handed to the local stack, which would drop a packet that claims to come from itself.
+    pub const SNAT: u8 = 2;
+    /// TCP is reset when its backend goes: each packet of the client checks the backend's generation.
+    pub const RESET: u8 = 4;
+    /// The backend has answered.
+    pub const ANSWERED: u8 = 8;
+    /// The flow was picked up in mid-connection.
+    pub const PICKED_UP: u8 = 16;
+    /// The slot is being written.
+    pub const CLAIMED: u8 = 64;
+    /// The slot holds an entry.
+    pub const LIVE: u8 = 128;
+
+    /// Which way the packets of an entry with these flags go.
+    #[inline(always)]
+    #[must_use]
+    pub const fn direction(flags: u8) -> Direction {
+        if flags & REPLY == 0 { Direction::Original } else { Direction::Reply }
+    }
+
+    /// Whether packets are sent on by route at once (both directions of a source-translated flow).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_forwarded(flags: u8) -> bool {
+        flags & SNAT != 0
+    }
+
+    /// Whether the entry applies where packets leave towards the client's side, not where they arrive.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_at_egress(flags: u8) -> bool {
+        flags & (REPLY | SNAT) == REPLY
+    }
+}
+
+/// `Pod` can't be derived for generic structs: it is promised here for the two that exist, next to the proof.
+#[expect(unsafe_code, reason = "bytemuck can't derive for generics")]
+mod pod {
+    use super::{Family, FlowKey, Pod, V4, V6, Zeroable};
+
+    /// The size of a key is the sum of its fields' sizes: there is no padding but the field named so.
+    const fn is_packed<F: Family>() -> bool {
+        size_of::<FlowKey<F>>() == 2 * size_of::<F::Addr>() + 8
+    }
+    const _: () = assert!(is_packed::<V4>() && is_packed::<V6>());
+
+    // SAFETY: all fields are Zeroable.
+    unsafe impl<F: Family> Zeroable for FlowKey<F> {}
+    // SAFETY: repr(C), all fields are Pod, and the assertion above leaves no room for padding.
+    unsafe impl Pod for FlowKey<V4> {}
+    // SAFETY: as above.
+    unsafe impl Pod for FlowKey<V6> {}
+}
+
+#[cfg(test)]
+mod tests {
+    use core::hash::Hasher as _;
+
+    use siphasher::sip::SipHasher13;
+
+    use super::*;
+
+    /// Nodes of different versions must send a client to the same backend.
+    #[test]
+    fn the_hash_of_a_flow_is_that_of_its_key_in_memory() {
+        let seed = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        let reference = |bytes: &[u8]| {
+            let mut hasher = SipHasher13::new_with_keys(seed[0], seed[1]);
+            hasher.write(bytes);
+            hasher.finish()
+        };
+        let v4 = FlowKey::<V4>::new(1, 2, 3, 4, protocol::TCP);
+        let v6 = FlowKey::<V6>::new([1, 2, 3, 4], [5, 6, 7, 8], 9, 10, protocol::UDP);
+        assert_eq!(v4.keyed_hash(&seed), reference(bytemuck::bytes_of(&v4)));
+        assert_eq!(v6.keyed_hash(&seed), reference(bytemuck::bytes_of(&v6)));
+    }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! The source port of a new flow (SNAT, masquerade): one with which no other flow has the reply's tuple.
+
+use lb_common::flow::{
+    flow_flags, protocol,
+    table::{self, Rank, rank_of},
+};
+
+use crate::{
+    flow::pair::{self, lookup},
+    kernel::{
+        global_fn, maps,
+        work::{self, Scratch},
+    },
+    packet::header::Header,
+};
+
+/// Ports that are tried before the flow is refused.
+const PROBES: u32 = 16;
+
+/// Who has a reply tuple, by how urgently it is yielded ([`table::Holder::urge`]): nobody, or one who has been idle for too long.
+pub const NOBODY: u32 = u32::MAX - 1;
+/// An earlier decision of the same flow.
+pub const OWN: u32 = u32::MAX;
+
+/// Whether a tuple can be had of whoever has it.
+#[inline(always)]
+pub fn can_be_had(holder: u32) -> bool {
+    holder >= NOBODY || rank_of(holder) >= Rank::EXCHANGE
+}
+
+global_fn! {
+    /// [`choose`].
+    pub fn choose_global<F: Header>(start: u32) -> u32 = choose => choose_port_v4 | choose_port_v6
+}
+
+/// Finds a source port with which the reply's tuple can be had, and writes it to the original entry and the peer's key. The same
+/// `start`, below 2^32, begins at the same port each time. The answer is who has the tuple; it may be one of whom it can't be had.
+///
+/// A new flow takes the first port that is free. A segment in mid-connection looks for its own reply entry first, wherever that
+/// stands in the order: ports before it may have become free since. Where none is free, the flow yields that does so soonest.
+#[inline(always)]
+fn choose<F: Header>(start: u32) -> u32 {
+    let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return 0 };
+    // A flow that keeps its client's address would like to keep the port as well.
+    if scratch.original.flags() & flow_flags::SNAT == 0 {
+        let holder = probe_global::<F>(scratch.original.sport_be);
+        if holder >= NOBODY {
+            return holder;
+        }
+    }
+    let is_new = scratch.parsed.is_opening() || scratch.parsed.key.protocol == protocol::UDP;
+    // verifier: by way of memory, because each branch here is followed in each turn.
+    scratch.take_from = if is_new { NOBODY } else { OWN };
+    (scratch.holder_urge, scratch.best_port_be) = (0, 0);
+    let (mut point, mut probe) = (start, 0);
+    while probe < PROBES {
+        let holder = probe_global::<F>(config.source_port(point).to_be());
+        if holder >= scratch.take_from {
+            return holder;
+        }
+        // Steps of the golden ratio spread evenly over both ranges.
+        point = point.wrapping_add(0x9e37_79b9);
+        probe += 1;
+    }
+    // All live: no port can be had.
+    if scratch.best_port_be == 0 { 0 } else { probe_global::<F>(scratch.best_port_be as u16) }
+}
+
+global_fn! {
+    /// [`probe`].
+    fn probe_global<F: Header>(port_be: u16) -> u32 = probe => probe_v4 | probe_v6
+}
+
+/// Gives the flow in the scratch space this source port, and tells who has the reply tuple then. Remembers the port that can be had most
+/// easily.
+#[inline(always)]
+fn probe<F: Header>(port_be: u16) -> u32 {
+    let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return 0 };
+    let Scratch { parsed, original, peer_key, holder_slot, holder_control, holder_urge, best_port_be, .. } = scratch;
+    (original.new_sport_be, peer_key.dport_be) = (port_be, port_be);
+    *holder_control = 0;
+    let Some(place) = lookup(peer_key) else {
+        remember(holder_urge, best_port_be, u32::MAX, port_be);
+        return NOBODY;
+    };
+    (*holder_slot, *holder_control) = (place.index, place.control.to_bits());
+    if table::is_answered_by(place.slot, &parsed.key) {
+        return OWN;
+    }
+    let urge = pair::urge::<F>(&place, &config.timeouts);
+    let is_free = rank_of(urge) == Rank::EXPIRED;
+    remember(holder_urge, best_port_be, if is_free { u32::MAX } else { urge }, port_be);
+    if is_free { NOBODY } else { urge }
+}
+
+/// Keeps the first of the ports that can be had most easily.
+#[inline(always)]
+fn remember(most: &mut u32, best_port_be: &mut u32, urge: u32, port_be: u16) {
+    if urge > *most {
+        (*most, *best_port_be) = (urge, port_be.into());
+    }
+}
