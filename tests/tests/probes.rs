@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use lb_common::flow::STREAM_SECS;
 use serde_json::{Value, json};
 use shunt_tests::{
     load::{
@@ -77,6 +78,11 @@ fn flows(world: &World, count: usize) -> Result<Vec<Flow>> {
                 flows.push(Flow { protocol, talk, first });
             }
         }
+    }
+    // UDP is a stream once it has gone both ways for a while.
+    sleep(Duration::from_secs(STREAM_SECS.into()));
+    for flow in &mut flows {
+        ensure!(flow.is_the_same(), "a flow was lost before all began");
     }
     Ok(flows)
 }

@@ -2,7 +2,7 @@
 //! Tail calls: packets with which a program does not finish go on in another one.
 //!
 //! What is rare stands in programs of its own, so that it costs plain packets nothing and the verifier little. Only entry
-//! functions call: Linux 5.10 wants no more than 256 bytes of stack above a tail call. No data travels but the packet and
+//! functions call: Linux wants no more than 256 bytes of stack above a tail call. No data travels but the packet and
 //! its control block, because for a moment during an upgrade the next program may be another agent's, with scratch space
 //! of its own.
 

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Where in layer 4 the field of each kind of checksum is.
-// verifier: numbers that are never zero, so that "none" is a zero and not an unwritten word, which 5.10 won't copy
+// verifier: numbers that are never zero, so that "none" is a zero and not an unwritten word, which older kernels won't copy
 // ("invalid read from stack").
 const FIELD_OF_UDP: NonZeroUsize = NonZeroUsize::new(udp::CHECK).unwrap();
 const FIELD_OF_TCP: NonZeroUsize = NonZeroUsize::new(tcp::CHECK).unwrap();

@@ -5,10 +5,9 @@
 //! and cgroups could not be seen there.
 
 use std::{
-    env,
     fs::{self, File},
     io::Write,
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output, Stdio},
     thread,
@@ -28,10 +27,6 @@ const SYSCTLS: [(&str, &str); 5] = [
     ("net/ipv4/conf/default/rp_filter", "0"),
 ];
 
-/// Says which namespace of a world, by its name there, is to be the machine's initial one: kernels before 5.14 tell an agent of
-/// no other. For machines that are there for these tests alone.
-const INITIAL: &str = "SHUNT_INITIAL_NAMESPACE";
-
 /// A network namespace; the world's [`Site`] removes it.
 pub struct Namespace {
     name: String,
@@ -47,11 +42,9 @@ impl Namespace {
     /// When `ip` refuses.
     pub fn create(site: &Site, name: &str) -> Result<Self> {
         check_interrupt()?;
-        let is_initial = env::var_os(INITIAL).is_some_and(|initial| initial == name);
         let name = format!("{}-{name}", site.name());
-        // Process 1 is in the initial one.
-        let words = if is_initial { vec!["netns", "attach", &name, "1"] } else { vec!["netns", "add", &name] };
-        let output = Command::new("ip").args(&words).output().context("can't start ip")?;
+        let words = ["netns", "add", &name];
+        let output = Command::new("ip").args(words).output().context("can't start ip")?;
         check(&format!("ip {}", words.join(" ")), &output)?;
         let path = Path::new("/run/netns").join(&name);
         let file = File::open(&path).with_context(|| format!("can't open {}", path.display()))?;
@@ -164,13 +157,6 @@ impl Namespace {
         setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("can't enter {}", self.name))?;
         self.threads.iter().try_for_each(join).with_context(|| format!("can't join the cgroup of {}", self.name))
     }
-}
-
-/// Whether a namespace, by its name for `ip netns`, is the machine's initial one.
-pub(super) fn is_initial(name: &str) -> bool {
-    let inode = |path: &Path| fs::metadata(path).ok().map(|namespace| namespace.ino());
-    let initial = inode(Path::new("/proc/1/ns/net"));
-    initial.is_some() && initial == inode(&Path::new("/run/netns").join(name))
 }
 
 /// Moves the calling thread into the cgroup of this list.

@@ -7,7 +7,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -23,8 +23,6 @@ use nix::{
     },
     unistd::{Pid, geteuid},
 };
-
-use super::namespace::is_initial;
 
 const BPFFS: &str = "/sys/fs/bpf";
 /// One world at a time in a process: its clients, servers and captures want the machine for themselves.
@@ -104,28 +102,12 @@ pub fn remove_all() -> Vec<String> {
     names
 }
 
-/// Ends the processes in a namespace and removes it; of the initial one, just its name and what a world has put there.
+/// Ends the processes in a namespace and removes it.
 pub(super) fn remove_namespace(name: &str) {
-    if is_initial(name) {
-        remove_devices();
-    } else {
-        end_processes(name);
-    }
+    end_processes(name);
     match Command::new("ip").args(["netns", "del", name]).status() {
         Ok(status) if status.success() => {}
         outcome => eprintln!("can't remove the network namespace {name}: {outcome:?}"),
-    }
-}
-
-/// Removes the devices of this namespace that are of the kinds of which worlds have some.
-fn remove_devices() {
-    for kind in ["bridge", "bond", "vlan", "vxlan", "veth"] {
-        let devices = Command::new("ip").args(["-brief", "link", "show", "type", kind]).output();
-        let devices = devices.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        for device in devices.lines().filter_map(|line| line.split([' ', '@']).next()) {
-            // It may have gone with the one before it.
-            let _ = Command::new("ip").args(["link", "del", device]).stderr(Stdio::null()).status();
-        }
     }
 }
 

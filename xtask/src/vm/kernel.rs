@@ -22,9 +22,6 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A kernel that the tests run on, by the version that Debian keeps for a whole release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kernel {
-    /// Of Debian 11
-    #[value(name = "5.10")]
-    V5_10,
     /// Of Debian 12
     #[value(name = "6.1")]
     V6_1,
@@ -37,7 +34,6 @@ impl Kernel {
     /// As Linux counts.
     pub const fn version(self) -> &'static str {
         match self {
-            Self::V5_10 => "5.10",
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
         }
@@ -46,7 +42,6 @@ impl Kernel {
     /// The Debian release that has it.
     const fn suite(self) -> &'static str {
         match self {
-            Self::V5_10 => "bullseye",
             Self::V6_1 => "bookworm",
             Self::V6_12 => "trixie",
         }

@@ -35,24 +35,20 @@ const PROGRAMS: [Wanted; 20] = [
 /// Those that run where time is short: whether the kernel takes the programs, what they do there with single packets, how the
 /// agent attaches, adopts and replaces them, and a world for each of what it then does for clients.
 const QUICK: [Wanted; 5] = [
-    ("packets", &["sizes::", "translate::", "fragments::", "vlan::", "pending::"]),
+    ("packets", &["sizes::", "translate::", "fragments::", "vlan::", "pending::a2_", "pending::a_fin_"]),
     ("lb_agent", &["dataplane::filters::"]),
     ("clusterip", &["dns_by_udp_and_tcp_by_tc"]),
     ("nodeport", &["both_nodes_serve_every_backend_by_tc"]),
     ("sockets", &["recvmsg_shows_the_service_to_sockets_without_a_connection"]),
 ];
 
-/// Of the tests of single packets, on 5.10: before 5.15 a test run of XDP can't be told which device its packet came by. Real
-/// clients show there what becomes of packets.
-const SINGLE_PACKETS_V5_10: &[&str] = &["sizes::"];
-
 /// A test, by its program and name; the kernels that it can't run on, or none for all; and why.
 type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
 
 /// Without TC links (before Linux 6.6).
-const FILTERS: &[Kernel] = &[Kernel::V5_10, Kernel::V6_1];
+const FILTERS: &[Kernel] = &[Kernel::V6_1];
 
-const SKIPPED: [Skip; 9] = [
+const SKIPPED: [Skip; 10] = [
     ("lb_agent", "dataplane::tests::a_device_that_comes_back_under_its_old_index_is_attached_anew", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::a_link_that_takes_no_new_program_runs_until_there_is_another", FILTERS, LINKS),
     ("lb_agent", "dataplane::tests::cleanup_removes_all_that_was_made", FILTERS, LINKS),
@@ -62,16 +58,10 @@ const SKIPPED: [Skip; 9] = [
     ("packets", "adversarial::", &[], MANY_PACKETS),
     ("packets", "captured_frames_damaged_at_random", &[], MANY_PACKETS),
     ("packets", "race::", &[], MANY_PACKETS),
+    ("packets", "pending::b4_", &[], "a handshake there outlasts the second that it is spared for"),
 ];
 const LINKS: &str = "of TC links, which this kernel has not; filters::tests have its filters";
 const MANY_PACKETS: &str = "tens of thousands of packets: more than an emulated processor gets done";
-
-/// What a program is told on a kernel: before 5.14 an agent learns of its network namespace only where that is the initial
-/// one, so node-a is in it.
-const ENVIRONMENT: [(&str, Kernel, &str); 2] = [
-    ("sockets", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a"),
-    ("reject", Kernel::V5_10, "SHUNT_INITIAL_NAMESPACE=node-a"),
-];
 
 /// One run of a test program.
 pub struct Run {
@@ -80,7 +70,6 @@ pub struct Run {
     /// Where it is, here and in the machine.
     pub path: PathBuf,
     wanted: Vec<String>,
-    environment: Option<&'static str>,
     /// Tests that don't run, and why.
     pub skipped: Vec<(&'static str, &'static str)>,
 }
@@ -91,10 +80,7 @@ pub fn runs(kernel: Kernel, filter: Option<&str>, is_quick: bool, find: impl Fn(
     let programs: &[Wanted] = if is_quick { &QUICK } else { &PROGRAMS };
     let whole = programs.iter().find(|(name, _)| Some(*name) == filter);
     let (programs, filter) = whole.map_or((programs, filter), |program| (std::slice::from_ref(program), None));
-    let wanted_of = |(name, wanted): &Wanted| -> Wanted {
-        (name, if kernel == Kernel::V5_10 && *name == "packets" { SINGLE_PACKETS_V5_10 } else { wanted })
-    };
-    let found = programs.iter().map(wanted_of).filter_map(|wanted| Some((wanted, find(wanted.0)?)));
+    let found = programs.iter().filter_map(|wanted| Some((*wanted, find(wanted.0)?)));
     found.map(|(wanted, path)| run(kernel, wanted, filter, path)).collect()
 }
 
@@ -110,21 +96,13 @@ fn run(kernel: Kernel, (name, wanted): Wanted, filter: Option<&str>, path: PathB
         Some(filter) => vec![filter.to_owned()],
         None => wanted.iter().map(|&name| name.to_owned()).collect(),
     };
-    let environment = ENVIRONMENT.iter().find(|(program, of, _)| *program == name && *of == kernel);
-    Run {
-        name,
-        path,
-        wanted,
-        environment: environment.map(|(.., setting)| *setting),
-        skipped: skipped.map(|(_, test, _, why)| (*test, *why)).collect(),
-    }
+    Run { name, path, wanted, skipped: skipped.map(|(_, test, _, why)| (*test, *why)).collect() }
 }
 
 impl Run {
     /// The line of the init script that does it.
     pub fn command(&self) -> String {
         let mut words = vec!["run".to_owned(), self.name.to_owned()];
-        words.extend(self.environment.iter().flat_map(|setting| ["env".to_owned(), quoted(setting)]));
         words.push(quoted(&self.path.display().to_string()));
         words.extend(self.wanted.iter().map(|name| quoted(name)));
         // There are all devices that tests may want.
@@ -160,9 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_gets_what_it_needs() {
-        let sockets = commands(Kernel::V5_10, Some("sockets"), false).concat();
-        assert!(sockets.starts_with("run sockets env 'SHUNT_INITIAL_NAMESPACE=node-a' '/sockets' "), "{sockets}");
+    fn where_time_is_short_few_tests_run() {
         let quick = commands(Kernel::V6_1, None, true).concat();
         assert!(quick.contains("'/sockets' 'recvmsg_shows"), "{quick}");
     }
