@@ -136,6 +136,14 @@ impl Control {
         (self.0 >> Self::FLAGS_SHIFT) as u8
     }
 
+    /// 1 where the slot is nobody's, else 0; without a branch.
+    #[inline(always)]
+    #[must_use]
+    pub const fn emptiness(self) -> u32 {
+        const { assert!(Self::KIND_MASK == 3 << 46) };
+        (!(self.0 >> 46 | self.0 >> 47) & 1) as u32
+    }
+
     /// Whether readers may use the entry.
     #[inline(always)]
     #[must_use]

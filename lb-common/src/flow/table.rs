@@ -451,6 +451,38 @@ pub struct Wanted<'a> {
     pub timeouts: &'a [u32; FlowState::COUNT],
 }
 
+/// Claims an empty slot in these sets: of two sets with room, in the one with more of it, without which the second choice would be
+/// worth little. `None` where there is none, or where another CPU was quicker: then it is to be asked who yields.
+#[inline(always)]
+pub fn claim_empty<F: Family, T: Table<F>>(table: T, sets: Sets) -> Option<Place<T::Slot>> {
+    let one = empty_ways(table, sets.0[0])?;
+    let other = empty_ways(table, sets.0[1])?;
+    let (set, empty) = if other.count_ones() > one.count_ones() { (sets.0[1], other) } else { (sets.0[0], one) };
+    if empty == 0 {
+        return None;
+    }
+    // The number of the lowest bit of four, for which BPF has no instruction.
+    let lowest = empty & empty.wrapping_neg();
+    let way = (lowest >> 1) - (lowest >> 3);
+    let slot = table.slot(table.set(set)?, way);
+    let control = Control::from_bits(slot.load(word::CONTROL));
+    let is_claimed =
+        control.is_empty() && slot.compare_exchange(word::CONTROL, control.to_bits(), control.claimed().to_bits());
+    is_claimed.then_some(Place { index: set * WAYS + way, slot, control })
+}
+
+/// The ways of a set that are empty, a bit each: so that the kernel's verifier sees one path and not one for each pattern.
+#[inline(always)]
+fn empty_ways<F: Family, T: Table<F>>(table: T, set: u32) -> Option<u32> {
+    let set = table.set(set)?;
+    let (mut empty, mut way) = (0, 0);
+    while way < WAYS {
+        empty |= Control::from_bits(table.slot(set, way).load(word::CONTROL)).emptiness() << way;
+        way += 1;
+    }
+    Some(empty)
+}
+
 /// The slots of a tuple's two sets, as they were when it was asked who yields first. It stands where the caller has room: the kernel's
 /// verifier must not follow each way to each rank of eight slots.
 #[repr(C)]
@@ -462,7 +494,7 @@ pub struct Candidates {
     pub urges: [u32; 2 * WAYS as usize],
 }
 
-/// Claims the slot in these sets whose holder yields first. The place's control word is the one that the holder had.
+/// Claims the slot in these sets that is empty, or whose holder yields first. The place's control word is the one that the holder had.
 ///
 /// `None` where all holders live or are being written, or where another CPU has just taken that slot: then the new flow loses, or
 /// tries again.
@@ -473,6 +505,9 @@ pub fn claim<F: Family, T: Table<F>>(
     wanted: &Wanted<'_>,
     candidates: &mut Candidates,
 ) -> Option<Place<T::Slot>> {
+    if let Some(place) = claim_empty(table, sets) {
+        return Some(place);
+    }
     survey(table, sets.0[0], wanted, candidates, 0)?;
     survey(table, sets.0[1], wanted, candidates, WAYS as usize)?;
     take(table, sets, candidates)

@@ -98,7 +98,9 @@ fn claim<F: Header>(start: u32) -> u32 {
         if holder != port::NOBODY {
             pair::count_yielded(holder);
         }
-        make_room_global::<F>();
+        if scratch.is_known != 0 || scratch.holder_control != 0 {
+            make_room_global::<F>();
+        }
     } else {
         take_over_global::<F>(own);
     }

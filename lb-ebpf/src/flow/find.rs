@@ -120,8 +120,9 @@ global_fn! {
 #[inline(always)]
 fn look_again<F: Header>(hook: Hook) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
-    scratch.is_due = 0;
+    (scratch.is_due, scratch.is_known) = (0, 0);
     let place = lookup(&scratch.parsed.key).ok_or(Stop::NOT_OURS)?;
+    scratch.is_known = 1;
     scratch.instruction = instruction::<F>(&place).ok_or(Stop::NOT_OURS)?;
     if scratch.instruction.is_at_egress() != (hook == Hook::Egress) {
         return Ok(());

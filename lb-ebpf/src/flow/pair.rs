@@ -103,32 +103,33 @@ global_fn! {
 /// One attempt; [`LOST`] is another outcome.
 #[inline(always)]
 fn insert_once<F: Header>(which: u32) -> u32 {
-    prepare_global::<F>(which);
-    survey_global::<F>(0);
-    survey_global::<F>(1);
-    let index = take_global::<F>();
-    if index >= LOST {
-        return index;
+    let mut index = claim_empty_global::<F>(which);
+    if index == NONE {
+        survey_global::<F>(0);
+        survey_global::<F>(1);
+        index = take_global::<F>();
+        if index >= LOST {
+            return index;
+        }
+        evict_global::<F>(index);
     }
-    evict_global::<F>(index);
-    write_global::<F>(index, which);
     publish_global::<F>(index, which)
 }
 
 global_fn! {
-    /// [`prepare`].
-    fn prepare_global<F: Header>(which: u32) -> u32 = prepare => prepare_v4 | prepare_v6
+    /// [`claim_empty`].
+    fn claim_empty_global<F: Header>(which: u32) -> u32 = claim_empty => claim_empty_v4 | claim_empty_v6
 }
 
-/// Finds out where an entry of the scratch space may stand. Always 0.
+/// Finds out where an entry of the scratch space may stand, and claims a place that is empty there: its index, or [`NONE`].
 #[inline(always)]
-fn prepare<F: Header>(which: u32) -> u32 {
-    let Ok(Scratch { original, peer, wanted_key, wanted_class, sets, .. }) = work::scratch::<F>() else { return 0 };
+fn claim_empty<F: Header>(which: u32) -> u32 {
+    let Ok(Scratch { original, peer, wanted_key, wanted_class, sets, .. }) = work::scratch::<F>() else { return NONE };
     let entry: &Entry<F> = if which == ORIGINAL { original } else { peer };
     *wanted_key = entry.key();
     *sets = Sets::of(wanted_key, globals::table_key(), FlowTable::<F>::NEW.mask());
     *wanted_class = entry.class.into();
-    0
+    table::claim_empty(FlowTable::<F>::NEW, *sets).map_or(NONE, |place| place.index)
 }
 
 global_fn! {
@@ -148,19 +149,6 @@ fn take<F: Header>() -> u32 {
         None if table::yields(candidates) => LOST,
         None => FULL,
     }
-}
-
-global_fn! {
-    /// [`write`].
-    fn write_global<F: Header>(index: u32, which: u32) -> u32 = write => write_v4 | write_v6
-}
-
-/// Writes an entry of the scratch space to a claimed slot. Always 0.
-#[inline(always)]
-fn write<F: Header>(index: u32, which: u32) -> u32 {
-    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return 0 };
-    table::write(slot, if which == ORIGINAL { &scratch.original } else { &scratch.peer });
-    0
 }
 
 global_fn! {
@@ -184,16 +172,16 @@ global_fn! {
     fn publish_global<F: Header>(index: u32, which: u32) -> u32 = publish => publish_v4 | publish_v6
 }
 
-/// Publishes what was written to a claimed slot: its index, or [`TAKEN`].
+/// Writes an entry of the scratch space to a claimed slot and publishes it: its index, or [`TAKEN`].
 #[inline(always)]
 fn publish<F: Header>(index: u32, which: u32) -> u32 {
     let table = FlowTable::<F>::NEW;
     let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), table.at(index)) else { return FULL };
-    let Scratch { original, peer, wanted_key, .. } = scratch;
+    let Scratch { original, peer, wanted_key, sets, .. } = scratch;
     let entry: &Entry<F> = if which == ORIGINAL { original } else { peer };
-    let sets = Sets::of(wanted_key, globals::table_key(), table.mask());
+    table::write(slot, entry);
     let claimed = Control::from_bits(slot.load(word::CONTROL));
-    if table::publish(table, Place { index, slot, control: claimed }, wanted_key, entry.control, sets) {
+    if table::publish(table, Place { index, slot, control: claimed }, wanted_key, entry.control, *sets) {
         index
     } else {
         TAKEN
@@ -212,6 +200,7 @@ fn evict<F: Header>(index: u32) -> u32 {
     let Some(slot) = FlowTable::<F>::NEW.at(index) else { return 0 };
     let control = scratch.victim_control;
     if !control.is_live() {
+        // It has become empty meanwhile.
         return 0;
     }
     let wanted = Wanted { now: clock::now(), class: 0, timeouts: &config.timeouts };
