@@ -208,8 +208,14 @@ impl Maps {
     }
 }
 
-/// What lets the packets of an entry pass the filter.
+/// What lets the packets of an entry's flow pass the filter, those of the other direction too: its entry may be missing for a while.
 fn concerns<F: Family>(entry: &Entry<F>) -> impl Iterator<Item = Concern> + use<F> {
+    let mut peer = *entry;
+    entry.write_peer(&mut peer);
+    concerns_of_direction(entry).chain(concerns_of_direction(&peer))
+}
+
+fn concerns_of_direction<F: Family>(entry: &Entry<F>) -> impl Iterator<Item = Concern> + use<F> {
     let (src, dst): (Address, Address) = (F::widen(&entry.src), F::widen(&entry.dst));
     let (first, second) = match entry.direction() {
         Direction::Original => (Concern::Frontend(dst, entry.dport_be, entry.protocol), None),

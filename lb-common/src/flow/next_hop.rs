@@ -41,7 +41,7 @@ pub struct NextHop {
 
 const _: () = assert!(size_of::<NextHop>() == 64);
 
-/// The generation in which an element was found, and a count of its writers: a reader who finds another stamp afterwards has read two
+/// The generation in which an element was found, and a count that is odd while somebody writes (a sequence lock): a reader who finds another stamp afterwards has read two
 /// elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u64);
@@ -68,6 +68,13 @@ impl Stamp {
         (self.0 >> 32) as u32
     }
 
+    /// Whether somebody is writing the element.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_claimed(self) -> bool {
+        self.0 & 1 != 0
+    }
+
     /// While it is written by the next one.
     #[inline(always)]
     #[must_use]
@@ -79,7 +86,7 @@ impl Stamp {
     #[inline(always)]
     #[must_use]
     pub const fn published(self, generation: u32) -> Self {
-        Self((generation as u64) << 32 | (self.0 as u32) as u64)
+        Self((generation as u64) << 32 | (self.0 as u32).wrapping_add(1) as u64)
     }
 }
 
@@ -129,6 +136,7 @@ mod tests {
         let stamp = Stamp::from_bits(0).claimed().published(7);
         assert_eq!(stamp.generation(), 7);
         assert_eq!(stamp.claimed().generation(), 0);
+        assert!(!Stamp::from_bits(0).is_claimed() && stamp.claimed().is_claimed() && !stamp.is_claimed());
         assert_ne!(stamp.claimed().published(7), stamp);
     }
 }

@@ -14,7 +14,7 @@
 //! has just become another flow's. Each of these is harmless there: a fresher time, a place in the stream that is not believed, a next
 //! hop that says it is somebody else's, a hint that does not match.
 
-use super::{Control, Entry, FlowKey, FlowState, word};
+use super::{Control, Entry, FlowKey, FlowState, flow_flags, word};
 use crate::{address::Family, clock::elapsed, hash::join};
 
 /// Entries in a set.
@@ -259,7 +259,7 @@ pub struct Rank(u32);
 impl Rank {
     /// Does not yield: an established flow that was seen lately, or one that is being written.
     pub const NEVER: Self = Self(0);
-    /// Established, not seen for an eighth of its time-out.
+    /// Established, not seen for an eighth of its time-out and as long as the other direction may have kept that to itself.
     pub const IDLE: Self = Self(1);
     /// UDP: an exchange of this very tick, or one way for a while.
     pub const EXCHANGE: Self = Self(2);
@@ -363,17 +363,27 @@ impl Holder {
             FlowState::RESET if idle >= RESET_TICKS => Rank::OVER,
             FlowState::REPLIED if idle > 0 => Rank::EXCHANGED,
             FlowState::REPLIED => Rank::EXCHANGE,
-            _ if idle > i64::from(self.timeout >> 3) => Rank::IDLE,
+            _ if idle > i64::from(self.timeout >> 3) + i64::from(self.ticks_of_silence()) => Rank::IDLE,
             _ => Rank::NEVER,
         };
         (rank, age)
     }
 
+    /// For how long nothing may be heard of an entry although its flow's other direction goes on: see [`Entry::peer_seen`].
+    #[inline(always)]
+    fn ticks_of_silence(self) -> u32 {
+        refresh_ticks(self.timeout) + 1
+    }
+
     #[inline(always)]
     fn rank_of_pending(self, now: Now, idle: u32) -> (Rank, u32) {
         let age = now.jiffy.wrapping_sub(self.born);
+        // Another CPU may have looked at its clock a moment later.
+        let age = if age > u32::MAX - now.second { 0 } else { age };
         let is_stale = age >= now.second;
-        if is_stale && self.control.state() == FlowState::UNREPLIED && idle == 0 {
+        let is_reply = self.control.flags() & flow_flags::REPLY != 0;
+        let most_idle = if is_reply { self.ticks_of_silence() } else { 0 };
+        if is_stale && self.control.state() == FlowState::UNREPLIED && idle <= most_idle {
             // One way, but alive: syslog, a stream of samples.
             return (Rank::EXCHANGE, 0);
         }

@@ -43,6 +43,9 @@ pub fn install<P: Packet, F: Header>(start: u32) -> Stage<()> {
         }
         attempt += 1;
     }
+    if work::scratch::<F>()?.original.flags() & flow_flags::SNAT == 0 {
+        return without_state::<P, F>();
+    }
     // The client will send again.
     NO_SOURCE_PORT
 }
@@ -62,13 +65,17 @@ const NO_SOURCE_PORT: Stage<()> = Err(Stop::drop(Reason::NoSourcePort));
 /// whose source is translated would find nobody: XDP leaves it to TC, which drops it.
 #[inline(always)]
 fn without_state<P: Packet, F: Header>() -> Stage<()> {
-    let is_snat = work::scratch::<F>()?.original.flags() & flow_flags::SNAT != 0;
+    let original = &mut work::scratch::<F>()?.original;
+    let is_snat = original.flags() & flow_flags::SNAT != 0;
     if is_snat && P::IS_XDP {
         return Err(Stop::LEAVE_TO_TC);
     }
     if is_snat {
         return Err(Stop::drop(Reason::FlowInsertFailed));
     }
+    // Nobody would translate another port back.
+    original.new_sport_be = original.sport_be;
+    original.set_deltas();
     maps::count_reason(Reason::FlowInsertFailed as u32);
     Ok(())
 }
@@ -101,8 +108,8 @@ fn claim<F: Header>(start: u32) -> u32 {
         if scratch.is_known != 0 || scratch.holder_control != 0 {
             make_room_global::<F>();
         }
-    } else {
-        take_over_global::<F>(own);
+    } else if take_over_global::<F>(own) != DONE {
+        return TAKEN;
     }
     let Scratch { original, peer, .. } = scratch;
     let reply = if own == pair::NONE {
@@ -148,17 +155,23 @@ global_fn! {
 }
 
 /// Makes this flow's own surviving reply entry that of the new decision; where the packet opens no connection, the original entry goes
-/// on where that one was. What is left of the old original entry goes. Always 0.
+/// on where that one was. What is left of the old original entry goes. [`DONE`], or [`TAKEN`] where another CPU has changed the entry
+/// meanwhile.
 #[inline(always)]
 fn take_over<F: Header>(reply: u32) -> u32 {
-    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(reply)) else { return 0 };
+    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(reply)) else { return TAKEN };
     let control = Control::from_bits(slot.load(word::CONTROL));
+    if !control.is_same_entry(Control::from_bits(scratch.holder_control)) {
+        return TAKEN;
+    }
     let original = &mut scratch.original;
     if scratch.parsed.is_opening() {
         // From the start.
         let flags = control.flags() & !(flow_flags::ANSWERED | flow_flags::PICKED_UP);
         let next = control.with(original.control.state(), flags);
-        slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits());
+        if !slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits()) {
+            return TAKEN;
+        }
         slot.store_half(2 * word::sequence::<F>(), 0);
         slot.store_half(2 * word::times::<F>(), original.born);
     } else {
@@ -177,7 +190,7 @@ fn take_over<F: Header>(reply: u32) -> u32 {
             pair::remove_global::<F>(old.index);
         }
     }
-    0
+    DONE
 }
 
 global_fn! {

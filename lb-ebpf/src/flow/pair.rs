@@ -56,7 +56,8 @@ pub fn lookup<F: Header>(key: &FlowKey<F>) -> Option<Place<Slot>> {
     }
     let slot = FlowTable::<F>::NEW.at(index)?;
     let control = Control::from_bits(slot.load(word::CONTROL));
-    control.is_live().then_some(Place { index, slot, control })
+    // It may have become another flow's since.
+    (control.is_live() && table::has_key(slot, key)).then_some(Place { index, slot, control })
 }
 
 global_fn! {

@@ -2,7 +2,7 @@
 //! Global functions: those that the verifier proves once, and not once per path that leads to them.
 //!
 //! It follows every path through an ordinary call, from every state of the caller; what branches much, like the search for
-//! a source port, multiplies (on 6.18: 80,000 instructions verified in the XDP program before, 12,000 after). A global
+//! a source port, multiplies (on 6.18: 80,000 instructions verified in one program before, 12,000 after). A global
 //! function is proven once, for any arguments. The price: arguments are the context and plain numbers only (that is what 5.14
 //! takes), so the packet's parsed form travels in the scratch space ([`work`](super::work)); and it must have a name and no
 //! type parameters.

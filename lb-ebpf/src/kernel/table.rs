@@ -209,6 +209,9 @@ impl NextHopRef {
     /// Replaces the element; false where another CPU is doing so.
     #[inline(always)]
     pub fn replace(self, seen: Stamp, new: &NextHop, generation: u32) -> bool {
+        if seen.is_claimed() {
+            return false;
+        }
         let element = self.0.as_ptr();
         let claimed = seen.claimed();
         // SAFETY: as in `stamp`. Readers see the stamp of no generation until all else is written.

@@ -68,6 +68,8 @@ impl Kernel {
             Door::Ingress | Door::Egress => (arrival.frame.clone(), tc_context(arrival, segment_len)),
         };
         let run = TestRun { packet: &packet, context: bytemuck::cast_slice(&context), ..TestRun::default() };
+        // A program that looks at the clock on both sides of a tick's end has done what no one moment explains.
+        self.wait_for_jiffies(4)?;
         let before = self.jiffies()?;
         let action = match test_run(self.object.program(arrival.door), &run, &mut output) {
             Ok(action) => action,
@@ -108,9 +110,14 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::jiffies`].
     pub fn settle(&self) -> Result<()> {
+        self.wait_for_jiffies(u64::from(clock().hz()).div_ceil(5))
+    }
+
+    /// Waits for the next tick where fewer jiffies than this are left of it.
+    fn wait_for_jiffies(&self, least: u64) -> Result<()> {
         let (clock, jiffies) = (clock(), self.jiffies()?);
         let left = (1_u64 << clock.shift()) - (jiffies & ((1 << clock.shift()) - 1));
-        if left < u64::from(clock.hz()).div_ceil(5) {
+        if left < least {
             std::thread::sleep(Duration::from_millis((left + 2) * 1_000 / u64::from(clock.hz())));
         }
         Ok(())

@@ -363,9 +363,13 @@ fn urge(holder: &Entry, setup: &Setup, now: Now) -> Urge {
     const MOST: u32 = (1 << 24) - 1;
     let (idle, age) = (elapsed(now.tick, holder.last_seen), now.jiffy.wrapping_sub(holder.born));
     let is_a_second_old = age >= setup.second;
+    let timeout = setup.timeouts[holder.state.index()];
+    // For so long one direction may not have heard of the other.
+    let silence = refresh_ticks(timeout) + 1;
+    let is_alive = idle <= if holder.is_reply { silence } else { 0 };
     let (rank, age) = match holder.state {
         // One way, and alive.
-        FlowState::UNREPLIED if is_a_second_old && idle == 0 => (Rank::Exchange, 0),
+        FlowState::UNREPLIED if is_a_second_old && is_alive => (Rank::Exchange, 0),
         FlowState::HALF_OPEN | FlowState::UNREPLIED if is_a_second_old => (Rank::Stale, age),
         FlowState::HALF_OPEN | FlowState::UNREPLIED => (Rank::Pending, age),
         FlowState::CLOSING if idle >= 1 => (Rank::Over, idle),
@@ -373,7 +377,7 @@ fn urge(holder: &Entry, setup: &Setup, now: Now) -> Urge {
         FlowState::RESET if idle >= 4 => (Rank::Over, idle),
         FlowState::REPLIED if idle >= 1 => (Rank::Exchanged, idle),
         FlowState::REPLIED => (Rank::Exchange, idle),
-        state if idle > setup.timeouts[state.index()] / 8 => (Rank::Idle, idle),
+        _ if idle > timeout / 8 + silence => (Rank::Idle, idle),
         _ => (Rank::Living, idle),
     };
     Urge { rank, age: age.min(MOST) }
