@@ -36,28 +36,30 @@ global_fn! {
     fn find_wanted_global<F: Header>() -> u32 = find_wanted => find_wanted_v4 | find_wanted_v6
 }
 
-/// The slot of the live entry with [`Scratch::wanted_key`], or [`NONE`].
+/// The slot of the live entry with [`Scratch::wanted_key`], or [`NONE`]. The control word under which it has matched stands in the scratch
+/// space: the slot may be another flow's a moment later.
 #[inline(always)]
 fn find_wanted<F: Header>() -> u32 {
     let Ok(scratch) = work::scratch::<F>() else { return NONE };
     let table = FlowTable::<F>::NEW;
     let key = &scratch.wanted_key;
-    table::find(table, key, Sets::of(key, globals::table_key(), table.mask())).map_or(NONE, |place| place.index)
+    let Some(place) = table::find(table, key, Sets::of(key, globals::table_key(), table.mask())) else { return NONE };
+    scratch.wanted_control = place.control;
+    place.index
 }
 
 /// Where the entry with this key stands, which must not be [`Scratch::wanted_key`] itself. For the slow path, in which the search is
 /// proven once.
 #[inline(always)]
 pub fn lookup<F: Header>(key: &FlowKey<F>) -> Option<Place<Slot>> {
-    work::scratch::<F>().ok()?.wanted_key = *key;
+    let scratch = work::scratch::<F>().ok()?;
+    scratch.wanted_key = *key;
     let index = find_wanted_global::<F>();
     if index == NONE {
         return None;
     }
     let slot = FlowTable::<F>::NEW.at(index)?;
-    let control = Control::from_bits(slot.load(word::CONTROL));
-    // It may have become another flow's since.
-    (control.is_live() && table::has_key(slot, key)).then_some(Place { index, slot, control })
+    Some(Place { index, slot, control: scratch.wanted_control })
 }
 
 global_fn! {
@@ -114,6 +116,7 @@ fn insert_once<F: Header>(which: u32) -> u32 {
         }
         evict_global::<F>(index);
     }
+    write_global::<F>(index, which);
     publish_global::<F>(index, which)
 }
 
@@ -153,6 +156,19 @@ fn take<F: Header>() -> u32 {
 }
 
 global_fn! {
+    /// [`write`].
+    fn write_global<F: Header>(index: u32, which: u32) -> u32 = write => write_v4 | write_v6
+}
+
+/// Writes an entry of the scratch space to a claimed slot. Always 0.
+#[inline(always)]
+fn write<F: Header>(index: u32, which: u32) -> u32 {
+    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return 0 };
+    table::write(slot, if which == ORIGINAL { &scratch.original } else { &scratch.peer });
+    0
+}
+
+global_fn! {
     /// [`survey`].
     fn survey_global<F: Header>(choice: u32) -> u32 = survey => survey_v4 | survey_v6
 }
@@ -173,14 +189,13 @@ global_fn! {
     fn publish_global<F: Header>(index: u32, which: u32) -> u32 = publish => publish_v4 | publish_v6
 }
 
-/// Writes an entry of the scratch space to a claimed slot and publishes it: its index, or [`TAKEN`].
+/// Publishes what was written to a claimed slot: its index, or [`TAKEN`].
 #[inline(always)]
 fn publish<F: Header>(index: u32, which: u32) -> u32 {
     let table = FlowTable::<F>::NEW;
     let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), table.at(index)) else { return FULL };
     let Scratch { original, peer, wanted_key, sets, .. } = scratch;
     let entry: &Entry<F> = if which == ORIGINAL { original } else { peer };
-    table::write(slot, entry);
     let claimed = Control::from_bits(slot.load(word::CONTROL));
     if table::publish(table, Place { index, slot, control: claimed }, wanted_key, entry.control, *sets) {
         index
@@ -227,7 +242,8 @@ global_fn! {
 #[inline(always)]
 fn remove_peer_of_victim<F: Header>() -> u32 {
     let Ok(Scratch { victim, victim_key, entry_key, .. }) = work::scratch::<F>() else { return 0 };
-    (*entry_key, *victim_key) = (victim.key(), victim.peer_key());
+    *entry_key = victim.key();
+    *victim_key = victim.peer_key();
     if let Some(peer) = table::peer_at(FlowTable::<F>::NEW, entry_key, victim_key, victim.peer) {
         table::remove(peer.slot, peer.control);
     }

@@ -277,6 +277,8 @@ pub struct Scratch<F: Family> {
     pub victim_key: FlowKey<F>,
     /// The key of an entry, where a function wants it in memory.
     pub entry_key: FlowKey<F>,
+    /// The control word of the entry that was looked up last.
+    pub wanted_control: Control,
     /// The key that is looked up.
     pub wanted_key: FlowKey<F>,
     /// [`Entry::class`] of the flow that wants a place.
