@@ -13,6 +13,9 @@
 //! **Stores without a claim** ([`Control::last_seen`], [`Entry::sequence`], [`Entry::next_hop`], [`Entry::peer`]) may hit a slot that
 //! has just become another flow's. Each of these is harmless there: a fresher time, a place in the stream that is not believed, a next
 //! hop that says it is somebody else's, a hint that does not match.
+//!
+//! A flow that is decided anew writes [`Entry::backend`], [`Entry::generation`] and [`Entry::born`] of its own surviving reply
+//! entry without a claim, right after it has seen that the entry still is that one.
 
 use super::{Control, Entry, FlowKey, FlowState, flow_flags, word};
 use crate::{address::Family, clock::elapsed, hash::join};
