@@ -17,6 +17,9 @@ pub struct Arguments {
     /// SYNs of the flood.
     #[arg(long, default_value_t = 4_000_000)]
     syns: u32,
+    /// Measure only rows whose name contains this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Compare with another revision, which takes turns with this tree: of git, for instance e6b8b95.
     #[arg(long, value_name = "REVISION")]
     against: Option<String>,
@@ -31,6 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let bench = run::built("shunt-bench-packet")?;
     let mut command = Command::new(&bench);
     command.arg("--rounds").arg(arguments.rounds.to_string()).arg("--syns").arg(arguments.syns.to_string());
+    command.arg("--only").arg(&arguments.only);
     if let Some(revision) = &arguments.against {
         let built = against::build(revision)?;
         command.arg("--against").arg(built.bench).arg("--revision").arg(built.revision);

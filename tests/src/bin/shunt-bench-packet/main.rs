@@ -38,6 +38,9 @@ struct Arguments {
     /// What that revision is called.
     #[arg(long)]
     revision: Option<String>,
+    /// Only rows whose name contains this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Take turns with the process that has started this one, which says when.
     #[arg(long, value_name = "PART")]
     serve: Option<Kind>,
@@ -55,7 +58,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     for kind in [Kind::Rows, Kind::Flood] {
         let peer = arguments.against.as_deref().map(|bench| Peer::start(bench, kind, arguments.effort)).transpose()?;
         let Measured { turns, aside, other } =
-            with_stage(kind, arguments.effort, |stage| measure(stage, peer, arguments.effort))?;
+            with_stage(kind, arguments.effort, |stage| measure(stage, peer, arguments.effort, &arguments.only))?;
         all.extend(turns);
         ours.extend(aside);
         theirs.extend(other);
@@ -71,14 +74,14 @@ struct Measured {
     other: Aside,
 }
 
-/// Lets all rows take turns, ours and those of the other revision.
-fn measure(stage: &mut dyn Stage, mut peer: Option<Peer>, effort: Effort) -> Result<Measured> {
+/// Lets all rows whose name contains `only` take turns, ours and those of the other revision.
+fn measure(stage: &mut dyn Stage, mut peer: Option<Peer>, effort: Effort, only: &str) -> Result<Measured> {
     let mut turns = stage.rows();
     for row in &mut turns {
         row.theirs = peer.as_ref().filter(|peer| peer.has(row.name)).map(|_| Vec::new());
     }
     for round in 0..effort.turns() {
-        for (number, row) in turns.iter_mut().enumerate() {
+        for (number, row) in turns.iter_mut().enumerate().filter(|(_, row)| row.name.contains(only)) {
             // Neither always finds the caches as the other one has left them.
             let is_first = round % 2 == 0;
             let mut ours = is_first.then(|| stage.turn(number)).transpose()?;
@@ -96,6 +99,7 @@ fn measure(stage: &mut dyn Stage, mut peer: Option<Peer>, effort: Effort) -> Res
             }
         }
     }
+    turns.retain(|row| !row.ours.is_empty());
     let aside = stage.finish()?;
     let other = peer.map(Peer::finish).transpose()?.unwrap_or_default();
     Ok(Measured { turns, aside, other })
