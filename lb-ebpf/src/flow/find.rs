@@ -36,6 +36,10 @@ const EVENTS: u8 = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
 /// look.
 #[inline(always)]
 pub fn find<F: Header>(parsed: &Parsed<F>, hook: Hook) -> Stage<Instruction<F>> {
+    if hook == Hook::Ingress && parsed.is_opening() {
+        // The slow path's in any case: it need not be searched for twice.
+        return Err(Stop::RARE);
+    }
     let table = FlowTable::<F>::NEW;
     let found = table::find(table, &parsed.key, Sets::of(&parsed.key, globals::table_key(), table.mask()));
     // Nothing is decided for a packet that leaves.

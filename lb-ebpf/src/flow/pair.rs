@@ -106,34 +106,46 @@ global_fn! {
 /// One attempt; [`LOST`] is another outcome.
 #[inline(always)]
 fn insert_once<F: Header>(which: u32) -> u32 {
-    let mut index = claim_empty_global::<F>(which);
-    if index == NONE {
-        survey_global::<F>(0);
-        survey_global::<F>(1);
-        index = take_global::<F>();
-        if index >= LOST {
-            return index;
-        }
-        evict_global::<F>(index);
+    let inserted = insert_empty_global::<F>(which);
+    if inserted != NONE {
+        return inserted;
     }
-    write_global::<F>(index, which);
-    publish_global::<F>(index, which)
+    survey_global::<F>(0);
+    survey_global::<F>(1);
+    let index = take_global::<F>();
+    if index >= LOST {
+        return index;
+    }
+    evict_global::<F>(index);
+    fill_global::<F>(index, which)
 }
 
 global_fn! {
-    /// [`claim_empty`].
-    fn claim_empty_global<F: Header>(which: u32) -> u32 = claim_empty => claim_empty_v4 | claim_empty_v6
+    /// [`insert_empty`].
+    fn insert_empty_global<F: Header>(which: u32) -> u32 = insert_empty => insert_empty_v4 | insert_empty_v6
 }
 
-/// Finds out where an entry of the scratch space may stand, and claims a place that is empty there: its index, or [`NONE`].
+/// Finds out where an entry of the scratch space may stand, and inserts it in a place that is empty there: its index, [`TAKEN`], or
+/// [`NONE`] where there is no such place.
 #[inline(always)]
-fn claim_empty<F: Header>(which: u32) -> u32 {
+fn insert_empty<F: Header>(which: u32) -> u32 {
     let Ok(Scratch { original, peer, wanted_key, wanted_class, sets, .. }) = work::scratch::<F>() else { return NONE };
     let entry: &Entry<F> = if which == ORIGINAL { original } else { peer };
     *wanted_key = entry.key();
     *sets = Sets::of(wanted_key, globals::table_key(), FlowTable::<F>::NEW.mask());
     *wanted_class = entry.class.into();
-    table::claim_empty(FlowTable::<F>::NEW, *sets).map_or(NONE, |place| place.index)
+    match table::claim_empty(FlowTable::<F>::NEW, *sets) {
+        Some(place) => fill_place::<F>(place.claimed(), entry, wanted_key, *sets),
+        None => NONE,
+    }
+}
+
+/// Writes an entry to a claimed place and publishes it: its index, or [`TAKEN`].
+#[inline(always)]
+fn fill_place<F: Header>(place: Place<Slot>, entry: &Entry<F>, key: &FlowKey<F>, sets: Sets) -> u32 {
+    table::write(place.slot, entry);
+    let index = place.index;
+    if table::publish(FlowTable::<F>::NEW, place, key, entry.control, sets) { index } else { TAKEN }
 }
 
 global_fn! {
@@ -156,19 +168,6 @@ fn take<F: Header>() -> u32 {
 }
 
 global_fn! {
-    /// [`write`].
-    fn write_global<F: Header>(index: u32, which: u32) -> u32 = write => write_v4 | write_v6
-}
-
-/// Writes an entry of the scratch space to a claimed slot. Always 0.
-#[inline(always)]
-fn write<F: Header>(index: u32, which: u32) -> u32 {
-    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return 0 };
-    table::write(slot, if which == ORIGINAL { &scratch.original } else { &scratch.peer });
-    0
-}
-
-global_fn! {
     /// [`survey`].
     fn survey_global<F: Header>(choice: u32) -> u32 = survey => survey_v4 | survey_v6
 }
@@ -185,23 +184,17 @@ fn survey<F: Header>(choice: u32) -> u32 {
 }
 
 global_fn! {
-    /// [`publish`].
-    fn publish_global<F: Header>(index: u32, which: u32) -> u32 = publish => publish_v4 | publish_v6
+    /// [`fill`].
+    fn fill_global<F: Header>(index: u32, which: u32) -> u32 = fill => fill_v4 | fill_v6
 }
 
-/// Publishes what was written to a claimed slot: its index, or [`TAKEN`].
+/// The same for an entry of the scratch space and a slot that was claimed from another flow.
 #[inline(always)]
-fn publish<F: Header>(index: u32, which: u32) -> u32 {
-    let table = FlowTable::<F>::NEW;
-    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), table.at(index)) else { return FULL };
+fn fill<F: Header>(index: u32, which: u32) -> u32 {
+    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return FULL };
     let Scratch { original, peer, wanted_key, sets, .. } = scratch;
-    let entry: &Entry<F> = if which == ORIGINAL { original } else { peer };
-    let claimed = Control::from_bits(slot.load(word::CONTROL));
-    if table::publish(table, Place { index, slot, control: claimed }, wanted_key, entry.control, *sets) {
-        index
-    } else {
-        TAKEN
-    }
+    let control = Control::from_bits(slot.load(word::CONTROL));
+    fill_place(Place { index, slot, control }, if which == ORIGINAL { original } else { peer }, wanted_key, *sets)
 }
 
 global_fn! {
