@@ -54,7 +54,7 @@ pub fn plain_egress<P: Packet, F: Header>(packet: &mut P) -> i32 {
 }
 
 /// A packet that arrives and is not the fast path's, with its IP header at `l3`.
-#[inline(never)]
+#[inline(always)]
 pub fn rare_ingress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
     match find_out::<P, F>(packet, l3, Hook::Ingress) {
         Ok(()) => transmit_ingress::<P, F>(packet),
@@ -63,7 +63,7 @@ pub fn rare_ingress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
 }
 
 /// One that leaves.
-#[inline(never)]
+#[inline(always)]
 pub fn rare_egress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
     match find_out::<P, F>(packet, l3, Hook::Egress) {
         Ok(()) => transmit_egress::<P, F>(packet),

@@ -125,7 +125,14 @@ fn claim<F: Header>(start: u32) -> u32 {
         return NO_ROOM;
     }
     original.peer = reply;
-    insert_original_global::<F>(reply)
+    let inserted = pair::insert::<F>(pair::ORIGINAL);
+    if !pair::is_slot(inserted) {
+        return give_up_original_global::<F>(reply, inserted);
+    }
+    if let Some(slot) = FlowTable::<F>::NEW.at(reply) {
+        slot.store_half(2 * word::sequence::<F>() + 1, inserted);
+    }
+    DONE
 }
 
 global_fn! {
@@ -194,35 +201,31 @@ fn take_over<F: Header>(reply: u32) -> u32 {
 }
 
 global_fn! {
-    /// [`insert_original`].
-    fn insert_original_global<F: Header>(reply: u32) -> u32 = insert_original => insert_original_v4 | insert_original_v6
+    /// [`give_up_original`].
+    fn give_up_original_global<F: Header>(reply: u32, inserted: u32) -> u32
+        = give_up_original => give_up_original_v4 | give_up_original_v6
 }
 
-/// Inserts the original's entry, now that its reply's stands at a slot. Another CPU may have decided the same flow a moment before: if
-/// by another port, that one's instruction is followed, and our reply entry goes.
+/// The original's entry found no place, or stands in the table: another CPU has decided the same flow a moment before. If by another
+/// port, that one's instruction is followed, and our reply entry goes.
 #[inline(always)]
-fn insert_original<F: Header>(reply: u32) -> u32 {
-    let inserted = pair::insert::<F>(pair::ORIGINAL);
-    let table = FlowTable::<F>::NEW;
-    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), table.at(reply)) else { return NO_ROOM };
+fn give_up_original<F: Header>(reply: u32, inserted: u32) -> u32 {
     if inserted == pair::FULL {
         // The reply finds its way all the same, and the next packet tries again.
         maps::count_reason(Reason::FlowInsertFailed as u32);
         return DONE;
     }
-    if inserted != pair::TAKEN {
-        slot.store_half(2 * word::sequence::<F>() + 1, inserted);
-        return DONE;
-    }
-    let Scratch { parsed, original, .. } = scratch;
+    let Ok(Scratch { parsed, original, peer_key, .. }) = work::scratch::<F>() else { return NO_ROOM };
     let Some(found) = lookup(&parsed.key) else { return TAKEN };
     let port_be = original.new_sport_be;
     if !table::read(&found, original) {
         return TAKEN;
     }
-    if original.new_sport_be != port_be {
-        let control = Control::from_bits(slot.load(word::CONTROL));
-        table::remove(slot, control);
+    if original.new_sport_be != port_be
+        && let Some(ours) = lookup(peer_key)
+        && ours.index == reply
+    {
+        table::remove(ours.slot, ours.control);
     }
     DONE
 }

@@ -26,6 +26,12 @@ pub const TAKEN: u32 = u32::MAX - 2;
 /// In place of a slot's index: another CPU took the slot that was chosen.
 const LOST: u32 = u32::MAX - 3;
 
+/// Whether a number is the index of a slot, and none of those above.
+#[inline(always)]
+pub fn is_slot(index: u32) -> bool {
+    index < LOST
+}
+
 /// Which entry of the scratch space is meant: [`Scratch::original`].
 pub const ORIGINAL: u32 = 0;
 /// [`Scratch::peer`].
@@ -81,43 +87,41 @@ fn find_peer<F: Header>() -> u32 {
     }
 }
 
-/// Places that are tried: one more for each time that another CPU takes the slot that was chosen.
+/// Places that are tried where none is empty: one more for each time that another CPU takes the slot that was chosen.
 const ATTEMPTS: u32 = 3;
 
 /// Inserts an entry of the scratch space, where its tuple must not stand yet. The slot, [`TAKEN`] or [`FULL`].
 #[inline(always)]
 pub fn insert<F: Header>(which: u32) -> u32 {
+    match insert_empty_global::<F>(which) {
+        NONE => displace_global::<F>(which),
+        inserted => inserted,
+    }
+}
+
+global_fn! {
+    /// [`displace`].
+    fn displace_global<F: Header>(which: u32) -> u32 = displace => displace_v4 | displace_v6
+}
+
+/// Inserts the entry that [`insert_empty`] has found no place for where somebody yields.
+#[inline(always)]
+fn displace<F: Header>(which: u32) -> u32 {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let inserted = insert_once_global::<F>(which);
-        if inserted != LOST {
-            return inserted;
+        survey_global::<F>(0);
+        survey_global::<F>(1);
+        let index = take_global::<F>();
+        if is_slot(index) {
+            evict_global::<F>(index);
+            return fill_global::<F>(index, which);
+        }
+        if index == FULL {
+            break;
         }
         attempt += 1;
     }
     FULL
-}
-
-global_fn! {
-    /// [`insert_once`].
-    fn insert_once_global<F: Header>(which: u32) -> u32 = insert_once => insert_once_v4 | insert_once_v6
-}
-
-/// One attempt; [`LOST`] is another outcome.
-#[inline(always)]
-fn insert_once<F: Header>(which: u32) -> u32 {
-    let inserted = insert_empty_global::<F>(which);
-    if inserted != NONE {
-        return inserted;
-    }
-    survey_global::<F>(0);
-    survey_global::<F>(1);
-    let index = take_global::<F>();
-    if index >= LOST {
-        return index;
-    }
-    evict_global::<F>(index);
-    fill_global::<F>(index, which)
 }
 
 global_fn! {
