@@ -101,7 +101,7 @@ fn read(place: &Place<Alone<'_>>) -> Entry<V4> {
 /// Puts a flow in its place; the rank of whom it has displaced.
 fn put(table: Slots<'_>, entry: &Entry<V4>) -> Option<Rank> {
     let sets = Sets::of(&entry.key(), SEED, table.mask());
-    let wanted = Wanted { now: NOW, class: entry.class, timeouts: &TIMEOUTS };
+    let wanted = Wanted { now: NOW, class: entry.class, timeouts: &TIMEOUTS, spared: u32::MAX };
     let place = table::claim::<V4, _>(table, sets, &wanted, &mut Candidates::default())?;
     let displaced = table::holder::<V4, _>(place.slot, place.control, &wanted).rank(NOW).0;
     table::write(place.slot, entry);
@@ -169,6 +169,34 @@ fn a_flood_displaces_itself_and_nobody_who_lives() {
     let spared = quiet.iter().filter(|entry| is_there(entry)).count();
     // Where all eight ways are of the living or of the quiet class, there is nobody of the flood's own to yield.
     assert!(spared * 100 >= quiet.len() * 97, "{spared} of {} of another class are there", quiet.len());
+}
+
+/// The client's entry of a new flow wants a place where all but the entry of its own answers live: it gets none, rather than that one.
+#[test]
+fn a_flow_does_not_displace_its_own_other_half() {
+    const SLOTS: u32 = 2 * table::WAYS;
+    let memory = memory(SLOTS as usize);
+    let table = Slots(&memory);
+    for number in 0..SLOTS {
+        let mut entry = established(number);
+        (entry.born, entry.class) = (NOW.jiffy, 3);
+        if number == 0 {
+            entry.control = entry.control.with(FlowState::HALF_OPEN, 0);
+        }
+        assert_eq!(put(table, &entry), Some(Rank::EMPTY));
+    }
+    let place = |number: u32| {
+        let key = established(number).key();
+        (key, Sets::of(&key, SEED, table.mask()))
+    };
+    let (key, sets) = place(0);
+    let spared = table::find::<V4, _>(table, &key, sets).expect("it was put there").index;
+    let claim = |spared: u32| {
+        let wanted = Wanted { now: NOW, class: 3, timeouts: &TIMEOUTS, spared };
+        table::claim::<V4, _>(table, place(SLOTS).1, &wanted, &mut Candidates::default()).map(|place| place.index)
+    };
+    assert_eq!(claim(spared), None);
+    assert_eq!(claim(u32::MAX), Some(spared));
 }
 
 fn holder(state: FlowState, idle: u32, age: u32, is_own_class: bool) -> Holder {

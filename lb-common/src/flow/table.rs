@@ -462,6 +462,8 @@ pub struct Wanted<'a> {
     pub class: u8,
     /// Time-outs by state.
     pub timeouts: &'a [u32; FlowState::COUNT],
+    /// Index of a slot that does not yield, whoever is there.
+    pub spared: u32,
 }
 
 /// Claims an empty slot in these sets: of two sets with room, in the one with more of it, without which the second choice would be
@@ -535,14 +537,15 @@ pub fn survey<F: Family, T: Table<F>>(
     candidates: &mut Candidates,
     first: usize,
 ) -> Option<()> {
-    let set = table.set(set)?;
+    let slots = table.set(set)?;
     let mut way = 0;
     while way < WAYS {
-        let slot = table.slot(set, way);
+        let slot = table.slot(slots, way);
         let control = Control::from_bits(slot.load(word::CONTROL));
         let number = (first + way as usize) % candidates.controls.len();
         candidates.controls[number] = control.to_bits();
-        candidates.urges[number] = holder::<F, _>(slot, control, wanted).urge(wanted.now);
+        let urge = holder::<F, _>(slot, control, wanted).urge(wanted.now);
+        candidates.urges[number] = if set * WAYS + way == wanted.spared { 0 } else { urge };
         way += 1;
     }
     Some(())

@@ -184,7 +184,7 @@ impl<'a> Table<V4> for Ways<'a> {
 
 /// Who wants a slot.
 pub fn wanted() -> Wanted<'static> {
-    Wanted { now: NOW, class: 1, timeouts: &TIMEOUTS }
+    Wanted { now: NOW, class: 1, timeouts: &TIMEOUTS, spared: u32::MAX }
 }
 
 /// A flow's original entry, live in a state: all of its words tell which client it is.

@@ -30,8 +30,7 @@ pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stag
         return Err(Stop::NOT_OURS);
     }
     let frontend = find_frontend(key, F::IS_V4)?;
-    // XDP is the uplinks' alone.
-    let comes_from_pod = !P::IS_XDP && comes_from_pod(packet.ifindex());
+    let comes_from_pod = comes_from_pod(packet.ifindex());
     let scope = scope(&scratch.parsed, comes_from_pod)?;
     trace::note_frontend(packet, &frontend, scope);
     // Before the question whether anything serves (rule 36).

@@ -36,6 +36,11 @@ pub fn install<P: Packet, F: Header>(start: u32) -> Stage<()> {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         match claim_global::<F>(start) {
+            NEW => {
+                let scratch = work::scratch::<F>()?;
+                count_flow(scratch.admitted.frontend.service, scratch.original.backend);
+                return Ok(());
+            }
             DONE => return Ok(()),
             NO_ROOM => return without_state::<P, F>(),
             NO_PORT => return NO_SOURCE_PORT,
@@ -50,6 +55,17 @@ pub fn install<P: Packet, F: Header>(start: u32) -> Stage<()> {
     NO_SOURCE_PORT
 }
 
+/// Counts a connection or an exchange that begins.
+#[inline(always)]
+fn count_flow(service: u32, backend: u32) {
+    if let Some(counters) = maps::service_counters(service) {
+        counters.flows += 1;
+    }
+    if let Some(counters) = maps::backend_counters(backend) {
+        counters.flows += 1;
+    }
+}
+
 /// Both entries stand in the table, or nothing is to be written.
 const DONE: u32 = 0;
 /// Another CPU took the tuple for another flow a moment after it was found free.
@@ -58,6 +74,8 @@ const TAKEN: u32 = 1;
 const NO_ROOM: u32 = 2;
 /// No port was found with which the reply's tuple can be had.
 const NO_PORT: u32 = 3;
+/// The flow's entries stand in the table, and it has begun with this packet.
+const NEW: u32 = 4;
 
 const NO_SOURCE_PORT: Stage<()> = Err(Stop::drop(Reason::NoSourcePort));
 
@@ -85,7 +103,7 @@ global_fn! {
     fn claim_global<F: Header>(start: u32) -> u32 = claim => claim_v4 | claim_v6
 }
 
-/// One attempt: [`DONE`], [`TAKEN`], [`NO_ROOM`] or [`NO_PORT`].
+/// One attempt: [`NEW`], [`DONE`], [`TAKEN`], [`NO_ROOM`] or [`NO_PORT`].
 #[inline(always)]
 fn claim<F: Header>(start: u32) -> u32 {
     let Ok(scratch) = work::scratch::<F>() else { return NO_ROOM };
@@ -102,16 +120,13 @@ fn claim<F: Header>(start: u32) -> u32 {
     }
     let own = if holder == port::OWN { scratch.holder_slot } else { pair::NONE };
     if own == pair::NONE {
-        if holder != port::NOBODY {
-            pair::count_yielded(holder);
-        }
         if scratch.is_known != 0 || scratch.holder_control != 0 {
-            make_room_global::<F>();
+            make_room_global::<F>(holder);
         }
     } else if take_over_global::<F>(own) != DONE {
         return TAKEN;
     }
-    let Scratch { original, peer, .. } = scratch;
+    let Scratch { parsed, original, peer, .. } = scratch;
     let reply = if own == pair::NONE {
         original.write_peer(peer);
         pair::insert::<F>(pair::PEER)
@@ -132,26 +147,28 @@ fn claim<F: Header>(start: u32) -> u32 {
     if let Some(slot) = FlowTable::<F>::NEW.at(reply) {
         slot.store_half(2 * word::sequence::<F>() + 1, inserted);
     }
-    DONE
+    if own == pair::NONE || parsed.is_opening() { NEW } else { DONE }
 }
 
 global_fn! {
     /// [`make_room`].
-    fn make_room_global<F: Header>() -> u32 = make_room => make_room_v4 | make_room_v6
+    fn make_room_global<F: Header>(holder: u32) -> u32 = make_room => make_room_v4 | make_room_v6
 }
 
-/// Removes what is left of an earlier decision about this flow, and whoever has the reply's tuple: it has expired, or yields. One that
-/// has changed meanwhile is another CPU's decision, which is met later. Always 0.
+/// Removes what is left of an earlier decision about this flow, and whoever has the reply's tuple: it has expired, or yields, by
+/// [`port::choose`]'s answer. One that has changed meanwhile is another CPU's decision, which is met later. Always 0.
 #[inline(always)]
-fn make_room<F: Header>() -> u32 {
+fn make_room<F: Header>(yields: u32) -> u32 {
     let Ok(scratch) = work::scratch::<F>() else { return 0 };
     if let Some(old) = lookup(&scratch.parsed.key) {
         pair::remove_global::<F>(old.index);
     }
     if let Some(holder) = lookup(&scratch.peer_key)
         && holder.control.is_same_entry(Control::from_bits(scratch.holder_control))
+        && pair::remove_global::<F>(holder.index)
+        && yields != port::NOBODY
     {
-        pair::remove_global::<F>(holder.index);
+        pair::count_yielded(yields);
     }
     0
 }
@@ -213,7 +230,7 @@ fn give_up_original<F: Header>(reply: u32, inserted: u32) -> u32 {
     if inserted == pair::FULL {
         // The reply finds its way all the same, and the next packet tries again.
         maps::count_reason(Reason::FlowInsertFailed as u32);
-        return DONE;
+        return NEW;
     }
     let Ok(Scratch { parsed, original, peer_key, .. }) = work::scratch::<F>() else { return NO_ROOM };
     let Some(found) = lookup(&parsed.key) else { return TAKEN };

@@ -34,7 +34,7 @@ fn decide<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     admit::admit(packet, scratch)?;
     let hash = scratch.parsed.key.keyed_hash(&maps::config()?.seed);
     select::select_global::<F>((hash >> 32) as u32)?;
-    let (service, backend) = (scratch.admitted.frontend.service, scratch.original.backend);
+    let backend = scratch.original.backend;
     trace::note(packet, |record| {
         record.step = trace_step::DECIDED;
         record.backend = backend;
@@ -43,19 +43,6 @@ fn decide<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     // The low half of the hash: the high one chose the backend.
     install::install::<P, F>(hash as u32)?;
     scratch.instruction = Instruction::of(&scratch.original, Instruction::<F>::NO_SLOT);
-    log::debug!(packet, "service {}: new flow to backend {}", service, backend);
-    if !packet.is_trace() {
-        count_flow(service, backend);
-    }
+    log::debug!(packet, "service {}: decided for backend {}", scratch.admitted.frontend.service, backend);
     Ok(())
-}
-
-#[inline(always)]
-fn count_flow(service: u32, backend: u32) {
-    if let Some(counters) = maps::service_counters(service) {
-        counters.flows += 1;
-    }
-    if let Some(counters) = maps::backend_counters(backend) {
-        counters.flows += 1;
-    }
 }

@@ -93,7 +93,7 @@ global_fn! {
 /// Moves both entries of the flow on, if the packet in the scratch space means anything to it. Always 0.
 #[inline(always)]
 fn advance<F: Header>(index: u32, peer: u32, is_lasting: bool) -> u32 {
-    let Ok(Scratch { parsed, original, .. }) = work::scratch::<F>() else { return 0 };
+    let Ok(Scratch { parsed, original, peer_control, .. }) = work::scratch::<F>() else { return 0 };
     let Some(slot) = FlowTable::<F>::NEW.at(index) else { return 0 };
     let other = if peer == NONE { None } else { FlowTable::<F>::NEW.at(peer) };
     let (flags, direction) = (original.flags(), original.direction());
@@ -116,9 +116,9 @@ fn advance<F: Header>(index: u32, peer: u32, is_lasting: bool) -> u32 {
     if event == 0 && answered & !u32::from(flags) == 0 {
         return 0;
     }
-    change_global::<F>(index, event, answered);
+    change_global::<F>(index, event, answered, original.control.to_bits());
     if peer != NONE {
-        change_global::<F>(peer, event, answered);
+        change_global::<F>(peer, event, answered, peer_control.to_bits());
     }
     0
 }
@@ -172,14 +172,18 @@ fn state_after(state: u32, event: u32) -> u32 {
 
 global_fn! {
     /// [`change`].
-    fn change_global<F: Header>(index: u32, event: u32, flags: u32) -> u32 = change => change_v4 | change_v6
+    fn change_global<F: Header>(index: u32, event: u32, flags: u32, seen: u64) -> u32 = change => change_v4 | change_v6
 }
 
-/// Moves one entry to the state after an event, given as a number, and sets flags. Always 0.
+/// Moves one entry to the state after an event, given as a number, and sets flags, if it is still the entry that was seen under a
+/// control word. Always 0.
 #[inline(always)]
-fn change<F: Header>(index: u32, event: u32, flags: u32) -> u32 {
+fn change<F: Header>(index: u32, event: u32, flags: u32, seen: u64) -> u32 {
     if let Some(slot) = FlowTable::<F>::NEW.at(index) {
         let control = Control::from_bits(slot.load(word::CONTROL));
+        if !control.is_same_entry(Control::from_bits(seen)) {
+            return 0;
+        }
         table::advance(slot, control, flags as u8, |state| {
             FlowState::from_bits(state_after_global(state.to_bits().into(), event) as u8)
         });
@@ -213,7 +217,8 @@ fn refresh<F: Header>() -> Stage<()> {
         peer.control = Control::NONE.published(control.state(), control.flags() ^ flow_flags::REPLY, tick);
         (peer.peer_seen, peer.peer) = (tick, index);
         match pair::insert::<F>(pair::PEER) {
-            pair::TAKEN if !is_reply => return Err(Stop::NOT_OURS),
+            // Another CPU may have made it for this very flow.
+            pair::TAKEN if !is_reply && pair::find_peer_global::<F>() == NONE => return Err(Stop::NOT_OURS),
             pair::TAKEN | pair::FULL => {}
             made => slot.store_half(2 * word::sequence::<F>() + 1, made),
         }

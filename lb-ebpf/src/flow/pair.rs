@@ -73,16 +73,20 @@ global_fn! {
     pub fn find_peer_global<F: Header>() -> u32 = find_peer => find_peer_v4 | find_peer_v6
 }
 
-/// The slot of the other direction's entry of [`Scratch::original`], or [`NONE`].
+/// The slot of the other direction's entry of [`Scratch::original`], or [`NONE`]. Its control word stands in the scratch space.
 #[inline(always)]
 fn find_peer<F: Header>() -> u32 {
-    let Ok(Scratch { original, entry_key, peer_key, .. }) = work::scratch::<F>() else { return NONE };
+    let Ok(Scratch { original, entry_key, peer_key, peer_control, .. }) = work::scratch::<F>() else { return NONE };
     (*entry_key, *peer_key) = (original.key(), original.peer_key());
     if let Some(place) = table::peer_at(FlowTable::<F>::NEW, entry_key, peer_key, original.peer) {
+        *peer_control = place.control;
         return place.index;
     }
     match lookup(peer_key) {
-        Some(place) if table::is_answered_by(place.slot, entry_key) => place.index,
+        Some(place) if table::is_answered_by(place.slot, entry_key) => {
+            *peer_control = place.control;
+            place.index
+        }
         _ => NONE,
     }
 }
@@ -133,7 +137,10 @@ global_fn! {
 /// [`NONE`] where there is no such place.
 #[inline(always)]
 fn insert_empty<F: Header>(which: u32) -> u32 {
-    let Ok(Scratch { original, peer, wanted_key, wanted_class, sets, .. }) = work::scratch::<F>() else { return NONE };
+    let Ok(scratch) = work::scratch::<F>() else { return NONE };
+    let Scratch { original, peer, wanted_key, wanted_class, sets, spared, .. } = scratch;
+    // A client's entry does not displace that of its own answers.
+    *spared = if which == ORIGINAL { original.peer } else { NONE };
     let entry: &Entry<F> = if which == ORIGINAL { original } else { peer };
     *wanted_key = entry.key();
     *sets = Sets::of(wanted_key, globals::table_key(), FlowTable::<F>::NEW.mask());
@@ -180,8 +187,8 @@ global_fn! {
 #[inline(always)]
 fn survey<F: Header>(choice: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return 0 };
-    let Scratch { sets, candidates, wanted_class, .. } = scratch;
-    let wanted = Wanted { now: clock::now(), class: *wanted_class as u8, timeouts: &config.timeouts };
+    let Scratch { sets, candidates, wanted_class, spared, .. } = scratch;
+    let wanted = Wanted { now: clock::now(), class: *wanted_class as u8, timeouts: &config.timeouts, spared: *spared };
     let choice = choice as usize & 1;
     table::survey(FlowTable::<F>::NEW, sets.0[choice], &wanted, candidates, choice * WAYS as usize);
     0
@@ -216,7 +223,7 @@ fn evict<F: Header>(index: u32) -> u32 {
         // It has become empty meanwhile.
         return 0;
     }
-    let wanted = Wanted { now: clock::now(), class: 0, timeouts: &config.timeouts };
+    let wanted = Wanted { now: clock::now(), class: 0, timeouts: &config.timeouts, spared: NONE };
     count_evicted(table::holder::<F, _>(slot, control, &wanted).rank(wanted.now).0);
     // The body is the victim's until the new entry is written over it.
     table::read(&Place { index, slot, control }, &mut scratch.victim);
@@ -249,33 +256,36 @@ fn remove_peer_of_victim<F: Header>() -> u32 {
 
 global_fn! {
     /// [`remove`].
-    pub fn remove_global<F: Header>(index: u32) -> u32 = remove => remove_v4 | remove_v6
+    pub fn remove_global<F: Header>(index: u32) -> bool = remove => remove_v4 | remove_v6
 }
 
-/// Removes the flow of which one entry stands at a slot, both halves, unless it has changed meanwhile. Always 0.
+/// Removes the flow that was just looked up ([`lookup`]) and of which one entry stands at this slot, both halves, unless it has changed
+/// or gone since. Whether it did.
 #[inline(always)]
-fn remove<F: Header>(index: u32) -> u32 {
-    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return 0 };
+fn remove<F: Header>(index: u32) -> bool {
+    let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return false };
     let control = Control::from_bits(slot.load(word::CONTROL));
     if control.is_live()
+        && control.is_same_entry(scratch.wanted_control)
         && table::read(&Place { index, slot, control }, &mut scratch.victim)
         && table::remove(slot, control)
     {
         remove_peer_of_victim_global::<F>();
+        return true;
     }
-    0
+    false
 }
 
 /// How urgently the flow at a place yields to a new one that wants its port, by [`table::Holder::urge`].
 #[inline(always)]
 pub fn urge<F: Header>(place: &Place<Slot>, timeouts: &[u32; FlowState::COUNT]) -> u32 {
-    let wanted = Wanted { now: clock::now(), class: 0, timeouts };
+    let wanted = Wanted { now: clock::now(), class: 0, timeouts, spared: NONE };
     let mut holder = table::holder::<F, _>(place.slot, place.control, &wanted);
     holder.is_own_class = false;
     holder.urge(wanted.now)
 }
 
-/// Counts a flow that yields its port.
+/// Counts a flow that has yielded its port.
 #[inline(always)]
 pub fn count_yielded(urge: u32) {
     count_evicted(rank_of(urge));

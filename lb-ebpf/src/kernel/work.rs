@@ -277,6 +277,10 @@ pub struct Scratch<F: Family> {
     pub victim_key: FlowKey<F>,
     /// The key of an entry, where a function wants it in memory.
     pub entry_key: FlowKey<F>,
+    /// The slot that must not yield: that of the same flow's other entry.
+    pub spared: u32,
+    /// The control word of the other direction's entry, where that was found.
+    pub peer_control: Control,
     /// The control word of the entry that was looked up last.
     pub wanted_control: Control,
     /// The key that is looked up.

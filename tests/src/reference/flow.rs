@@ -308,8 +308,9 @@ impl Flows {
     }
 
     /// Writes both entries of a flow that was decided. What is left of an earlier decision goes, unless it is the reply's entry under
-    /// the same tuple: a segment in mid-connection goes on where that one is. Gives the original's entry.
-    pub(super) fn begin(&mut self, key: Tuple, mut entry: Entry, signs: &Signs) -> Entry {
+    /// the same tuple: a segment in mid-connection goes on where that one is. Gives the original's entry,
+    /// and whether the flow begins with this packet.
+    pub(super) fn begin(&mut self, key: Tuple, mut entry: Entry, signs: &Signs) -> (Entry, bool) {
         let reply = entry.to.reversed();
         let own = self.0.get(&reply).copied().filter(|holder| holder.to == key.reversed());
         let old = self.0.get(&key).copied();
@@ -336,7 +337,7 @@ impl Flows {
         };
         self.0.insert(reply, peer);
         self.0.insert(key, entry);
-        entry
+        (entry, own.is_none() || signs.is_opening())
     }
 
     /// Removes a flow, both halves.

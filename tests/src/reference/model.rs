@@ -236,12 +236,15 @@ impl Model {
         let counters = self.counters.service(service);
         match result {
             Ok((entry, yields)) => {
-                counters.flows += 1;
-                self.counters.backend(entry.backend).flows += 1;
                 if let Some(rank) = yields {
                     *self.counters.evictions.entry(rank.label()).or_default() += 1;
                 }
-                return Ok(self.flows.begin(segment.key, entry, &segment.signs));
+                let (entry, is_new) = self.flows.begin(segment.key, entry, &segment.signs);
+                if is_new {
+                    self.counters.service(service).flows += 1;
+                    self.counters.backend(entry.backend).flows += 1;
+                }
+                return Ok(entry);
             }
             // It is for TC to send the error, and to count it.
             Err(End::Reject(_)) if door == Door::Xdp => {}
