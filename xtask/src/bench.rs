@@ -5,7 +5,7 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{bench_control, bench_flood, bench_follow, bench_packet, bench_traffic};
+use crate::{bench_control, bench_crowd, bench_flood, bench_follow, bench_packet, bench_traffic};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -27,6 +27,8 @@ enum Subject {
     Follow(bench_follow::Arguments),
     /// What a flood of first packets leaves of established flows.
     Flood(bench_flood::Arguments),
+    /// Many clients at once: UDP exchanges at a steady rate, TCP connections that all stay open.
+    Crowd(bench_crowd::Arguments),
 }
 
 /// Where the figures go besides the terminal.
@@ -61,5 +63,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Subject::Packet(arguments) => bench_packet::run(arguments),
         Subject::Follow(arguments) => bench_follow::run(arguments),
         Subject::Flood(arguments) => bench_flood::run(arguments),
+        Subject::Crowd(arguments) => bench_crowd::run(arguments),
     }
 }

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod against;
 mod bench;
 mod bench_control;
+mod bench_crowd;
 mod bench_flood;
 mod bench_follow;
 mod bench_packet;
