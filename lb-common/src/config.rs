@@ -89,6 +89,8 @@ pub mod config_flags {
     pub const MASQUERADE_ALL: u32 = 1;
     /// NodePorts do not answer at localhost (`--nodeport-addresses` with ranges that leave it out).
     pub const NO_LOCALHOST: u32 = 2;
+    /// Conntrack can be asked whether a packet answers what this node has sent ([`crate::conntrack`]).
+    pub const ASKS_CONNTRACK: u32 = 4;
 }
 
 /// An address range as mask and value, in packet byte order. All zero matches nothing.

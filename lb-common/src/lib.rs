@@ -17,6 +17,7 @@ pub mod bench;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+pub mod conntrack;
 pub mod counters;
 pub mod crc32c;
 pub mod filter;

@@ -5,7 +5,7 @@ use crate::flow::{Entry, table::WAYS};
 
 /// Goes into the path of every pin: re-using a pinned map checks nothing, so maps of another layout must not be found.
 /// Raise it with every change of a key, a value or their meaning.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Configuration: array of one [`crate::config::Config`], memory-mapped.
 pub const CONFIG: &str = "CONFIG";
@@ -58,9 +58,11 @@ pub const TC_PROGRAMS: &str = "TC_PROGRAMS";
 pub const SOCKETS: &str = "SOCKETS";
 /// LRU hash: [`crate::socket::TalkKey`] -> [`crate::socket::TalkEntry`].
 pub const TALKS: &str = "TALKS";
+/// Per-CPU array of one [`crate::conntrack::Question`].
+pub const CONNTRACK: &str = "CONNTRACK";
 
 /// All maps that are pinned and adopted by the next agent. Scratch space is not among them.
-pub const PINNED: [&str; 25] = [
+pub const PINNED: [&str; 26] = [
     CONFIG,
     FRONTENDS,
     BACKENDS,
@@ -86,6 +88,7 @@ pub const PINNED: [&str; 25] = [
     TC_PROGRAMS,
     SOCKETS,
     TALKS,
+    CONNTRACK,
 ];
 
 /// Names of the programs.
@@ -138,14 +141,18 @@ pub mod programs {
 pub mod tail {
     /// [`super::programs::XDP_RARE`].
     pub const XDP_RARE: u32 = 0;
+    /// The agent's program that asks conntrack, for XDP.
+    pub const XDP_CONNTRACK: u32 = 1;
     /// [`super::programs::TC_INGRESS_RARE`].
     pub const TC_INGRESS_RARE: u32 = 0;
     /// [`super::programs::TC_EGRESS_RARE`].
     pub const TC_EGRESS_RARE: u32 = 1;
     /// [`super::programs::TC_ANSWER`].
     pub const TC_ANSWER: u32 = 2;
+    /// The agent's program that asks conntrack, for TC.
+    pub const TC_CONNTRACK: u32 = 3;
     /// Length of the longer array.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Slots in one element of the table array: elements of a memory-mapped array are rounded up to 8 bytes, so a lone

@@ -105,6 +105,8 @@ pub enum Fate {
     Reset = 5,
     /// Not a plain packet: untouched, for the same door's other program.
     Rare = 6,
+    /// Untouched, for the program that asks conntrack whose it is ([`crate::conntrack`]).
+    AskConntrack = 7,
 }
 
 /// An early end of the pipeline. The entry point counts the reason and maps the fate to the hook's action.
@@ -125,6 +127,8 @@ impl Stop {
     pub const LEAVE_TO_TC: Self = Self::new(Fate::LeaveToTc, Reason::LeftToTc as u32);
     /// See [`Fate::Rare`].
     pub const RARE: Self = Self::new(Fate::Rare, 0);
+    /// See [`Fate::AskConntrack`].
+    pub const ASK_CONNTRACK: Self = Self::new(Fate::AskConntrack, 0);
 
     #[inline(always)]
     const fn new(fate: Fate, reason: u32) -> Self {
@@ -178,11 +182,12 @@ impl Stop {
             3 => Fate::Reject,
             5 => Fate::Reset,
             6 => Fate::Rare,
+            7 => Fate::AskConntrack,
             _ => Fate::Drop,
         }
     }
 
-    /// Index of the [`Reason`] to count; meaningless for [`Fate::NotOurs`] and [`Fate::Rare`].
+    /// Index of the [`Reason`] to count; meaningless for [`Fate::NotOurs`], [`Fate::Rare`] and [`Fate::AskConntrack`].
     #[inline(always)]
     #[must_use]
     pub const fn reason(self) -> u32 {
@@ -259,7 +264,7 @@ mod tests {
         let stops = Reason::ALL
             .iter()
             .flat_map(|&reason| [Stop::pass, Stop::reject, Stop::drop, Stop::reset].map(|stop| stop(reason)));
-        for stop in stops.chain([Stop::NOT_OURS, Stop::LEAVE_TO_TC, Stop::RARE]) {
+        for stop in stops.chain([Stop::NOT_OURS, Stop::LEAVE_TO_TC, Stop::RARE, Stop::ASK_CONNTRACK]) {
             assert_eq!(Packed::pack(Err(stop)).unpack(), Err(stop));
         }
         assert_eq!(Packed::pack(Ok(())).unpack(), Ok(()));

@@ -222,7 +222,7 @@ fn conclude<P: Packet>(packet: &mut P, result: Stage<i32>, l4: impl FnOnce() -> 
         // TC makes the answer, and counts it.
         stop = Stop::LEAVE_TO_TC;
     }
-    if !matches!(stop.fate(), Fate::NotOurs | Fate::Rare) {
+    if !matches!(stop.fate(), Fate::NotOurs | Fate::Rare | Fate::AskConntrack) {
         log::debug!(packet, "device {}: fate {}, reason {}", packet.ifindex(), stop.fate() as u32, stop.reason());
         if packet.is_trace() {
             trace::note_end(packet, stop);
@@ -234,6 +234,7 @@ fn conclude<P: Packet>(packet: &mut P, result: Stage<i32>, l4: impl FnOnce() -> 
         Fate::NotOurs | Fate::LeaveToTc | Fate::Pass => P::PASS,
         Fate::Drop => P::DROP,
         Fate::Rare => tail::RARE,
+        Fate::AskConntrack => tail::CONNTRACK,
         Fate::Reject | Fate::Reset if packet.is_trace() => P::PASS,
         Fate::Reject | Fate::Reset => {
             packet.ask_for_answer(stop, l4());

@@ -60,7 +60,7 @@ pub fn note_end<P: Packet>(packet: &P, stop: Stop) {
         record.reason = stop.reason();
         record.verdict = match stop.fate() {
             // What is rare is noted by the program that goes on.
-            Fate::NotOurs | Fate::Rare => trace_verdict::NOT_OURS,
+            Fate::NotOurs | Fate::Rare | Fate::AskConntrack => trace_verdict::NOT_OURS,
             Fate::LeaveToTc => trace_verdict::LEFT_TO_TC,
             Fate::Pass => trace_verdict::PASSED,
             Fate::Reject => trace_verdict::REJECTED,

@@ -11,6 +11,7 @@ mod attach;
 mod audit;
 mod capabilities;
 mod clock;
+mod conntrack;
 mod counters;
 mod doors;
 mod dump;
@@ -49,7 +50,7 @@ use std::{
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
-    config::{Config, PortRange},
+    config::{Config, PortRange, config_flags},
     filter::Concern,
     flow::{protocol, table::WAYS},
     maps::{CONFIG, FILTER, SLOTS_PER_CHUNK},
@@ -58,6 +59,7 @@ use tracing::{info, warn};
 
 use self::{
     attach::Links,
+    conntrack::Conntrack,
     earlier::Earlier,
     orphans::Orphans,
     pinned::PinnedObjects,
@@ -160,6 +162,8 @@ pub struct Dataplane {
     orphans: Option<Orphans>,
     /// Source ports that pass the filter.
     passing: [PortRange; 2],
+    /// Whether programs can ask conntrack.
+    conntrack: Conntrack,
     ebpf: Ebpf,
     /// See [`Pins::lock`].
     lock: Lock,
@@ -208,7 +212,9 @@ impl Dataplane {
         if let (Some(earlier), [0, 0]) = (earlier, config.seed) {
             config.seed = earlier.seed().unwrap_or_default();
         }
-        let mut own = Self { maps, config, pins, pinned, links, sockets, orphans, passing, ebpf, lock, watch: None };
+        let conntrack = Conntrack::default();
+        let mut own =
+            Self { maps, config, pins, pinned, links, sockets, orphans, passing, conntrack, ebpf, lock, watch: None };
         own.set_config(&config);
         if (is_resized || is_unfinished) && serves {
             own.switch(&resized);
@@ -284,8 +290,9 @@ impl Dataplane {
             source_ports(&config.source_ports).for_each(|concern| self.maps.pass(concern));
             self.passing = config.source_ports;
         }
-        self.config = *config;
-        let words: &[u32] = bytemuck::cast_slice(std::slice::from_ref(config));
+        let asks_conntrack = if self.conntrack.is_asked() { config_flags::ASKS_CONNTRACK } else { 0 };
+        self.config = Config { flags: config.flags & !config_flags::ASKS_CONNTRACK | asks_conntrack, ..*config };
+        let words: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&self.config));
         self.maps.config.words().iter().zip(words).for_each(|(to, &from)| to.store(from, Ordering::Release));
     }
 
@@ -312,9 +319,18 @@ impl Dataplane {
         let filled =
             load::fill_program_arrays(&mut self.ebpf).map_err(|cause| AttachError::Tails { cause: Box::new(cause) });
         let refused = filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect();
+        self.ask_conntrack();
         // Loading and the first sync are over, and took much more memory than what comes.
         sys::trim_heap();
         refused
+    }
+
+    /// Lets the programs ask conntrack, as soon as the kernel has it.
+    fn ask_conntrack(&mut self) {
+        if self.conntrack.install(&self.pins) {
+            let config = self.config;
+            self.set_config(&config);
+        }
     }
 
     /// Opens the socket door, or lets the links of an earlier agent run this agent's programs; closes it where it is not
@@ -353,6 +369,7 @@ impl Dataplane {
             audit.note(Part::Map, CONFIG, Ok::<_, PinError>(()));
         }
         self.audit_filter(&mut audit);
+        self.ask_conntrack();
         audit
     }
 

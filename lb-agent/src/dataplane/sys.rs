@@ -4,6 +4,8 @@
 //! `bpf(2)` takes a union whose members begin alike for each command; here every command has a struct of its own, laid
 //! out as in the kernel's `include/uapi/linux/bpf.h`. The kernel takes a shorter one than its own for zero-padded.
 
+mod program;
+
 use std::{
     ffi::CString,
     fs, io,
@@ -27,6 +29,8 @@ use nix::{
         time::{TimeVal, TimeValLike as _},
     },
 };
+
+pub use self::program::{load_program, open_module_types};
 
 /// What the kernel says of a map: the start of `struct bpf_map_info`.
 #[repr(C)]

@@ -10,6 +10,7 @@ use lb_common::{
     verdict::{Fate, Reason, Stage, Stop},
 };
 
+use super::own;
 use crate::{
     kernel::{
         maps,
@@ -30,6 +31,8 @@ pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stag
         return Err(Stop::NOT_OURS);
     }
     let frontend = find_frontend(key, F::IS_V4)?;
+    // Before whatever else may become of a client's packet.
+    own::check(packet, scratch)?;
     let comes_from_pod = comes_from_pod(packet.ifindex());
     let scope = scope(&scratch.parsed, comes_from_pod)?;
     trace::note_frontend(packet, &frontend, scope);

@@ -6,6 +6,7 @@
 
 pub mod admit;
 mod install;
+mod own;
 mod port;
 pub mod select;
 mod source;

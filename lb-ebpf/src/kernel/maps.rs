@@ -18,6 +18,7 @@ use aya_ebpf::{
 use lb_common::{
     address::Address,
     config::{Config, Interface},
+    conntrack::Question,
     counters::{BackendCounters, RejectBudget, ServiceCounters, place},
     filter::Filter,
     flow::Evicted,
@@ -73,6 +74,8 @@ static TRACE: Array<TraceRecord> = Array::with_max_entries(1, 0);
 pub static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 pub static TC_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+#[map]
+static CONNTRACK: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SOCKETS: LruHashMap<u64, SocketEntry> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 #[map]
@@ -294,6 +297,13 @@ pub fn remove_talk(key: &TalkKey) {
 pub fn reject_budget() -> Option<&'static mut RejectBudget> {
     // SAFETY: as in `count_reason`.
     REJECT_BUDGET.get_ptr_mut(0).map(|budget| unsafe { &mut *budget })
+}
+
+/// This CPU's question to conntrack.
+#[inline(always)]
+pub fn conntrack_question() -> Option<&'static mut Question> {
+    // SAFETY: as in `count_reason`. The agent's program, which answers it, runs by a tail call from the one that asks.
+    CONNTRACK.get_ptr_mut(0).map(|question| unsafe { &mut *question })
 }
 
 /// The record of a trace.

@@ -18,15 +18,19 @@ use super::maps;
 pub const RARE: i32 = 0x100;
 /// In place of an action: the program that answers goes on. TC only.
 pub const ANSWER: i32 = 0x101;
+/// In place of an action: the program that asks conntrack goes on, and then perhaps the one for packets that are not plain.
+pub const CONNTRACK: i32 = 0x102;
 
 /// The action, or the other program's.
 #[inline(always)]
 pub fn go_on_xdp(context: &XdpContext, next: i32) -> i32 {
-    if next != RARE {
-        return next;
-    }
+    let index = match next {
+        RARE => tail::XDP_RARE,
+        CONNTRACK => tail::XDP_CONNTRACK,
+        action => return action,
+    };
     // SAFETY: the array holds XDP programs; a failed call returns.
-    unsafe { maps::XDP_PROGRAMS.tail_call(context, tail::XDP_RARE) };
+    unsafe { maps::XDP_PROGRAMS.tail_call(context, index) };
     maps::count_reason(Reason::MapMissing as u32);
     xdp_action::XDP_PASS as i32
 }
@@ -37,6 +41,7 @@ pub fn go_on_tc(context: &TcContext, next: i32, rare: u32) -> i32 {
     let (index, otherwise) = match next {
         RARE => (rare, TC_ACT_UNSPEC),
         ANSWER => (tail::TC_ANSWER, TC_ACT_SHOT),
+        CONNTRACK => (tail::TC_CONNTRACK, TC_ACT_UNSPEC),
         action => return action,
     };
     // SAFETY: the array holds TC programs; a failed call returns.

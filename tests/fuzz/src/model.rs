@@ -143,5 +143,6 @@ fn setup() -> Setup {
         routes: vec![route("0.0.0.0", Some(gateway)), route("::", None)],
         neighbours: [((DEVICE, gateway), [2; 6])].into(),
         devices: [(DEVICE, [4; 6])].into(),
+        sockets: [].into(),
     }
 }

@@ -192,5 +192,6 @@ pub fn empty(network: &Network) -> Setup {
         routes: network.routes.clone(),
         neighbours: network.neighbours.clone(),
         devices: network.devices.clone(),
+        sockets: [].into(),
     }
 }

@@ -11,6 +11,7 @@ use lb_common::{
     flow::{
         protocol,
         table::{class_of_device, class_of_source},
+        tcp_flags,
     },
     verdict::Reason,
 };
@@ -61,6 +62,14 @@ pub(super) fn find_frontend(setup: &Setup, key: Tuple) -> Result<&Frontend, End>
     } else {
         Err(End::NotOurs)
     }
+}
+
+/// Whether a packet of no flow answers what the node has sent itself: a SYN-ACK opens nothing, and what is for one of its sockets is
+/// not for a Service.
+pub(super) fn answers_node(setup: &Setup, segment: &Segment) -> bool {
+    let is_answer = segment.signs.has(tcp_flags::SYN) && segment.signs.has(tcp_flags::ACK);
+    let may_open = segment.signs.is_opening();
+    segment.key.protocol == protocol::TCP && is_answer || !may_open && setup.sockets.contains(&segment.key)
 }
 
 /// Whether the client is a pod of the cluster: one of this node, or one of another by its address.

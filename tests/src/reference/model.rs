@@ -215,6 +215,9 @@ impl Model {
         let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
         let question = Question { segment, door, ifindex, now: run.now };
         let frontend = decide::find_frontend(&self.setup, segment.key)?;
+        if decide::answers_node(&self.setup, segment) {
+            return Err(End::NotOurs);
+        }
         let (service, client) = (frontend.service, segment.key.src.ip());
         run.record.step = trace_step::FRONTEND;
         run.record.service = service;

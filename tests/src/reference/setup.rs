@@ -14,7 +14,7 @@ use lb_common::{
 };
 
 use super::{
-    flow::NextHop,
+    flow::{NextHop, Tuple},
     route::{Prefix, Route, Way, way_to},
 };
 
@@ -186,6 +186,8 @@ pub struct Setup {
     pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
     /// Ethernet addresses of the devices themselves.
     pub devices: BTreeMap<u32, [u8; 6]>,
+    /// The node's sockets that are connected, by the packets that they wait for.
+    pub sockets: BTreeSet<Tuple>,
 }
 
 impl Setup {

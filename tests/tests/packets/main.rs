@@ -11,6 +11,7 @@ mod icmp;
 mod life;
 mod malformed;
 mod masquerade;
+mod own;
 mod pending;
 mod race;
 mod random;

@@ -4,6 +4,7 @@
 
 mod doors;
 mod memory;
+mod own;
 mod removal;
 mod restarts;
 mod rolling;

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The programs that ask netfilter's conntrack ([`lb_common::conntrack`]), put together here: they call functions of the kernel that are no
+//! helpers (kfuncs, Linux 5.18), which aya can't.
+//!
+//! Where conntrack is a module it may come after the agent, and its type information takes `CAP_SYS_ADMIN`. Where nobody has loaded it,
+//! netfilter translates no source either.
+
+mod types;
+
+use std::{
+    fs, io, mem,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
+use lb_common::{
+    conntrack::{Options, Question},
+    maps::{self, tail},
+};
+use nix::libc;
+use tracing::{info, warn};
+
+use super::{pins::Pins, sys};
+
+/// Type information of the kernel and its modules.
+const TYPES: &str = "/sys/kernel/btf";
+const MODULE: &str = "nf_conntrack";
+
+/// Whether the programs of this agent can ask conntrack.
+#[derive(Debug, Default)]
+pub struct Conntrack {
+    is_asked: bool,
+    /// It can't be had, which has been said.
+    has_failed: bool,
+}
+
+/// Why conntrack can't be asked.
+#[derive(Debug, thiserror::Error)]
+enum ConntrackError {
+    /// The kernel's type information can't be read, or opened.
+    #[error("reading the kernel's type information of {subject}: {cause}{}", remedy(cause))]
+    Types { subject: &'static str, cause: io::Error },
+    /// It is not what it should be.
+    #[error("the kernel's type information of {subject} is damaged")]
+    Damaged { subject: &'static str },
+    /// An old kernel's conntrack.
+    #[error("this kernel's conntrack has no functions for programs (Linux has them since 5.18)")]
+    TooOld,
+    /// The verifier, or a map.
+    #[error("the program that asks conntrack: {cause}")]
+    Program { cause: io::Error },
+}
+
+fn remedy(cause: &io::Error) -> &'static str {
+    if cause.raw_os_error() == Some(libc::EPERM) { "; that of a module takes CAP_SYS_ADMIN" } else { "" }
+}
+
+impl Conntrack {
+    /// Whether it is asked.
+    pub const fn is_asked(&self) -> bool {
+        self.is_asked
+    }
+
+    /// Puts the programs where those of the doors go on, unless they are there or there is no conntrack (yet). Whether they are new.
+    pub fn install(&mut self, pins: &Pins) -> bool {
+        if self.is_asked || self.has_failed {
+            return false;
+        }
+        match install(pins) {
+            Ok(is_there) => self.is_asked = is_there,
+            Err(error) => {
+                self.has_failed = true;
+                warn!(
+                    "{error}; answers to pods whose source netfilter translates are taken for new clients where they come to a port \
+                     that is a NodePort, too"
+                );
+            }
+        }
+        self.is_asked
+    }
+}
+
+/// Whether there is a conntrack, which is asked then.
+fn install(pins: &Pins) -> Result<bool, ConntrackError> {
+    let Some(functions) = Functions::find()? else { return Ok(false) };
+    let failed = |cause| ConntrackError::Program { cause };
+    let open = |name: &str| sys::open_pin(&pins.map(name)).map_err(failed);
+    let question = open(maps::CONNTRACK)?;
+    for door in DOORS {
+        let programs = open(door.programs)?;
+        let instructions = program(&door, &functions, &question, &programs);
+        let program =
+            sys::load_program(door.types, door.name, &instructions, functions.module.as_ref()).map_err(failed)?;
+        // SAFETY: a program array takes an index and a descriptor, of 32 bits each.
+        unsafe { sys::update(programs.as_fd(), &door.own, &program.as_raw_fd()) }.map_err(failed)?;
+    }
+    info!("conntrack is asked whose a packet is that comes to a port of both a Service and this node");
+    Ok(true)
+}
+
+/// One of the two that ask.
+struct Door {
+    name: &'static str,
+    /// Program type and attach type.
+    types: (u32, u32),
+    /// The map of programs that this one stands in, at which index, and where it goes on.
+    programs: &'static str,
+    own: u32,
+    next: u32,
+    /// The action for packets that are no Service's.
+    pass: i32,
+    is_xdp: bool,
+}
+
+const DOORS: [Door; 2] = [
+    Door {
+        name: "shunt_xdp_ct",
+        types: (bpf_prog_type::BPF_PROG_TYPE_XDP as u32, bpf_attach_type::BPF_XDP as u32),
+        programs: maps::XDP_PROGRAMS,
+        own: tail::XDP_CONNTRACK,
+        next: tail::XDP_RARE,
+        // XDP_PASS.
+        pass: 2,
+        is_xdp: true,
+    },
+    Door {
+        name: "shunt_tc_ct",
+        types: (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32, 0),
+        programs: maps::TC_PROGRAMS,
+        own: tail::TC_CONNTRACK,
+        next: tail::TC_INGRESS_RARE,
+        // TC_ACT_UNSPEC.
+        pass: -1,
+        is_xdp: false,
+    },
+];
+
+/// The functions that are called, by their numbers.
+struct Functions {
+    xdp_lookup: u32,
+    skb_lookup: u32,
+    release: u32,
+    /// The module's type information, where they are a module's.
+    module: Option<OwnedFd>,
+}
+
+impl Functions {
+    /// `None` where there is no conntrack.
+    fn find() -> Result<Option<Self>, ConntrackError> {
+        const NAMES: [&str; 3] = ["bpf_xdp_ct_lookup", "bpf_skb_ct_lookup", "bpf_ct_release"];
+        let read = |subject: &'static str| {
+            fs::read(Path::new(TYPES).join(subject)).map_err(|cause| ConntrackError::Types { subject, cause })
+        };
+        let has_module = Path::new(TYPES).join(MODULE).exists();
+        if !has_module && !Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+            return Ok(None);
+        }
+        let kernel = read("vmlinux")?;
+        let kernel = types::Types::parse(&kernel, None).ok_or(ConntrackError::Damaged { subject: "vmlinux" })?;
+        let (found, module) = if has_module {
+            let module = read(MODULE)?;
+            let module =
+                types::Types::parse(&module, Some(&kernel)).ok_or(ConntrackError::Damaged { subject: MODULE })?;
+            let opened = sys::open_module_types(MODULE);
+            let opened = opened.map_err(|cause| ConntrackError::Types { subject: MODULE, cause })?;
+            (NAMES.map(|name| module.function(name)), Some(opened))
+        } else {
+            (NAMES.map(|name| kernel.function(name)), None)
+        };
+        let [Some(xdp_lookup), Some(skb_lookup), Some(release)] = found else { return Err(ConntrackError::TooOld) };
+        Ok(Some(Self { xdp_lookup, skb_lookup, release, module }))
+    }
+}
+
+/// An instruction (RFC 9669): code, destination and source register, offset, immediate value.
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+    code as u64
+        | ((from << 4 | to) as u64) << 8
+        | (offset.cast_unsigned() as u64) << 16
+        | (value.cast_unsigned() as u64) << 32
+}
+
+/// The instructions of a door's program: it looks its packet up, passes on what answers, and goes on with all else where it came from.
+fn program(door: &Door, functions: &Functions, question: &OwnedFd, programs: &OwnedFd) -> Vec<u64> {
+    const LOOK_UP: i32 = 1;
+    const TAIL_CALL: i32 = 12;
+    const DIRECTION: usize = mem::offset_of!(Question, options) + mem::offset_of!(Options, direction);
+    let copy = |to, from| instruction(0xbf, to, from, 0, 0);
+    let set = |to, value| instruction(0xb7, to, 0, 0, value);
+    let add = |to, value| instruction(0x07, to, 0, 0, value);
+    let load = |to, from, at: usize| instruction(0x61, to, from, at as i16, 0);
+    let call = |helper| instruction(0x85, 0, 0, 0, helper);
+    let call_kernel = |function: u32| {
+        let module = i16::from(functions.module.is_some());
+        instruction(0x85, 0, 2, module, function.cast_signed())
+    };
+    let map = |to, map: &OwnedFd| [instruction(0x18, to, 1, 0, map.as_raw_fd()), 0];
+    let skip_if = |register, value, count| instruction(0x15, register, 0, count, value);
+    let look_up = if door.is_xdp { functions.xdp_lookup } else { functions.skb_lookup };
+
+    let mut code = vec![copy(6, 1)];
+    // The question, at which the seventh register points from then on.
+    code.push(instruction(0x62, 10, 0, -4, 0));
+    code.extend(map(1, question));
+    code.extend([copy(2, 10), add(2, -4), call(LOOK_UP)]);
+    let lacks_question = code.len();
+    code.push(0);
+    code.push(copy(7, 0));
+    // A tuple of one length or the other, each known to the verifier.
+    code.extend([load(3, 7, mem::offset_of!(Question, tuple_len)), skip_if(3, Question::LEN_V4.cast_signed(), 2)]);
+    code.extend([set(3, Question::LEN_V6.cast_signed()), instruction(0x05, 0, 0, 1, 0)]);
+    code.push(set(3, Question::LEN_V4.cast_signed()));
+    code.extend([copy(1, 6), copy(2, 7), copy(4, 7), add(4, mem::offset_of!(Question, options) as i32)]);
+    code.extend([set(5, size_of::<Options>() as i32), call_kernel(look_up)]);
+    let is_unknown = code.len();
+    code.push(0);
+    code.extend([instruction(0x71, 8, 7, DIRECTION as i16, 0), copy(1, 0), call_kernel(functions.release)]);
+    let is_answer = code.len();
+    code.push(0);
+    // Back.
+    let back = code.len();
+    code.push(instruction(0x62, 7, 0, mem::offset_of!(Question, is_answered) as i16, 1));
+    code.push(copy(1, 6));
+    code.extend(map(2, programs));
+    code.extend([set(3, door.next.cast_signed()), call(TAIL_CALL)]);
+    // To the stack.
+    let pass = code.len();
+    code.extend([set(0, door.pass), instruction(0x95, 0, 0, 0, 0)]);
+
+    let distance = |from: usize, to: usize| (to - from - 1) as i16;
+    code[lacks_question] = skip_if(0, 0, distance(lacks_question, pass));
+    code[is_unknown] = skip_if(0, 0, distance(is_unknown, back));
+    code[is_answer] = skip_if(8, Options::REPLY.into(), distance(is_answer, pass));
+    code
+}
