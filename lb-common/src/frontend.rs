@@ -44,6 +44,15 @@ impl FrontendKey {
         Self::new(address, 0, 0)
     }
 
+    /// What an element under this key bears in its value ([`Frontend::tagged`]): all of the key in 16 bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(&self) -> u16 {
+        let words = self.address.words_be();
+        let mixed = words[0] ^ words[1] ^ words[2] ^ words[3] ^ (self.port_be as u32) << 8 ^ self.protocol as u32;
+        (mixed ^ mixed >> 16) as u16
+    }
+
     /// The address under which NodePorts of a family stand.
     #[inline(always)]
     #[must_use]
@@ -88,6 +97,8 @@ pub mod frontend_flags {
     /// External clients without a usable backend are no business of ours: their packets go on as if there were no frontend
     /// (`spec.externalFailoverPolicy: Passthrough`, KEP-6272).
     pub const EXTERNAL_PASS: u32 = 64;
+    /// Above these bits stands the tag of the element's key.
+    pub const TAG_SHIFT: u32 = 16;
 }
 
 /// What a new flow to a frontend gets. One update of this value switches a Service to its new backends.
@@ -96,7 +107,7 @@ pub mod frontend_flags {
 pub struct Frontend {
     /// Index of the Service port, for its counters and name.
     pub service: u32,
-    /// [`frontend_flags`].
+    /// [`frontend_flags`], and in the map's value the tag of its key.
     pub flags: u32,
     /// Idle time in ticks for which a client stays with its backend (session affinity); 0 for none.
     pub affinity_timeout: u32,
@@ -105,6 +116,22 @@ pub struct Frontend {
 }
 
 impl Frontend {
+    /// As it stands in the map under a key. Who copies it must see that key's tag afterwards: the kernel uses an element's memory again
+    /// for another key, while programs still read it (since Linux 6.1).
+    #[inline(always)]
+    #[must_use]
+    pub const fn tagged(self, key: &FrontendKey) -> Self {
+        let flags = self.untagged().flags | (key.tag() as u32) << frontend_flags::TAG_SHIFT;
+        Self { flags, ..self }
+    }
+
+    /// The same without a tag.
+    #[inline(always)]
+    #[must_use]
+    pub const fn untagged(self) -> Self {
+        Self { flags: self.flags & ((1 << frontend_flags::TAG_SHIFT) - 1), ..self }
+    }
+
     /// The table for clients of a scope.
     #[inline(always)]
     #[must_use]
@@ -144,6 +171,9 @@ impl Frontend {
         self.flags & bit != 0
     }
 }
+
+/// The index that no backend has: that of flows to a backend itself, which are no Service's.
+pub const NO_BACKEND: u32 = 0;
 
 /// Life of a backend index.
 pub mod backend_state {
@@ -249,3 +279,27 @@ const _: () = assert!(size_of::<Affinity>() == 12);
 const _: () = assert!(size_of::<SourceRange>() == 20);
 const _: () = assert!(size_of::<SourceRangeKey>() == 24);
 const _: () = assert!(size_of::<Backend>() == 32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_tells_keys_apart_and_leaves_flags_as_they_are() {
+        let address = |last: u8| Address::from_v4_be(u32::from_ne_bytes([10, 96, 0, last]));
+        let key = FrontendKey::new(address(1), 80_u16.to_be(), 6);
+        let others = [
+            FrontendKey::new(address(2), 80_u16.to_be(), 6),
+            FrontendKey::new(address(1), 81_u16.to_be(), 6),
+            FrontendKey::new(address(1), 80_u16.to_be(), 17),
+            FrontendKey::node_port(true, 80_u16.to_be(), 6),
+            FrontendKey::any_port(address(1)),
+        ];
+        assert!(others.iter().all(|other| other.tag() != key.tag()));
+        let frontend =
+            Frontend { flags: frontend_flags::EXTERNAL_PASS | frontend_flags::INTERNAL_DROP, ..Frontend::default() };
+        let tagged = frontend.tagged(&key);
+        assert_eq!((tagged.flags >> frontend_flags::TAG_SHIFT, tagged.untagged()), (key.tag().into(), frontend));
+        assert_eq!(tagged.tagged(&others[0]), frontend.tagged(&others[0]));
+    }
+}

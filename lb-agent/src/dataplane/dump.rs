@@ -78,9 +78,10 @@ impl Maps {
     /// # Errors
     /// When a map can't be read.
     pub fn dump(&self) -> Result<Dump, MapError> {
+        let frontends = self.frontends.entries()?.into_iter();
         let mut dump = Dump {
             names: self.names.entries()?,
-            frontends: self.frontends.entries()?,
+            frontends: frontends.map(|(key, frontend)| (key, frontend.untagged())).collect(),
             source_ranges: self.source_ranges.entries()?,
             backends: self.live_backends(),
             tables: BTreeMap::new(),

@@ -37,7 +37,7 @@ impl Maps {
             }
             Operation::RemoveName { service } => self.names.remove(service).map_err(refused(maps::SERVICE_NAMES)),
             Operation::UpsertFrontend { key, frontend } => {
-                self.frontends.insert(key, frontend).map_err(refused(maps::FRONTENDS))
+                self.frontends.insert(key, &frontend.tagged(key)).map_err(refused(maps::FRONTENDS))
             }
             Operation::UpsertSourceRange(key) => self.source_ranges.insert(key).map_err(refused(maps::SOURCE_RANGES)),
             Operation::RemoveSourceRange(key) => self.source_ranges.remove(key).map_err(refused(maps::SOURCE_RANGES)),
@@ -73,7 +73,7 @@ impl Maps {
             Operation::Pass(concern) => self.passes(*concern),
             Operation::SetName { service, name } => self.names.get(service)?.as_ref() == Some(&**name),
             Operation::RemoveName { service } => self.names.get(service)?.is_none(),
-            Operation::UpsertFrontend { key, frontend } => self.frontends.get(key)?.as_ref() == Some(frontend),
+            Operation::UpsertFrontend { key, frontend } => self.frontends.get(key)? == Some(frontend.tagged(key)),
             Operation::RemoveFrontend { key } => self.frontends.get(key)?.is_none(),
             Operation::UpsertSourceRange(key) => self.source_ranges.covers(key)?,
             Operation::RemoveSourceRange(key) => !self.source_ranges.covers(key)?,

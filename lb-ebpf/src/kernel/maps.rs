@@ -23,7 +23,7 @@ use lb_common::{
     filter::Filter,
     flow::Evicted,
     fragment::{Fragment, FragmentKey},
-    frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange},
+    frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags},
     maps::{Chunk, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
     socket::{SocketEntry, TalkEntry, TalkKey},
     trace::TraceRecord,
@@ -89,11 +89,23 @@ pub fn config() -> Stage<&'static Config> {
 
 /// A frontend, if there is one under this key.
 ///
-/// Copied at once: since Linux 6.1 an element that the agent replaces may be used again while this program still reads it.
+/// Copied at once: since Linux 6.1 an element that the agent replaces may be used again while this program still reads it, for another
+/// key. The tag in it tells, which the kernel writes before the tables; then the key has another element, or none by now.
 #[inline(always)]
 pub fn find_frontend(key: &FrontendKey) -> Option<Frontend> {
-    // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends.
-    unsafe { FRONTENDS.get(key).copied() }
+    let mut attempt = 0;
+    while attempt < 2 {
+        let element = FRONTENDS.get_ptr(key)?;
+        // SAFETY: the kernel returned a pointer to a value of this type, which stays readable until the program ends.
+        let frontend = unsafe { element.read_volatile() };
+        // SAFETY: as above; a single word.
+        let flags = unsafe { (&raw const (*element).flags).read_volatile() };
+        if flags >> frontend_flags::TAG_SHIFT == u32::from(key.tag()) {
+            return Some(frontend);
+        }
+        attempt += 1;
+    }
+    None
 }
 
 /// The backend that a client stays with: its value in the map, whose words other CPUs store one by one.

@@ -164,7 +164,17 @@ impl Maps {
             ));
         }
         let guards = setup.guarded.iter().map(|&address| FrontendKey::any_port(address.into()));
-        replace(&self.frontends, frontends.into_iter().chain(guards.map(|key| (key, frontend::Frontend::default()))))
+        let all = frontends.into_iter().chain(guards.map(|key| (key, frontend::Frontend::default())));
+        replace(&self.frontends, all.map(|(key, frontend)| (key, frontend.tagged(&key))))
+    }
+
+    /// Gives every frontend the tag of another one, as if its element were being used again.
+    pub fn mistag_frontends(&self) -> Result<()> {
+        for (key, frontend) in self.frontends.entries()? {
+            let other = FrontendKey { port_be: key.port_be ^ 1, ..key };
+            self.frontends.put(&key, &frontend[0].tagged(&other))?;
+        }
+        Ok(())
     }
 
     /// All counters, summed over CPUs.

@@ -330,6 +330,14 @@ impl Rig {
         self.kernel.maps.apply(&self.model.setup)
     }
 
+    /// Gives every frontend of the kernel the tag of another one, as if its element were being used again.
+    ///
+    /// # Errors
+    /// When they can't be read or written.
+    pub fn mistag_frontends(&self) -> Result<()> {
+        self.kernel.maps.mistag_frontends()
+    }
+
     /// Lets time pass: all flows, affinities and datagrams grow older by so many ticks.
     ///
     /// # Errors

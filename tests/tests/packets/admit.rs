@@ -2,14 +2,14 @@
 //! Who is let in, and as whose client: source ranges, undefined ports, pods of other nodes.
 
 use anyhow::{Result, ensure};
-use lb_common::flow::protocol;
+use lb_common::flow::{protocol, tcp_flags::SYN};
 use shunt_tests::{
     packets::{
-        POD, Rig, UPLINK,
+        POD, Rig, Segment, UPLINK,
         node::{self, Both, CALLER, CLUSTER_IP, EMPTY, HERE, NODE, OUTSIDE, THERE, pick},
         port_unreachable, with_rig,
     },
-    reference::{Door, Prefix, Verdict, Version},
+    reference::{Arrival, Door, Prefix, Verdict, Version},
 };
 
 use crate::step::{PROTOCOLS, Step, begun, end, first, send, source_port, take};
@@ -180,5 +180,25 @@ fn rule_52_a_pod_of_another_node_is_an_internal_client() -> Result<()> {
             }
         }
         rig.compare_flows()
+    })
+}
+
+/// Review A15: an element of the map of frontends that is used again for another key while a program reads it was taken for the key's.
+#[test]
+fn a15_an_element_that_is_used_again_is_not_taken_for_the_frontend() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.mistag_frontends()?;
+        for version in Version::BOTH {
+            for to in [HERE.at_cluster_ip(version), HERE.at_node(version)] {
+                let frame = Segment::tcp(end(OUTSIDE, version, 40_000), to, SYN).build();
+                for door in Door::IN {
+                    let arrival = Arrival { door, ifindex: UPLINK, frame: frame.clone(), is_trace: false };
+                    let (verdict, after) = rig.send_unobserved(&arrival)?;
+                    ensure!(verdict == Verdict::Pass && after == frame, "{to} {door:?}: {verdict:?}");
+                }
+            }
+        }
+        ensure!(rig.kernel_flows()?.is_empty(), "a flow was decided by another frontend");
+        Ok(())
     })
 }
