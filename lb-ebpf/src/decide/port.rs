@@ -37,22 +37,22 @@ global_fn! {
 /// Finds a source port with which the reply's tuple can be had, and writes it to the original entry and the peer's key. The same
 /// `start`, below 2^32, begins at the same port each time. The answer is who has the tuple; it may be one of whom it can't be had.
 ///
-/// A new flow takes the first port that is free. A segment in mid-connection looks for its own reply entry first, wherever that
+/// A new flow takes the first port that is free, and the client's own before all others where its address is kept. A segment in mid-connection looks for its own reply entry first, wherever that
 /// stands in the order: ports before it may have become free since. Where none is free, the flow yields that does so soonest.
 #[inline(always)]
 fn choose<F: Header>(start: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return 0 };
-    // A flow that keeps its client's address would like to keep the port as well.
-    if scratch.original.flags() & flow_flags::SNAT == 0 {
-        let holder = probe_global::<F>(scratch.original.sport_be);
-        if holder >= NOBODY {
-            return holder;
-        }
-    }
     let is_new = scratch.parsed.is_opening() || scratch.parsed.key.protocol == protocol::UDP;
     // verifier: by way of memory, because each branch here is followed in each turn.
     scratch.take_from = if is_new { NOBODY } else { OWN };
     (scratch.holder_urge, scratch.best_port_be) = (0, 0);
+    // A flow that keeps its client's address would like to keep the port as well.
+    if scratch.original.flags() & flow_flags::SNAT == 0 {
+        let holder = probe_global::<F>(scratch.original.sport_be);
+        if holder >= scratch.take_from {
+            return holder;
+        }
+    }
     let (mut point, mut probe) = (start, 0);
     while probe < PROBES {
         let holder = probe_global::<F>(config.source_port(point).to_be());
@@ -64,7 +64,7 @@ fn choose<F: Header>(start: u32) -> u32 {
         probe += 1;
     }
     // All live: no port can be had.
-    if scratch.best_port_be == 0 { 0 } else { probe_global::<F>(scratch.best_port_be as u16) }
+    if scratch.holder_urge == 0 { 0 } else { probe_global::<F>(scratch.best_port_be as u16) }
 }
 
 global_fn! {

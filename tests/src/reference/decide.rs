@@ -250,13 +250,11 @@ fn claim_port(
 ) -> Result<Option<Rank>, End> {
     let Segment { key, signs, .. } = *question.segment;
     let holder = |entry: &Entry| flows.holder(entry.to.reversed(), key, setup, question.now);
-    if !entry.is_snat && matches!(holder(entry), Holder::Nobody | Holder::Own) {
-        return Ok(None);
-    }
     let begins = key.protocol == protocol::UDP || signs.is_opening();
     let (mut free, mut first_to_yield) = (None, None);
-    for probe in 0..PROBES {
-        let port = setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP)));
+    let own = (!entry.is_snat).then_some(key.src.port());
+    let probes = (0..PROBES).map(|probe| setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP))));
+    for port in own.into_iter().chain(probes) {
         entry.to.src.set_port(port);
         match holder(entry) {
             Holder::Own => return Ok(None),

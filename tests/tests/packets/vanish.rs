@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use lb_common::flow::{FlowState, protocol};
+use lb_common::flow::{FlowState, protocol, tcp_flags::ACK};
 use shunt_tests::{
     packets::{
         Network, POD, Random, Rig, Segment, UPLINK, fragments,
@@ -236,5 +236,34 @@ fn a7_a_segment_in_mid_connection_finds_its_own_reply_entry_wherever_it_stands()
             }
         }
         Ok(())
+    })
+}
+
+/// The same for a flow that keeps its client's address, but not its port, which another flow to the backend had when it began.
+#[test]
+fn a7_a_segment_finds_its_own_reply_entry_although_the_clients_port_is_free_by_now() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            let src = end(CALLER, version, 40_000);
+            let tuple = |dst| Tuple { src, dst, protocol: protocol::TCP };
+            let begin = |rig: &mut Rig, dst| -> Result<Flow> {
+                let mut flow = Flow::begin(rig, tuple(dst), (Door::Ingress, POD))?;
+                flow.answer(rig)?;
+                flow.send(rig)?;
+                Ok(flow)
+            };
+            let first = begin(rig, HERE.at_cluster_ip(version))?;
+            let mut second = begin(rig, HERE.at_node(version))?;
+            ensure!(first.reply.dst.port() == 40_000 && second.reply.dst.port() != 40_000, "no flow is in the way");
+            rig.evict(first.original)?;
+            rig.evict(first.reply)?;
+            second.lose(rig, Half::Original)?;
+            second.send(rig).context("its segment goes by another port than before")?;
+            // One that nobody knows keeps its port.
+            let stranger = Segment::tcp(src, HERE.at_cluster_ip(version), ACK);
+            let sent = send(rig, (Door::Ingress, POD), stranger.build())?;
+            ensure!(sent.frame == stranger.between(src, HERE.backend(version)).build(), "{sent:?}");
+        }
+        rig.compare_flows()
     })
 }
