@@ -16,7 +16,10 @@
 //! packet with a [`Stop`]; [`conclude`] alone turns that into the hook's action. The slow path is the door's other program, to which
 //! the first one goes on by a tail call; what is to be answered goes on in [`answer`](crate::answer).
 
-use lb_common::verdict::{Fate, Reason, Stage, Stop};
+use lb_common::{
+    filter::{Filter, WHOLE},
+    verdict::{Fate, Reason, Stage, Stop},
+};
 
 use crate::{
     decide::decide_global,
@@ -169,7 +172,13 @@ fn resolve<P: Packet, F: Header>(
     l4: u32,
 ) -> Stage<Sending> {
     let sending = match hook {
-        Hook::Ingress => next_hop::resolve(packet, flow, parsed, l4)?,
+        Hook::Ingress => {
+            let sending = next_hop::resolve(packet, flow, parsed, l4)?;
+            if sending.exit == Exit::Stack && stays_a_services(flow, parsed.key.protocol)? {
+                packet.note_translated()?;
+            }
+            sending
+        }
         // What leaves already is on its way.
         Hook::Egress => Sending { exit: Exit::Stack, way: Way::NONE },
     };
@@ -181,6 +190,23 @@ fn resolve<P: Packet, F: Header>(
         counters.bytes[direction] += u64::from(packet.len());
     }
     Ok(sending)
+}
+
+/// Whether the next door would take the packet for one of a Service after the translation, too: its backend is this node itself, by an
+/// address and port that are a frontend as well.
+#[inline(always)]
+fn stays_a_services<F: Header>(flow: &Instruction<F>, protocol: u8) -> Stage<bool> {
+    let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
+    let known = filter.destination(F::filter_bit(&flow.dst));
+    Ok(known != 0 && is_frontends_port(filter, known, flow, protocol))
+}
+
+// Rare, and therefore not in the way.
+#[cold]
+#[inline(always)]
+fn is_frontends_port<F: Header>(filter: &Filter, known: u64, flow: &Instruction<F>, protocol: u8) -> bool {
+    let port_be = (flow.ports >> 16) as u16;
+    known & WHOLE != 0 || filter.has_port(F::filter_port_bit(&flow.dst, port_be, protocol), port_be, protocol)
 }
 
 /// The hook's action for a packet that was rewritten.

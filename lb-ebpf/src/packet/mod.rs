@@ -71,6 +71,11 @@ pub trait Packet {
     /// Tells the kernel that the sum of the packet has changed by this difference, in case that the device has summed it up:
     /// where no checksum of the packet makes up for it.
     fn add_to_sum(&mut self, delta: u16);
+    /// Notes that the packet is translated, for a door that would do it once more: another one is on the way that it goes on. XDP has no
+    /// room for that which all drivers know, and leaves the packet to TC.
+    fn note_translated(&mut self) -> Stage<()>;
+    /// Whether an earlier door has noted that.
+    fn is_translated(&self) -> bool;
     /// Takes the VLAN tag off that the packet came with, where it is not in the frame: the next hop's device puts on its own.
     fn leave_vlan(&mut self);
     /// The hook's action for a translated packet.

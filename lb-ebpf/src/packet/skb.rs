@@ -21,6 +21,10 @@ use crate::kernel::{global_fn, maps};
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
+/// In the field of the buffer that queueing disciplines of old left to classifiers, which stays as it is from one device to the one that stands
+/// on it: the packet was translated at the first.
+const TRANSLATED: u32 = 0x5348;
+
 /// What the program that answers is asked for.
 #[derive(Clone, Copy)]
 pub struct Request {
@@ -170,6 +174,19 @@ impl Packet for SkbPacket {
     fn add_to_sum(&mut self, delta: u16) {
         // SAFETY: a valid context. It fails where the device has not.
         unsafe { bpf_csum_update(self.context, u32::from(delta)) };
+    }
+
+    #[inline(always)]
+    fn note_translated(&mut self) -> Stage<()> {
+        // SAFETY: a valid context, of which the kernel lets TC programs write this field. The packet stays in this node.
+        unsafe { (&raw mut (*self.context).tc_index).write_volatile(TRANSLATED) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn is_translated(&self) -> bool {
+        // SAFETY: as in `data`.
+        unsafe { (&raw const (*self.context).tc_index).read_volatile() == TRANSLATED }
     }
 
     #[inline(always)]

@@ -118,6 +118,16 @@ impl Packet for XdpPacket {
     fn add_to_sum(&mut self, _delta: u16) {}
 
     #[inline(always)]
+    fn note_translated(&mut self) -> Stage<()> {
+        Err(Stop::LEAVE_TO_TC)
+    }
+
+    #[inline(always)]
+    fn is_translated(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn leave_vlan(&mut self) {}
 
     #[inline(always)]

@@ -261,7 +261,10 @@ impl Model {
     /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
     fn exit(&self, run: &Run<'_>, entry: &mut Entry, packet: &Packet) -> Result<Exit, End> {
         if !entry.is_snat {
-            return Ok(Exit::Stack);
+            // The other door would take it for a Service's once more.
+            let (to, protocol) = (entry.to.dst, entry.to.protocol);
+            let stays = self.setup.filters_in(to.ip()) && self.setup.filters_in_port(to, protocol);
+            return if run.arrival.door == Door::Xdp && stays { Err(End::LeaveToTc) } else { Ok(Exit::Stack) };
         }
         if packet.has_tags() {
             return Err(End::LeaveToTc);

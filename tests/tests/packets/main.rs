@@ -22,6 +22,7 @@ mod sizes;
 mod step;
 mod trace;
 mod translate;
+mod twice;
 mod vanish;
 mod vlan;
 mod workers;

@@ -9,7 +9,7 @@ use crate::service::{ALL, LIMIT, NAME, service, wait_to_meet_by_all_ways};
 
 /// Makes the uplink a bridge of the same name and addresses, whose driver has no XDP, as those of bonds and VLANs on some
 /// kernels.
-fn bridge_the_uplink(node: &Node) -> Result<()> {
+pub fn bridge_the_uplink(node: &Node) -> Result<()> {
     let other = 3 - node.number();
     let [v4, v6] = Family::BOTH.map(|family| node.address(family));
     node.namespace().ip(&format!(

@@ -9,3 +9,4 @@ mod removal;
 mod restarts;
 mod rolling;
 mod service;
+mod twice;
