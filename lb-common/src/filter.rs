@@ -8,6 +8,7 @@
 //!              | a NodePort, or a source port -> ours
 //!              +-------------------------------> not ours  (ssh, the kubelet, overlays)
 //!  egress:  source known as a backend's? its port, too? -> ours
+//!  from a pod to a backend itself: a connection begins, or UDP -> looked at; a direct flow's client -> ours
 //! ```
 //!
 //! Bits are hashed: one that is set by chance costs a look at the flow table that finds nothing. Packets without ports (later fragments,
@@ -27,6 +28,10 @@ use crate::{
 pub const ADDRESS_CELLS: u32 = hash::FILTER_BITS;
 /// Bits of addresses with port and protocol.
 pub const PORT_BITS: u32 = hash::FILTER_PORT_BITS;
+/// Devices that the filter tells apart: an index is the kernel's next number, and begins anew in each network namespace.
+pub const DEVICE_BITS: u32 = 1 << 12;
+/// Addresses of nodes that it tells apart.
+pub const NODE_CELLS: u32 = 1 << 12;
 /// Protocols that have ports: TCP, UDP, SCTP.
 const PROTOCOLS: usize = 3;
 
@@ -44,6 +49,13 @@ pub struct Filter {
     pub sources: [u64; ADDRESS_CELLS as usize / 64],
     /// Backends, with port and protocol.
     pub backends: [u64; PORT_BITS as usize / 64],
+    /// The node's own addresses, as far as they are told apart: from there it sends, too.
+    pub nodes: [u64; NODE_CELLS as usize / 64],
+    /// Devices that lead to pods of this node, by index.
+    pub pods: [u64; DEVICE_BITS as usize / 64],
+    /// Clients, with port and protocol, of flows to a backend itself that got another source port, because a Service's flow has theirs. Set by
+    /// the programs, and never cleared: there are few.
+    pub directs: [u64; PORT_BITS as usize / 64],
 }
 
 /// Something of ours is at the address: a frontend, or this node.
@@ -98,6 +110,33 @@ impl Filter {
         has(&self.backends, bit)
     }
 
+    /// Whether an address may be this node's own. `cell` is [`filter_bit`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_node(&self, cell: u32) -> bool {
+        has(&self.nodes, cell & (NODE_CELLS - 1))
+    }
+
+    /// Whether a device may lead to a pod.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pods(&self, ifindex: u32) -> bool {
+        has(&self.pods, ifindex & (DEVICE_BITS - 1))
+    }
+
+    /// Whether a client, of which this is [`filter_port_bit`], may have a direct flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_direct(&self, bit: u32) -> bool {
+        has(&self.directs, bit)
+    }
+
+    /// Whether a word of the filter is one that the programs set.
+    #[must_use]
+    pub const fn is_programs(word: usize) -> bool {
+        word >= offset_of!(Self, directs) / 8 && word < size_of::<Self>() / 8
+    }
+
     /// Adds an address of this node.
     pub fn add_node(&mut self, address: &Address) {
         self.add(Concern::Node(*address));
@@ -145,6 +184,8 @@ pub enum Concern {
     NodePort(u16, u8),
     /// Those from a backend: port in network byte order, protocol.
     Backend(Address, u16, u8),
+    /// Those of pods to a backend itself, that come by a device.
+    PodDevice(u32),
 }
 
 impl Concern {
@@ -156,7 +197,10 @@ impl Concern {
         };
         let bit = |start: usize, bit: u32| (start / 8 + (bit >> 6) as usize, 1 << (bit & 63));
         let [first, second] = match self {
-            Self::Node(address) => [Some(destination(&address, KNOWN)), None],
+            Self::Node(address) => {
+                let cell = filter_bit(address.words_be()) & (NODE_CELLS - 1);
+                [Some(destination(&address, KNOWN)), Some(bit(offset_of!(Filter, nodes), cell))]
+            }
             Self::ClusterIp(address) => [Some(destination(&address, KNOWN | WHOLE)), None],
             Self::Frontend(address, port_be, protocol) => [
                 Some(destination(&address, KNOWN)),
@@ -170,6 +214,7 @@ impl Concern {
                 Some(bit(offset_of!(Filter, sources), filter_bit(address.words_be()))),
                 Some(bit(offset_of!(Filter, backends), filter_port_bit(address.words_be(), port_be, protocol))),
             ],
+            Self::PodDevice(ifindex) => [Some(bit(offset_of!(Filter, pods), ifindex & (DEVICE_BITS - 1))), None],
         };
         first.into_iter().chain(second)
     }
@@ -222,6 +267,20 @@ mod tests {
         ] {
             assert_eq!(concerns(&filter, to, port, protocol), is_ours, "{to}:{port}/{protocol}");
         }
+    }
+
+    #[test]
+    fn the_nodes_own_addresses_and_the_devices_of_its_pods_are_known() {
+        let mut filter = empty();
+        filter.add_node(&address("192.0.2.1"));
+        filter.add_frontend(&address("203.0.113.1"), 80_u16.to_be(), protocol::TCP);
+        let is_node = |of: &str| filter.is_node(filter_bit(address(of).words_be()));
+        assert!(is_node("192.0.2.1") && !is_node("203.0.113.1"));
+        filter.add(Concern::PodDevice(7));
+        assert!(filter.is_pods(7) && !filter.is_pods(8));
+        let programs: std::vec::Vec<_> =
+            (0..size_of::<Filter>() / 8).filter(|&word| Filter::is_programs(word)).collect();
+        assert_eq!(programs.len(), PORT_BITS as usize / 64, "those of direct flows");
     }
 
     #[test]

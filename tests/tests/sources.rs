@@ -11,7 +11,7 @@ use shunt_tests::{
         Protocol, Talk,
         talk::{self, Answer, Outcome},
     },
-    world::{Family, Namespace, Options, World, for_each_kind, objects, wait_for, wait_to_meet},
+    world::{Family, Namespace, Options, World, echo_port, for_each_kind, objects, wait_for, wait_to_meet},
 };
 
 const NAME: &str = "shop";
@@ -208,4 +208,49 @@ fn pitfall_7_one_client_port_through_two_services_to_one_backend_by_tc() -> Resu
 #[test]
 fn pitfall_7_one_client_port_through_two_services_to_one_backend_with_xdp() -> Result<()> {
     one_port_two_services(Options::XDP)
+}
+
+/// Threads openshift/sdn 269, cilium 47396 and 8739: a pod that talks to a Service reaches the backend itself from the same port, also
+/// where it talked to that first (UDP: what TCP has begun before is not known).
+fn one_port_a_service_and_its_backend(options: Options) -> Result<()> {
+    let world = World::with_echoes(options, &[])?;
+    world.put([service(NAME, 0, "Cluster")])?;
+    for (backend, port) in [("web-1", 5_001), ("web-2", 5_002), ("web-3", 5_003)] {
+        world.put(world.slices(NAME, &[backend]))?;
+        for_each_kind(|protocol, family| {
+            let direct = SocketAddr::new(world.pod(backend).address(family), echo_port());
+            let [client, caller] = ["client", "caller"].map(|pod| world.pod(pod).namespace());
+            let orders = [[inside(family), direct], [direct, inside(family)]];
+            let orders = if protocol == Protocol::Tcp { &orders[..1] } else { &orders };
+            for (from, port) in [client, caller].into_iter().zip((port..).step_by(20)) {
+                wait_to_meet(from, protocol, inside(family), &[backend])?;
+                for (order, port) in orders.iter().zip((port..).step_by(10)) {
+                    let begin =
+                        |to| from.enter(|| Talk::begin_from(protocol, port, to, LIMIT))?.map_err(anyhow::Error::from);
+                    let mut first = begin(order[0])?;
+                    first.ask().context("the first")?;
+                    let mut second = begin(order[1]).context("the second")?;
+                    second.ask().context("the second")?;
+                    for _ in 0..3 {
+                        let first = first.ask().context("the first once more")?;
+                        let second = second.ask().context("the second once more")?;
+                        ensure!(first.server == backend && second.server == backend, "{first:?} {second:?}");
+                        ensure!(first.client != second.client, "{order:?}: one flow to the backend: {first:?}");
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pitfall_30_a_service_and_its_backend_by_one_port_by_tc() -> Result<()> {
+    one_port_a_service_and_its_backend(Options::TC)
+}
+
+#[test]
+fn pitfall_30_a_service_and_its_backend_by_one_port_with_xdp() -> Result<()> {
+    one_port_a_service_and_its_backend(Options::XDP)
 }

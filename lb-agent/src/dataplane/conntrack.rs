@@ -30,6 +30,8 @@ const MODULE: &str = "nf_conntrack";
 /// Whether the programs of this agent can ask conntrack.
 #[derive(Debug, Default)]
 pub struct Conntrack {
+    /// The programs that would ask it are this agent's.
+    is_wanted: bool,
     is_asked: bool,
     /// It can't be had, which has been said.
     has_failed: bool,
@@ -62,9 +64,14 @@ impl Conntrack {
         self.is_asked
     }
 
+    /// Once the programs of the doors run.
+    pub const fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
     /// Puts the programs where those of the doors go on, unless they are there or there is no conntrack (yet). Whether they are new.
     pub fn install(&mut self, pins: &Pins) -> bool {
-        if self.is_asked || self.has_failed {
+        if !self.is_wanted || self.is_asked || self.has_failed {
             return false;
         }
         match install(pins) {

@@ -13,9 +13,9 @@ use bytemuck::{Pod, Zeroable as _};
 use lb_common::{
     address::{Address, Family, V4, V6},
     config::family_index,
-    filter::Concern,
+    filter::{self, Concern},
     flow::{Control, Direction, Entry, FlowState, flow_flags, table::WAYS, table::is_expired, word},
-    frontend::{Backend, backend_state},
+    frontend::{Backend, NO_BACKEND, backend_state},
     maps::FlowSet,
 };
 
@@ -202,8 +202,9 @@ impl Maps {
         let mut keep = needed.clone();
         self.flows_v4.entries().flat_map(|entry| concerns::<V4>(&entry)).for_each(|concern| keep.insert(concern));
         self.flows_v6.entries().flat_map(|entry| concerns::<V6>(&entry)).for_each(|concern| keep.insert(concern));
-        let words = self.filter.long_words().iter().zip(keep.words());
-        words.for_each(|(word, &keep)| word.store(keep, Ordering::Release));
+        let words = self.filter.long_words().iter().zip(keep.words()).enumerate();
+        let of_agent = words.filter(|(index, _)| !filter::Filter::is_programs(*index));
+        of_agent.for_each(|(_, (word, &keep))| word.store(keep, Ordering::Release));
         keep
     }
 }
@@ -218,14 +219,18 @@ fn concerns<F: Family>(entry: &Entry<F>) -> impl Iterator<Item = Concern> + use<
 fn concerns_of_direction<F: Family>(entry: &Entry<F>) -> impl Iterator<Item = Concern> + use<F> {
     let (src, dst): (Address, Address) = (F::widen(&entry.src), F::widen(&entry.dst));
     let (first, second) = match entry.direction() {
-        Direction::Original => (Concern::Frontend(dst, entry.dport_be, entry.protocol), None),
+        // To the backend itself: the programs know of it.
+        Direction::Original if entry.backend == NO_BACKEND => (None, None),
+        Direction::Original => (Some(Concern::Frontend(dst, entry.dport_be, entry.protocol)), None),
         Direction::Reply if flow_flags::is_at_egress(entry.flags()) => {
-            (Concern::Backend(src, entry.sport_be, entry.protocol), None)
+            (Some(Concern::Backend(src, entry.sport_be, entry.protocol)), None)
         }
         // To a source port.
-        Direction::Reply => (Concern::Node(dst), Some(Concern::NodePort(u16::from_be(entry.dport_be), entry.protocol))),
+        Direction::Reply => {
+            (Some(Concern::Node(dst)), Some(Concern::NodePort(u16::from_be(entry.dport_be), entry.protocol)))
+        }
     };
-    std::iter::once(first).chain(second)
+    first.into_iter().chain(second)
 }
 
 #[cfg(test)]

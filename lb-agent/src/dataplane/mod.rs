@@ -319,6 +319,7 @@ impl Dataplane {
         let filled =
             load::fill_program_arrays(&mut self.ebpf).map_err(|cause| AttachError::Tails { cause: Box::new(cause) });
         let refused = filled.err().into_iter().chain(self.links.take_over(&mut self.ebpf)).collect();
+        self.conntrack.want();
         self.ask_conntrack();
         // Loading and the first sync are over, and took much more memory than what comes.
         sys::trim_heap();

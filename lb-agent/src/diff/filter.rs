@@ -84,6 +84,7 @@ impl fmt::Display for ConcernText<'_> {
             Concern::Frontend(address, port_be, protocol) | Concern::Backend(address, port_be, protocol) => {
                 FrontendText(&FrontendKey::new(address, port_be, protocol)).fmt(f)
             }
+            Concern::PodDevice(ifindex) => write!(f, "device {ifindex} of a pod"),
             Concern::NodePort(port, protocol) => {
                 FrontendText(&FrontendKey::node_port(true, port.to_be(), protocol)).fmt(f)
             }

@@ -36,6 +36,7 @@ impl State {
         let devices = self.mirror.interfaces.values().flat_map(|interface| &interface.addresses);
         let addresses = devices.filter(|address| !address.is_unspecified()).chain(&self.mirror.node_addresses);
         addresses.for_each(|address| self.sample_filter(Concern::Node(*address), &mut sample));
+        self.pod_devices().for_each(|concern| self.sample_filter(concern, &mut sample));
         let interfaces = self.mirror.interfaces.iter();
         sample.extend(interfaces.map(|(&ifindex, &interface)| Operation::UpsertInterface { ifindex, interface }));
         sample.extend(self.mirror.node_addresses.iter().map(|&address| Operation::UpsertNodeAddress(address)));

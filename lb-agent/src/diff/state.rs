@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     address::Address,
-    config::{Clock, Interface},
+    config::{Clock, Interface, role},
     filter::Concern,
     flow::protocol,
     frontend::{Backend, FrontendKey, backend_state, frontend_flags},
@@ -207,6 +207,9 @@ impl State {
             for address in interface.addresses.iter().filter(|address| !address.is_unspecified()) {
                 self.plan_passing(Concern::Node(*address), &mut operations);
             }
+            if interface.role & role::POD != 0 {
+                self.plan_passing(Concern::PodDevice(ifindex), &mut operations);
+            }
             if held.get(&ifindex) != Some(interface) {
                 operations.push(Operation::UpsertInterface { ifindex, interface: *interface });
             }
@@ -228,6 +231,7 @@ impl State {
         let devices = self.mirror.interfaces.values().flat_map(|interface| &interface.addresses);
         let addresses = devices.filter(|address| !address.is_unspecified()).chain(&self.mirror.node_addresses);
         addresses.for_each(|address| filter.insert(Concern::Node(*address)));
+        self.pod_devices().for_each(|concern| filter.insert(concern));
         let protocols: HashMap<u32, u8> = self.units().map(|(id, unit)| (unit.service, id.protocol)).collect();
         let backends = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE);
         for Backend { address, port_be, service, .. } in backends {
@@ -238,6 +242,12 @@ impl State {
             protocols.for_each(|protocol| filter.insert(Concern::Backend(*address, *port_be, protocol)));
         }
         filter
+    }
+
+    /// What lets packets of pods to backends themselves be looked at.
+    pub(super) fn pod_devices(&self) -> impl Iterator<Item = Concern> {
+        let pods = self.mirror.interfaces.iter().filter(|(_, interface)| interface.role & role::POD != 0);
+        pods.map(|(&ifindex, _)| Concern::PodDevice(ifindex))
     }
 
     /// Takes note of what a sweep has left in the filter.

@@ -13,16 +13,22 @@ use lb_common::{
 use super::own;
 use crate::{
     kernel::{
-        maps,
-        work::{Admitted, Parsed, Scratch},
+        global_fn, maps,
+        work::{self, Admitted, Parsed},
     },
     packet::{Packet, header::Header},
     trace,
 };
 
+global_fn! {
+    /// [`admit`].
+    pub fn admit_global<P: Packet, F: Header>(packet: &P) -> Stage<()> = admit => admit_xdp_v4 | admit_xdp_v6 | admit_tc_v4 | admit_tc_v6
+}
+
 /// Finds the frontend of the packet in the scratch space, and the table for its client.
 #[inline(always)]
-pub fn admit<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
+fn admit<P: Packet, F: Header>(packet: &P) -> Stage<()> {
+    let scratch = work::scratch::<F>()?;
     let parsed = &scratch.parsed;
     let key = &mut scratch.frontend_key;
     *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);

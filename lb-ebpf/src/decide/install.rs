@@ -38,7 +38,9 @@ pub fn install<P: Packet, F: Header>(start: u32) -> Stage<()> {
         match claim_global::<F>(start) {
             NEW => {
                 let scratch = work::scratch::<F>()?;
-                count_flow(scratch.admitted.frontend.service, scratch.original.backend);
+                if P::IS_XDP || scratch.is_direct == 0 {
+                    count_flow(scratch.admitted.frontend.service, scratch.original.backend);
+                }
                 return Ok(());
             }
             DONE => return Ok(()),

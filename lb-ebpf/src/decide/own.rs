@@ -10,7 +10,6 @@ use aya_ebpf::{
 use lb_common::{
     config::config_flags,
     conntrack::{Options, Question},
-    filter::WHOLE,
     flow::{protocol, tcp_flags},
     verdict::{Reason, Stage, Stop},
 };
@@ -39,7 +38,7 @@ pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>) -> Stage<()
     if packet.is_translated() || is_tcp && parsed.tcp_flags & ANSWER == ANSWER {
         return Err(Stop::NOT_OURS);
     }
-    if is_tcp && parsed.is_opening() || is_cluster_ip::<F>(&parsed.key.dst) {
+    if is_tcp && parsed.is_opening() || !is_node::<F>(&parsed.key.dst) {
         return Ok(());
     }
     let has_socket = match parsed.key.protocol {
@@ -94,10 +93,10 @@ fn ask_conntrack<F: Header>() -> Stage<()> {
     Err(Stop::ASK_CONNTRACK)
 }
 
-/// Whether no socket can have this address.
+/// Whether this node may send from an address.
 #[inline(always)]
-fn is_cluster_ip<F: Header>(address: &F::Addr) -> bool {
-    maps::filter().is_some_and(|filter| filter.destination(F::filter_bit(address)) & WHOLE != 0)
+fn is_node<F: Header>(address: &F::Addr) -> bool {
+    maps::filter().is_some_and(|filter| filter.is_node(F::filter_bit(address)))
 }
 
 global_fn! {

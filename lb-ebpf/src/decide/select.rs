@@ -105,7 +105,7 @@ where
 
 /// The original direction's entry, with the client's own source.
 #[inline(always)]
-fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: Now) {
+pub fn write_original<F: Header>(scratch: &mut Scratch<F>, chosen: &Chosen, now: Now) {
     let (parsed, original, backend) = (&scratch.parsed, &mut scratch.original, chosen.backend);
     let key = &parsed.key;
     let is_tcp = key.protocol == protocol::TCP;

@@ -20,7 +20,7 @@ use lb_common::{
     config::{Config, Interface},
     conntrack::Question,
     counters::{BackendCounters, RejectBudget, ServiceCounters, place},
-    filter::Filter,
+    filter::{Filter, PORT_BITS},
     flow::Evicted,
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags},
@@ -183,6 +183,23 @@ pub fn table_slot(slot: u32) -> Option<u32> {
 #[inline(always)]
 pub fn filter() -> Option<&'static Filter> {
     FILTER.get(0)
+}
+
+/// Notes that a client, of which this is the bit with port and protocol, has a flow to a backend itself.
+#[inline(always)]
+pub fn note_direct(bit: u32) {
+    let Some(filter) = FILTER.get_ptr_mut(0) else { return };
+    let word = (bit >> 6) as usize & (PORT_BITS as usize / 64 - 1);
+    // SAFETY: the map's element, of which the word is a live, aligned one; other CPUs set bits by the same instruction, and the agent
+    // stores nothing here.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) |= {bit}",
+            word = in(reg) (&raw mut (*filter).directs[word]),
+            bit = in(reg) 1_u64 << (bit & 63),
+            options(nostack, preserves_flags)
+        );
+    }
 }
 
 /// What is known of a network device.

@@ -263,6 +263,8 @@ pub struct Scratch<F: Family> {
     pub take_from: u32,
     /// The port that can be had most easily.
     pub best_port_be: u32,
+    /// Whether the packet is no Service's, but one of a pod to a backend itself.
+    pub is_direct: u32,
     /// Whether the packet's key stands in the table.
     pub is_known: u32,
     /// Whether the other direction's entry is to be seen to, and the slot where that was found.

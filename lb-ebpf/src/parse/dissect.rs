@@ -9,7 +9,7 @@ use lb_common::{
 };
 
 use super::{
-    filter::{Hook, is_cluster_ip},
+    filter::{Hook, is_cluster_ip, may_be_direct},
     fragment,
     plain::read_tcp,
     quote,
@@ -45,8 +45,9 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
     let known = hook.knows::<F>(filter, &src, &dst);
     let is_known = known != 0;
+    let may_be_direct = may_be_direct::<P, F>(packet, filter, hook, &dst);
     // Any router may send an error about a packet of ours.
-    if !is_known && (hook == Hook::Ingress || !F::may_be_icmp(&ip)) {
+    if !is_known && !may_be_direct && (hook == Hook::Ingress || !F::may_be_icmp(&ip)) {
         return Err(Stop::NOT_OURS);
     }
     let (ttl, end) = (F::ttl(&ip), end(packet, l3, F::total_len(&ip)));
@@ -63,6 +64,10 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     if let Some(fault) = walk.fault() {
         return Err(if is_known && !is_stub { stop_of(fault, scratch) } else { Stop::NOT_OURS });
     }
+    scratch.is_direct = 0;
+    if !is_known && may_be_direct {
+        return dissect_direct(packet, scratch, walk.part(), is_stub);
+    }
     match walk.protocol() {
         protocol::TCP | protocol::UDP | protocol::SCTP if is_known => match walk.part() {
             Part::Later if end <= packet.len() && at.l4 <= end => fragment::find(scratch, hook),
@@ -71,7 +76,11 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
             part => {
                 read_ports(packet, scratch, part)?;
                 if !hook.concerns(filter, known, &scratch.parsed.key) {
-                    return Err(Stop::NOT_OURS);
+                    return if may_be_direct {
+                        dissect_direct(packet, scratch, walk.part(), is_stub)
+                    } else {
+                        Err(Stop::NOT_OURS)
+                    };
                 }
                 check_length(packet, scratch)?;
                 read_segment(packet, scratch)
@@ -86,6 +95,25 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
         protocol if is_icmp::<F>(protocol) && walk.part() == Part::Whole => quote::find(packet, scratch, hook),
         _ => Err(Stop::NOT_OURS),
     }
+}
+
+/// The same for a packet that may be a pod's to a backend itself: as a whole, without fragments, or none of our business.
+#[inline(always)]
+fn dissect_direct<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, part: Part, is_stub: bool) -> Stage<()> {
+    let has_ports = matches!(scratch.parsed.key.protocol, protocol::TCP | protocol::UDP);
+    if !has_ports || part != Part::Whole || is_stub {
+        return Err(Stop::NOT_OURS);
+    }
+    let read = read_ports(packet, scratch, part)
+        .and_then(|()| check_length(packet, scratch))
+        .and_then(|()| read_segment(packet, scratch));
+    let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
+    let key = &scratch.parsed.key;
+    if read.is_err() || !filter.has_backend(F::filter_port_bit(&key.dst, key.dport_be, key.protocol)) {
+        return Err(Stop::NOT_OURS);
+    }
+    scratch.is_direct = 1;
+    Ok(())
 }
 
 /// Where the packet ends. See [`plain`](super::plain) for the length of zero.

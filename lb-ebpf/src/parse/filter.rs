@@ -9,7 +9,7 @@ use lb_common::{
 
 use crate::{
     kernel::{global_fn::number, maps, work::Scratch},
-    packet::header::Header,
+    packet::{Packet, header::Header},
 };
 
 /// Which way a packet crosses the device.
@@ -50,6 +50,37 @@ impl Hook {
             }
             Self::Egress => filter.has_backend(F::filter_port_bit(&key.src, key.sport_be, key.protocol)),
         }
+    }
+}
+
+/// What a packet is to us that is of no Service.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// Nothing.
+    No,
+    /// If it is UDP or opens a connection, perhaps the first one of a pod to a backend itself: the client's port may be that of a Service's flow to that backend.
+    First,
+    /// Perhaps one of such a flow that got another port.
+    Flow,
+}
+
+/// Whether a packet comes from a pod, and goes to an address where a backend is.
+#[inline(always)]
+pub fn may_be_direct<P: Packet, F: Header>(packet: &P, filter: &Filter, hook: Hook, dst: &F::Addr) -> bool {
+    !P::IS_XDP && hook == Hook::Ingress && filter.is_pods(packet.ifindex()) && filter.has_source(F::filter_bit(dst))
+}
+
+/// What a packet of no Service is by its ports.
+#[inline(always)]
+pub fn direct<P: Packet, F: Header>(packet: &P, filter: &Filter, hook: Hook, key: &FlowKey<F>) -> Direct {
+    if !may_be_direct::<P, F>(packet, filter, hook, &key.dst)
+        || !filter.has_backend(F::filter_port_bit(&key.dst, key.dport_be, key.protocol))
+    {
+        Direct::No
+    } else if filter.has_direct(F::filter_port_bit(&key.src, key.sport_be, key.protocol)) {
+        Direct::Flow
+    } else {
+        Direct::First
     }
 }
 

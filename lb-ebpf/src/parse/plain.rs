@@ -3,10 +3,10 @@
 
 use lb_common::{
     flow::{FlowKey, protocol, tcp_flags},
-    verdict::{Reason, Stage, Stop},
+    verdict::{Fate, Reason, Stage, Stop},
 };
 
-use super::filter::Hook;
+use super::filter::{Direct, Hook, direct, may_be_direct};
 use crate::{
     kernel::{maps, work::Parsed},
     packet::{
@@ -25,22 +25,30 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
     let (src, dst) = (F::src(&frame), F::dst(&frame));
     let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
     let known = hook.knows::<F>(filter, &src, &dst);
-    if known == 0 {
+    if known == 0 && !may_be_direct::<P, F>(packet, filter, hook, &dst) {
         // Routers send ICMP errors under addresses of their own.
         let may_concern = hook == Hook::Egress && F::may_be_icmp(&frame);
         return Err(if may_concern { Stop::RARE } else { Stop::NOT_OURS });
     }
-    let network = F::network(&frame)?;
+    let network = match F::network(&frame) {
+        Err(stop) if known == 0 && stop.fate() != Fate::Rare => return Err(Stop::NOT_OURS),
+        network => network?,
+    };
     let is_tcp = match network.protocol {
         protocol::TCP => true,
         protocol::UDP => false,
-        protocol::SCTP => return Err(Stop::RARE),
+        protocol::SCTP if known != 0 => return Err(Stop::RARE),
+        protocol::SCTP => return Err(Stop::NOT_OURS),
         _ => return Err(if F::may_be_icmp(&frame) { Stop::RARE } else { Stop::NOT_OURS }),
     };
     let l4_frame = frame.behind(l4);
     let key = FlowKey::new(src, dst, l4_frame.get::<_, 0>(), l4_frame.get::<_, 2>(), network.protocol);
-    if !hook.concerns(filter, known, &key) {
-        return Err(Stop::NOT_OURS);
+    if known == 0 || !hook.concerns(filter, known, &key) {
+        return Err(match direct::<P, F>(packet, filter, hook, &key) {
+            Direct::Flow => Stop::RARE,
+            Direct::First if !is_tcp || is_opening(packet, l4) => Stop::RARE,
+            Direct::First | Direct::No => Stop::NOT_OURS,
+        });
     }
     let is_trace = u16::from(packet.is_trace());
     if is_trace != 0 {
@@ -65,6 +73,16 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
         }
     }
     Ok(parsed)
+}
+
+/// Whether TCP at this offset opens a connection.
+#[inline(always)]
+fn is_opening<P: Packet>(packet: &mut P, l4: usize) -> bool {
+    packet.make_linear(l4 + TCP_LEN);
+    packet.frame(l4 + TCP_LEN).is_some_and(|frame| {
+        let flags = frame.behind(l4).get::<u8, { tcp::FLAGS }>();
+        flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    })
 }
 
 /// Reads what the flow table wants to know of a TCP header.

@@ -70,16 +70,29 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// # Errors
     /// Those of the kernel.
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
-        assert_eq!(self.values, 1, "one value per key");
         let mut value = V::zeroed();
+        Ok(self.get_into(key, &mut value)?.then_some(value))
+    }
+
+    /// The same for a value that is too large for the stack, and must be there.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn get_boxed(&self, key: &K) -> io::Result<Box<V>> {
+        let mut value = bytemuck::allocation::zeroed_box();
+        if self.get_into(key, &mut value)? { Ok(value) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    fn get_into(&self, key: &K, value: &mut V) -> io::Result<bool> {
+        assert_eq!(self.values, 1, "one value per key");
         let mut attr = attributes();
         attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
         attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
-        attr.__bindgen_anon_2.__bindgen_anon_1.value = &raw mut value as u64;
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_mut(value) as u64;
         // SAFETY: key and value are as large as the map's, which `Map::new` was given the types of.
         match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
-            Ok(()) => Ok(Some(value)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use lb_common::{
     address::{Address, Family},
     config::{self, Cidr, Config, PortRange, config_flags, role},
-    filter::Filter,
+    filter::{Concern, Filter},
     flow::{self, FlowKey, flow_flags, next_hop, protocol},
     fragment::{Fragment, FragmentKey},
     frontend::{self, FrontendKey, SourceRange, backend_flags, backend_state, frontend_flags},
@@ -194,6 +194,9 @@ pub fn fill_filter(filter: &mut Filter, setup: &Setup) {
             Place::Address(address) => filter.add_frontend(&address.into(), port.to_be(), protocol),
             Place::Node(_) => filter.add_node_port(port, protocol),
         }
+    }
+    for (&ifindex, _) in setup.interfaces.iter().filter(|(_, interface)| interface.is_pod) {
+        filter.add(Concern::PodDevice(ifindex));
     }
     for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
         for port in setup.source_ports.iter().flatten().flat_map(Clone::clone) {

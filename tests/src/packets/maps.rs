@@ -129,6 +129,8 @@ impl Maps {
             self.backends.put(&index, &backend_of(backend))?;
         }
         let mut filter: Box<Filter> = bytemuck::allocation::zeroed_box();
+        // What the programs have set there stays.
+        filter.directs.copy_from_slice(&self.filter.get_boxed(&0)?.directs);
         fill_filter(&mut filter, setup);
         self.filter.put(&0, &filter)?;
         let ranges = setup

@@ -80,7 +80,29 @@ pub(super) fn is_internal(setup: &Setup, ifindex: u32, client: IpAddr) -> bool {
 
 /// Whether the client is behind a pod's device.
 fn is_pod_of_ours(setup: &Setup, ifindex: u32) -> bool {
-    setup.interfaces.get(&ifindex).is_some_and(|interface| interface.is_pod)
+    setup.is_pods(ifindex)
+}
+
+/// What a pod sends to a backend itself begins a flow of its own only where a Service's flow, which lives, has the tuple of its reply: by
+/// another source port.
+pub(super) fn decide_direct(
+    setup: &Setup,
+    flows: &Flows,
+    question: &Question<'_>,
+) -> Result<(Entry, Option<Rank>), End> {
+    let Segment { key, signs, .. } = *question.segment;
+    if key.protocol == protocol::TCP && !signs.is_opening() {
+        return Err(End::NotOurs);
+    }
+    match flows.holder(key.reversed(), key, setup, question.now) {
+        Holder::Other(urge) if urge.rank != Rank::Over => {}
+        _ => return Err(End::NotOurs),
+    }
+    let nobody = Backend::free(setup.backend(0).map_or(0, |backend| backend.generation));
+    let mut entry = begin(setup, &Frontend::default(), (0, &nobody), key, question);
+    let hash = flow_hash(setup.seed, key);
+    let yields = claim_port(setup, flows, &mut entry, question, hash).map_err(|_| End::NotOurs)?;
+    Ok((entry, yields))
 }
 
 /// Chooses backend and source.

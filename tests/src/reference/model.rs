@@ -91,7 +91,7 @@ impl Model {
     pub fn step(&mut self, arrival: &Arrival, now: Now) -> Outcome {
         let before = self.counters.clone();
         let mut run = Run { arrival, now, frame: arrival.frame.clone(), record: TraceRecord::default() };
-        let parsed = parse(&run.frame, arrival.door, &self.setup);
+        let parsed = parse(&run.frame, arrival.door, arrival.ifindex, &self.setup);
         let verdict = match parsed {
             Ok(packet) => {
                 let result = self.process(&mut run, &packet);
@@ -214,6 +214,9 @@ impl Model {
     fn decide(&mut self, run: &mut Run<'_>, segment: &Segment) -> Result<Entry, End> {
         let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
         let question = Question { segment, door, ifindex, now: run.now };
+        if segment.is_direct {
+            return self.decide_direct(is_trace, &question);
+        }
         let frontend = decide::find_frontend(&self.setup, segment.key)?;
         if decide::answers_node(&self.setup, segment) {
             return Err(End::NotOurs);
@@ -256,6 +259,19 @@ impl Model {
             Err(_) => {}
         }
         result.map(|(entry, _)| entry)
+    }
+
+    /// A flow that is no Service's is written where a decision says so; nobody counts it.
+    fn decide_direct(&mut self, is_trace: bool, question: &Question<'_>) -> Result<Entry, End> {
+        let Question { segment, .. } = question;
+        let (entry, yields) = decide::decide_direct(&self.setup, &self.flows, question)?;
+        if is_trace {
+            return Err(End::NotOurs);
+        }
+        if let Some(rank) = yields {
+            *self.counters.evictions.entry(rank.label()).or_default() += 1;
+        }
+        Ok(self.flows.begin(segment.key, entry, &segment.signs))
     }
 
     /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.

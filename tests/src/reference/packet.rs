@@ -66,6 +66,8 @@ pub(super) struct Segment {
     pub signs: Signs,
     /// The identification of the datagram whose first fragment it is.
     pub fragment: Option<u32>,
+    /// It is no Service's, but a pod's to a backend itself.
+    pub is_direct: bool,
 }
 
 /// IP version, and where its header stands. XDP sees VLAN tags in the frame, and looks behind one or two.
@@ -85,7 +87,34 @@ fn link(frame: &[u8], door: Door) -> Option<(Version, usize)> {
 /// Takes a packet apart: one to an address that concerns us where it arrives, from one where it leaves; and, where it has ports, with a
 /// port that does. Of an ICMP error that leaves, which any router may have sent, the packet that it is about must have gone to such an
 /// address.
-pub(super) fn parse(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, End> {
+pub(super) fn parse(frame: &[u8], door: Door, ifindex: u32, setup: &Setup) -> Result<Packet, End> {
+    match parse_for_service(frame, door, setup) {
+        Err(End::NotOurs) if door == Door::Ingress && setup.is_pods(ifindex) => parse_direct(frame, setup),
+        parsed => parsed,
+    }
+}
+
+/// A packet of a pod that is none of a Service, but may collide with those of a flow: it goes to a backend, as a whole.
+fn parse_direct(frame: &[u8], setup: &Setup) -> Result<Packet, End> {
+    let (version, ip) = link(frame, Door::Ingress).ok_or(End::NotOurs)?;
+    if frame.len() < ip + Headers::fixed_len(version) {
+        return Err(End::NotOurs);
+    }
+    let fixed = Headers { version, ip, l4: ip, protocol: 0, part: Part::Whole };
+    let (src, dst) = fixed.addresses(frame);
+    let (end, ttl) = (claimed_end(frame, version, ip), frame[fixed.ttl_at()]);
+    match parse_body(frame, fixed, end, |key| setup.filters_out_port(key.dst, key.protocol)) {
+        Ok((headers, Body::Segment(segment)))
+            if setup.filters_out(dst) && segment.fragment.is_none() && segment.key.protocol != protocol::SCTP =>
+        {
+            let body = Body::Segment(Segment { is_direct: true, ..segment });
+            Ok(Packet { headers, end, src, dst, ttl, body })
+        }
+        _ => Err(End::NotOurs),
+    }
+}
+
+fn parse_for_service(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, End> {
     let (version, ip) = link(frame, door).ok_or(End::NotOurs)?;
     if frame.len() < ip + Headers::fixed_len(version) {
         return Err(End::NotOurs);
@@ -170,7 +199,7 @@ fn is_echo(frame: &[u8], headers: &Headers) -> bool {
 
 fn segment(frame: &[u8], headers: &Headers, signs: Signs) -> Segment {
     let fragment = if let Part::First(id) = headers.part { Some(id) } else { None };
-    Segment { key: tuple(frame, headers), signs, fragment }
+    Segment { key: tuple(frame, headers), signs, fragment, is_direct: false }
 }
 
 /// What a TCP header shows. A SYN takes the place of a byte (RFC 9293 section 3.4).

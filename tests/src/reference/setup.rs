@@ -252,6 +252,11 @@ impl Setup {
         Some(NextHop { ifindex, generation: self.next_hop_generation, addresses })
     }
 
+    /// Whether a device leads to pods of this node.
+    pub(super) fn is_pods(&self, ifindex: u32) -> bool {
+        self.interfaces.get(&ifindex).is_some_and(|interface| interface.is_pod)
+    }
+
     /// How the kernel would send to a destination.
     pub(super) fn way_to(&self, destination: IpAddr) -> Way {
         way_to(&self.routes, &self.neighbours, destination)

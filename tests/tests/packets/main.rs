@@ -5,6 +5,7 @@ mod admit;
 mod adversarial;
 mod affinity;
 mod captured;
+mod direct;
 mod fragments;
 mod headers;
 mod icmp;

@@ -10,7 +10,7 @@ use lb_common::{
     config::Clock,
     counters::{BackendCounters, ServiceCounters},
     flow::flow_flags,
-    frontend::{Backend, Frontend, FrontendKey, Target, backend_flags, backend_state},
+    frontend::{Backend, Frontend, FrontendKey, NO_BACKEND, Target, backend_flags, backend_state},
 };
 use serde::Serialize;
 
@@ -320,7 +320,8 @@ impl<'a> FlowRows<'a> {
             idle_secs: u64::from(flow.idle_ticks) * self.clock.tick_ns() / 1_000_000_000,
             service: backend.and_then(|backend| self.services.get(&backend.service).cloned()),
             backend_index: flow.backend,
-            stale: backend.is_none(),
+            // One of a pod to a backend itself is no Service's.
+            stale: backend.is_none() && flow.backend != NO_BACKEND,
         }
     }
 }
