@@ -241,3 +241,25 @@ fn program(door: &Door, functions: &Functions, question: &OwnedFd, programs: &Ow
     code[is_answer] = skip_if(8, Options::REPLY.into(), distance(is_answer, pass));
     code
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::config::config_flags;
+
+    use super::*;
+    use crate::dataplane::tests::Place;
+
+    #[test]
+    fn it_is_asked_where_the_kernel_has_it_once_our_programs_run() {
+        let Some(place) = Place::new("conntrack") else { return };
+        let mut dataplane = place.open();
+        dataplane.audit();
+        assert_eq!(dataplane.config().flags & config_flags::ASKS_CONNTRACK, 0);
+        assert!(dataplane.take_over().is_empty());
+        let is_there = matches!(Functions::find(), Ok(Some(_)));
+        assert_eq!(dataplane.config().flags & config_flags::ASKS_CONNTRACK != 0, is_there);
+        // Whatever is configured then.
+        dataplane.set_config(&Default::default());
+        assert_eq!(dataplane.config().flags & config_flags::ASKS_CONNTRACK != 0, is_there);
+    }
+}

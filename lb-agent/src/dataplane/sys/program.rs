@@ -25,12 +25,14 @@ struct LoadAttr {
     name: [u8; 16],
     ifindex: u32,
     expected_attach_type: u32,
-    debug_info: [u32; 10],
+    debug_info: [u32; 9],
     attach_to: [u32; 2],
     relocations: u32,
-    pad: u32,
     descriptors: u64,
 }
+
+// `fd_array` of the kernel's.
+const _: () = assert!(std::mem::offset_of!(LoadAttr, descriptors) == 120);
 
 /// `struct bpf_btf_info`.
 #[repr(C)]
