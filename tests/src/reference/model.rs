@@ -271,7 +271,7 @@ impl Model {
         if let Some(rank) = yields {
             *self.counters.evictions.entry(rank.label()).or_default() += 1;
         }
-        Ok(self.flows.begin(segment.key, entry, &segment.signs))
+        Ok(self.flows.begin(segment.key, entry, &segment.signs).0)
     }
 
     /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
