@@ -156,7 +156,7 @@ impl SliceBuilder {
     }
 
     pub(crate) fn with(mut self, endpoint: EndpointBuilder) -> Self {
-        self.0.endpoints.push(endpoint.0);
+        self.0.endpoints.get_or_insert_default().push(endpoint.0);
         self
     }
 

@@ -92,7 +92,8 @@ impl Slice {
         let of_before = before.map(|before| &before.ports[..]).unwrap_or_default();
         let ports = object.ports.iter().flatten();
         let ports = ports.filter_map(|port| parse_slice_port(port, of_before, &mut faults)).collect();
-        let endpoints = object.endpoints.iter().filter_map(|one| parse_endpoint(one, is_v4?, &mut faults)).collect();
+        let endpoints =
+            object.endpoints.iter().flatten().filter_map(|one| parse_endpoint(one, is_v4?, &mut faults)).collect();
         let (problems, stopgaps) = faults.finish();
         let service = ServiceKey { namespace: own.namespace, name: service.clone() };
         Some(Self { service, uid, is_v4, ports, endpoints, problems, stopgaps })

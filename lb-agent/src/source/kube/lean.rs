@@ -73,7 +73,7 @@ impl<'de> Deserialize<'de> for Lean<EndpointSlice> {
         Ok(Self(EndpointSlice {
             metadata: metadata.into(),
             address_type: address_type.unwrap_or_default(),
-            endpoints: endpoints.unwrap_or_default(),
+            endpoints,
             ports,
         }))
     }

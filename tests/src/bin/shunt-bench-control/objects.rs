@@ -91,7 +91,7 @@ impl Shape {
         metadata.labels = Some([("kubernetes.io/service-name".to_owned(), service_name(service))].into());
         Object::EndpointSlice(Box::new(EndpointSlice {
             address_type: "IPv4".into(),
-            endpoints,
+            endpoints: Some(endpoints),
             metadata,
             ports: Some(vec![port]),
         }))
