@@ -126,6 +126,16 @@ impl State {
         std::mem::take(&mut self.dirty)
     }
 
+    /// The frontends that a Service has.
+    pub fn frontends_of(&self, service: &ServiceKey) -> &[FrontendKey] {
+        self.records.get(service).map_or(&[], |record| &record.frontends)
+    }
+
+    /// Of these, the Services whose frontend has changed hands.
+    pub fn take_affected(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
     /// When [`State::take_dirty`] should be asked again although nothing happened.
     pub fn wake_at(&self) -> Option<Instant> {
         self.pools.wake_at().filter(|_| !self.starved.is_empty())

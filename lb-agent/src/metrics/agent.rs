@@ -112,6 +112,7 @@ impl Metrics {
             | Event::Incomplete(_)
             | Event::ServiceCidrsUnknown(_)
             | Event::HashSeed(_)
+            | Event::Relisting(_)
             | Event::Problem(_) => return,
         };
         let changes = match kind {

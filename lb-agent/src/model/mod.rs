@@ -11,6 +11,7 @@ use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use lb_common::frontend::FrontendKey;
 use litemap::LiteMap;
 
 use crate::{
@@ -105,6 +106,7 @@ impl Model {
             Event::Incomplete(is_incomplete) => self.is_incomplete = is_incomplete,
             Event::ServiceCidrsUnknown(are_unknown) => self.are_service_cidrs_unknown = are_unknown,
             Event::HashSeed(seed) => self.hash_seed = Some(seed),
+            Event::Relisting(_) => {}
             Event::Problem(problem) => return vec![problem],
         }
         Vec::new()
@@ -169,6 +171,18 @@ impl Model {
     /// Services that must be compiled again, deleted ones among them; none of them the next time.
     pub fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Whether a Service is load-balanced here.
+    #[must_use]
+    pub fn has_service(&self, key: &ServiceKey) -> bool {
+        self.services.contains_key(key)
+    }
+
+    /// Whether a Service wants one of these frontends.
+    #[must_use]
+    pub fn wants_any(&self, key: &ServiceKey, frontends: &BTreeSet<FrontendKey>) -> bool {
+        self.services.get(key).is_some_and(|service| service.frontends().any(|own| frontends.contains(&own)))
     }
 
     /// All Services that are load-balanced here.

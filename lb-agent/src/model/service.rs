@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::core::v1 as core;
+use lb_common::frontend::FrontendKey;
 
 use self::options::{Annotations, parse_affinity};
 pub use self::source_ranges::SourceRanges;
@@ -158,6 +159,19 @@ impl Service {
         };
         let (problems, stopgaps) = faults.finish();
         Some(Self { problems, stopgaps, ..own })
+    }
+
+    /// Where it wants to be reached, in the families of its ClusterIPs and perhaps others.
+    pub fn frontends(&self) -> impl Iterator<Item = FrontendKey> {
+        let ips = self.cluster_ips.iter().chain(&self.external_ips).chain(&self.load_balancer_ips);
+        let at = |ip: IpAddr| {
+            self.ports.iter().map(move |port| FrontendKey::new(ip.into(), port.port.to_be(), port.protocol))
+        };
+        let own = self.cluster_ips.iter().map(|ip| FrontendKey::any_port((*ip).into()));
+        let node_ports = self.ports.iter().filter_map(|port| Some((port.node_port?.to_be(), port.protocol)));
+        let node_ports = node_ports
+            .flat_map(|(port, protocol)| [true, false].map(|is_v4| FrontendKey::node_port(is_v4, port, protocol)));
+        ips.copied().flat_map(at).chain(own).chain(node_ports)
     }
 
     /// Leaves its external IPs out, and says so.

@@ -13,10 +13,13 @@ use std::{
 };
 
 use futures::StreamExt;
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::ServiceCIDR,
+use k8s_openapi::{
+    Resource as _,
+    api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
+    },
 };
 use kube::{
     Api, Client, Config, Resource,
@@ -237,8 +240,13 @@ impl Server {
         if is_the_servers(&event) && watch.complaint.take().is_some() {
             tracing::info!(server = self.url, kind = watch.kind, "the API server answers again");
         }
+        let is_listing_before = watch.known.is_listing();
         for news in watch.known.handle(event) {
             self.send(news).await?;
+        }
+        let is_listing = watch.known.is_listing();
+        if watch.is_listed && is_listing != is_listing_before && watch.kind == Service::URL_PATH_SEGMENT {
+            self.send(Event::Relisting(is_listing)).await?;
         }
         if is_list_complete { self.set_listed(watch).await } else { Ok(()) }
     }

@@ -38,6 +38,8 @@ pub enum Event {
     /// Whether nobody knows which ServiceCIDRs there are, because they may not be read. Told only where it changes; a source
     /// that says nothing of it knows.
     ServiceCidrsUnknown(bool),
+    /// Whether all Services are being listed anew: until that is over, who has gone is not told.
+    Relisting(bool),
     /// The key of the flow hash that all nodes share.
     HashSeed(HashSeed),
     /// Something could not be read; what was known before stays.

@@ -11,10 +11,22 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Keys to work on, each once, the failed ones after a growing pause.
+/// Which keys come before others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// First of all.
+    First,
+    /// Those that wait for what the first ones give up.
+    Next,
+    /// All others.
+    Usual,
+}
+
+/// Keys to work on, each once, by their rank, and the failed ones after a growing pause.
 #[derive(Debug)]
 pub struct Queue<K> {
-    ready: BTreeSet<K>,
+    ready: BTreeSet<(Rank, K)>,
+    ranks: BTreeMap<K, Rank>,
     failed: BTreeMap<K, Failure>,
 }
 
@@ -27,21 +39,35 @@ struct Failure {
 
 impl<K> Default for Queue<K> {
     fn default() -> Self {
-        Self { ready: BTreeSet::new(), failed: BTreeMap::new() }
+        Self { ready: BTreeSet::new(), ranks: BTreeMap::new(), failed: BTreeMap::new() }
     }
 }
 
 impl<K: Ord + Clone> Queue<K> {
     /// Something is to be done for the key, at once.
     pub fn push(&mut self, key: K) {
-        self.ready.insert(key);
+        self.push_as(Rank::Usual, key);
+    }
+
+    /// The same, before those of a lesser rank.
+    pub fn push_as(&mut self, rank: Rank, key: K) {
+        let rank = match self.ranks.get(&key) {
+            Some(&former) => {
+                self.ready.remove(&(former, key.clone()));
+                rank.min(former)
+            }
+            None => rank,
+        };
+        self.ranks.insert(key.clone(), rank);
+        self.ready.insert((rank, key));
     }
 
     /// The next key to work on.
     pub fn pop(&mut self, now: Instant) -> Option<K> {
         let is_due = |failure: &Failure| failure.retry_at.is_some_and(|at| at <= now);
         let due = || self.failed.iter().find(|(_, failure)| is_due(failure)).map(|(key, _)| key.clone());
-        let key = self.ready.pop_first().or_else(due)?;
+        let key = self.ready.pop_first().map(|(_, key)| key).or_else(due)?;
+        self.ranks.remove(&key);
         if let Some(failure) = self.failed.get_mut(&key) {
             failure.retry_at = None;
         }
@@ -97,6 +123,21 @@ mod tests {
         queue.succeed(&"web");
         queue.fail("web", now);
         assert_eq!(queue.wake_at(), Some(now + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn keys_come_by_their_rank_and_once() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        for key in ["a", "b", "c", "d"] {
+            queue.push(key);
+        }
+        queue.push_as(Rank::First, "d");
+        queue.push_as(Rank::Next, "c");
+        queue.push("d");
+        assert_eq!([(); 5].map(|()| queue.pop(now)), [Some("d"), Some("c"), Some("a"), Some("b"), None]);
+        queue.push_as(Rank::Next, "a");
+        assert!(queue.has_ready());
     }
 
     #[test]

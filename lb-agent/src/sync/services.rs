@@ -26,7 +26,7 @@ use super::{
     conflicts::Conflicts,
     doors::Doors,
     no_local::NoLocalEndpoints,
-    queue::Queue,
+    queue::{Queue, Rank},
     report::{Reporter, Scope},
     triggers::{Trigger, Triggers},
 };
@@ -49,6 +49,8 @@ pub struct Services {
     no_local: NoLocalEndpoints,
     triggers: Triggers,
     conflicts: Conflicts,
+    /// Whether all Services are being listed anew: until that is complete, some that have gone seem to be there.
+    is_relisting: bool,
     /// Whether what the maps held at the start has been compared with what the sources told.
     is_compared: bool,
     /// Services that the maps hold as an earlier agent left them.
@@ -73,6 +75,7 @@ impl Services {
             no_local: NoLocalEndpoints::default(),
             triggers: Triggers::new(Timestamp::now()),
             conflicts: Conflicts::default(),
+            is_relisting: false,
             is_compared: false,
             adopted: BTreeSet::new(),
             kept: BTreeSet::new(),
@@ -123,6 +126,10 @@ impl Services {
                 self.doubt_kept(namespace);
                 None
             }
+            Event::Relisting(is_relisting) => {
+                self.is_relisting = *is_relisting;
+                None
+            }
             _ => None,
         };
         for problem in self.model.handle(event) {
@@ -159,12 +166,21 @@ impl Services {
         if !self.model.is_synced() {
             return;
         }
-        if !self.is_compared {
-            self.is_compared = true;
+        let is_first = !std::mem::replace(&mut self.is_compared, true);
+        if is_first {
             self.adopted = state.services().collect();
-            self.adopted.iter().cloned().for_each(|key| self.queue.push(key));
         }
-        self.model.take_dirty().into_iter().for_each(|key| self.queue.push(key));
+        let mut changed = self.model.take_dirty();
+        changed.extend(self.adopted.iter().filter(|_| is_first).cloned());
+        // Those that can only give something up come first, and then those that want it: nobody serves it between.
+        let (there, gone): (BTreeSet<_>, BTreeSet<_>) =
+            changed.into_iter().partition(|key| self.model.has_service(key));
+        let freed: BTreeSet<FrontendKey> = gone.iter().flat_map(|key| state.frontends_of(key)).copied().collect();
+        gone.into_iter().for_each(|key| self.queue.push_as(Rank::First, key));
+        for key in there {
+            let is_heir = !freed.is_empty() && self.model.wants_any(&key, &freed);
+            self.queue.push_as(if is_heir { Rank::Next } else { Rank::Usual }, key);
+        }
         state.take_dirty(now).into_iter().for_each(|key| self.queue.push(key));
     }
 
@@ -195,6 +211,8 @@ impl Services {
                 reporter.set(Scope::Frontends(key.clone()), Vec::new());
             }
             let written = maps.state.carry_out(plan, &mut maps.doors, now);
+            // Who gets what this one has given up is planned next: meanwhile nobody serves it.
+            maps.state.take_affected().into_iter().for_each(|key| self.queue.push_as(Rank::Next, key));
             if written.is_ok() {
                 self.adopted.remove(&key);
                 self.no_local.set(&key, &units);
@@ -234,9 +252,9 @@ impl Services {
         }
     }
 
-    /// Tells of conflicts that last although everything is planned.
+    /// Tells of conflicts that last although everything is known and planned.
     pub fn tell_conflicts(&mut self, reporter: &mut Reporter, now: Instant) {
-        if !self.queue.has_ready() {
+        if !self.queue.has_ready() && !self.is_relisting {
             let due = self.conflicts.take_due(now);
             due.into_iter().for_each(|(key, problems)| reporter.set(Scope::Frontends(key), problems));
         }
@@ -290,7 +308,8 @@ impl Services {
     /// When something that failed is due.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.queue.wake_at().into_iter().chain(self.conflicts.wake_at()).min()
+        let conflicts = self.conflicts.wake_at().filter(|_| !self.is_relisting);
+        self.queue.wake_at().into_iter().chain(conflicts).min()
     }
 }
 

@@ -611,6 +611,53 @@ fn rule_18_a_frontend_that_its_owner_gives_up_is_taken_over_at_once() {
     assert_eq!(world.agent.reporter.standing(), 0);
 }
 
+/// Beside kube-proxy, a new owner lost to one that had gone, and told its owner so, 12 times of 12.
+#[test]
+fn rule_18_who_only_gives_up_is_planned_first_and_his_heir_next() {
+    let at = |name: &str, ip: &str| service(name).cluster_ips(&[ip]).tcp("http", 80).applied();
+    let others = || (0..200).map(|index| at(&format!("other-{index}"), &format!("10.97.0.{index}")));
+    let is_served = |world: &World| world.text().contains("frontend 10.96.0.1:80/TCP -> service");
+
+    // In one process, and over a restart, in whose lists only the heir is; by name before the owner, and behind.
+    for heir in ["an-heir", "the-heir"] {
+        for is_restarted in [false, true] {
+            let mut world = World::new(fake_doors());
+            world.events(others()).event(at("heritage", "10.96.0.1")).event(Event::Synced).settle();
+            if is_restarted {
+                world = World::new(world.into_doors());
+                world.events(others()).event(at(heir, "10.96.0.1")).event(Event::Synced);
+            } else {
+                let changed = (0..200).map(|index| at(&format!("other-{index}"), &format!("10.98.0.{index}")));
+                world.events(changed).event(at(heir, "10.96.0.1")).event(deleted(Kind::Service, "heritage"));
+            }
+            while world.agent.turn(world.now).is_some_and(|at| at <= world.now) {
+                assert!(is_served(&world), "between two turns nobody serves: {heir}, {is_restarted}");
+            }
+            assert!(world.text().contains(&format!("default/{heir}")));
+            assert_eq!(world.agent.reporter.total(), 0);
+        }
+    }
+}
+
+#[test]
+fn rule_18_no_conflict_is_told_while_a_list_is_under_way() {
+    let at = |name: &str, ip: &str| service(name).cluster_ips(&[ip]).tcp("http", 80).applied();
+    let mut world = World::new(fake_doors());
+    world.events([at("a", "10.96.0.1"), at("b", "10.96.0.2"), Event::Synced]).settle();
+    // The first page has b's new address, and a has gone, which only the end of the list tells.
+    world.events([Event::Relisting(true), at("b", "10.96.0.1")]).settle();
+    world.now += Duration::from_secs(20);
+    assert!(world.settle().is_none_or(|at| at > world.now));
+    assert_eq!(world.agent.reporter.total(), 0);
+    world.events([deleted(Kind::Service, "a"), Event::Relisting(false)]).settle();
+    world.now += Duration::from_secs(5);
+    world.settle();
+    assert_eq!(
+        (world.agent.reporter.total(), world.text().contains("frontend 10.96.0.1:80/TCP -> service")),
+        (0, true)
+    );
+}
+
 /// Threads kubernetes 139513 and 48107: what a change costs does not grow with the cluster. Writes are counted, not time.
 #[test]
 fn pitfall_20_a_change_of_one_endpoint_costs_the_same_among_ten_services_and_two_thousand() {

@@ -159,9 +159,16 @@ async fn follow_script(script: &Shared) -> mpsc::Receiver<Event> {
     follow(&format!("http://{}", start(script).await))
 }
 
-/// The next event, in short.
+async fn next_event(events: &mut mpsc::Receiver<Event>) -> Event {
+    time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the source goes on")
+}
+
+/// The next event, in short. Where lists begin and end is left out.
 async fn next(events: &mut mpsc::Receiver<Event>) -> String {
-    let event = time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the source goes on");
+    let mut event = next_event(events).await;
+    while matches!(event, Event::Relisting(_)) {
+        event = next_event(events).await;
+    }
     match event {
         Event::Apply(object) => format!("apply {}", object.id().name),
         Event::Delete(id) => {
@@ -171,7 +178,9 @@ async fn next(events: &mut mpsc::Receiver<Event>) -> String {
         Event::Synced => "synced".into(),
         Event::Problem(problem) => problem.to_string(),
         Event::ServiceCidrsUnknown(are_unknown) => format!("ServiceCIDRs unknown: {are_unknown}"),
-        Event::Incomplete(_) | Event::HashSeed(_) => unreachable!("an API server's list is whole"),
+        Event::Incomplete(_) | Event::HashSeed(_) | Event::Relisting(_) => {
+            unreachable!("an API server's list is whole")
+        }
     }
 }
 
@@ -315,6 +324,17 @@ async fn rule_8_a_gap_in_the_watch_loses_no_delete() {
         news.push(next(&mut events).await);
     }
     assert!(news.contains(&"apply dns".to_string()), "{news:?}");
+}
+
+#[tokio::test]
+async fn rule_18_who_has_gone_is_told_before_the_end_of_a_list_anew() {
+    let gone = watched("ERROR", &status(410, "too old resource version"));
+    let script = script(vec![services(&["web", "dns"]), services(&["dns"])], vec![gone, Answer::Silence]);
+    let mut events = follow_script(&script).await;
+    assert_eq!(until_synced(&mut events).await.len(), 2);
+    assert_eq!(next_event(&mut events).await, Event::Relisting(true));
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["apply dns", "delete web"]);
+    assert_eq!(next_event(&mut events).await, Event::Relisting(false));
 }
 
 #[tokio::test]
