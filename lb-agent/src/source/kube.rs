@@ -44,7 +44,7 @@ mod lean;
 
 use backoff::Backoff;
 use counted::AskedPause;
-use failure::{BAD_REQUEST, FORBIDDEN, Failure, GONE, NOT_FOUND};
+use failure::{BAD_REQUEST, FORBIDDEN, Failure, GONE, NOT_FOUND, UNPROCESSABLE};
 pub use hash_seed::SecretName;
 use known::Known;
 use lean::Lean;
@@ -113,7 +113,11 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
     let (url, asked) = (config.cluster_url.to_string(), AskedPause::default());
     let client = counted::client(config, &options.requests, &asked).map_err(SourceError::Client)?;
     let server = Server { url, origin, events, unlisted, asked };
-    let everything = || watcher::Config::default().timeout(options.watch_secs);
+    // Lists come from the server's watch cache: with a limit and no version older servers ask etcd, once for every node.
+    let everything = || {
+        let from_cache = watcher::Config { page_size: None, ..watcher::Config::default().any_semantic() };
+        from_cache.timeout(options.watch_secs)
+    };
     let own_node = format!("metadata.name={}", options.node_name);
     let followed = async {
         tokio::join!(
@@ -204,10 +208,17 @@ impl Server {
             if let Some(fields) = watch.spare_fields {
                 config = config.fields(fields);
             }
+            if watch.streams_lists {
+                config = config.streaming_lists();
+            }
+            watch.is_watching = false;
             let mut stream = pin!(watcher(api.clone(), config));
             loop {
                 let failure = match watch.next(stream.next()).await {
+                    // The watcher begins anew without a word, and without a pause, if a list that is streamed just ends.
+                    Ok(watcher::Event::Init) if watch.known.is_listing() && !watch.has_failed => Failure::End,
                     Ok(event) => {
+                        watch.has_failed = false;
                         if self.take_in(&mut watch, event).await.is_err() {
                             return Closed;
                         }
@@ -215,14 +226,21 @@ impl Server {
                     }
                     Err(failure) => failure,
                 };
+                watch.has_failed = true;
                 if let Some(fields) = watch.take_refused_fields(&failure) {
-                    let cause = failure.describe(&watch.kind);
+                    let cause = watch.describe(&failure);
                     tracing::info!(server = self.url, kind = watch.kind, fields, cause, "going on with all of these");
+                    break;
+                }
+                if watch.gives_up_streams(&failure) {
+                    let cause = watch.describe(&failure);
+                    tracing::debug!(server = self.url, kind = watch.kind, cause, "going on with plain lists");
                     break;
                 }
                 if self.bear(&mut watch, &failure).await.is_err() {
                     return Closed;
                 }
+                watch.is_watching &= failure.status() != Some(GONE);
                 time::sleep(watch.pause(&failure, self.asked.remaining())).await;
                 if failure.is_stuck() {
                     break;
@@ -237,6 +255,7 @@ impl Server {
             watch.backoff.reset();
             watch.was_gone = false;
         }
+        watch.is_watching |= is_list_complete;
         if is_the_servers(&event) && watch.complaint.take().is_some() {
             tracing::info!(server = self.url, kind = watch.kind, "the API server answers again");
         }
@@ -272,7 +291,7 @@ impl Server {
         match failure.status() {
             // It knows no such kind: as good as an empty list.
             Some(NOT_FOUND) if watch.need == Need::May => {
-                let cause = failure.describe(&watch.kind);
+                let cause = watch.describe(failure);
                 if !watch.is_listed {
                     tracing::info!(
                         server = self.url,
@@ -298,7 +317,7 @@ impl Server {
 
     /// Says what failed, once in an outage.
     async fn complain(&self, watch: &mut Watch, failure: &Failure) -> Result<(), Closed> {
-        let cause = failure.describe(&watch.kind);
+        let cause = watch.describe(failure);
         if failure.status() == Some(GONE) {
             // The server's history is short, and a list mends it.
             tracing::debug!(server = self.url, kind = watch.kind, cause, "listing anew");
@@ -341,6 +360,13 @@ struct Watch {
     need: Need,
     /// Objects that a field selector keeps away are ignored where they come: a server that does not know it is asked without.
     spare_fields: Option<&'static str>,
+    /// Whether its lists are asked for as the beginning of a watch (KEP-3157). A server that does not do that is asked for
+    /// plain ones, for good, too.
+    streams_lists: bool,
+    /// Whether the list is complete, from which the watch goes on.
+    is_watching: bool,
+    /// Whether the last thing that happened was a failure.
+    has_failed: bool,
     known: Known,
     /// Whether a list was ever complete.
     is_listed: bool,
@@ -360,6 +386,9 @@ impl Watch {
             kind,
             need,
             spare_fields,
+            streams_lists: true,
+            is_watching: false,
+            has_failed: false,
             known,
             is_listed: false,
             is_counted: false,
@@ -373,8 +402,18 @@ impl Watch {
     /// what they tell too much is a matter of traffic.
     fn take_refused_fields(&mut self, failure: &Failure) -> Option<&'static str> {
         let path = self.spare_fields?.split('!').next()?;
-        let is_refused = failure.status() == Some(BAD_REQUEST) && failure.describe(&self.kind).contains(path);
+        let is_refused = failure.status() == Some(BAD_REQUEST) && self.describe(failure).contains(path);
         self.spare_fields.take_if(|_| is_refused)
+    }
+
+    /// Whether this failure is the last one of lists that are streamed: the server refuses them, or does not end them.
+    fn gives_up_streams(&mut self, failure: &Failure) -> bool {
+        let is_refused = matches!(failure.status(), Some(BAD_REQUEST | UNPROCESSABLE)) || failure.is_endless();
+        self.streams_lists && !self.is_watching && is_refused && std::mem::replace(&mut self.streams_lists, false)
+    }
+
+    fn describe(&self, failure: &Failure) -> String {
+        failure.describe(&self.kind, self.is_watching)
     }
 
     /// How long to wait after a failure. The server may have asked for some time.
@@ -399,7 +438,7 @@ impl Watch {
         &self,
         event: impl Future<Output = Option<watcher::Result<watcher::Event<K>>>>,
     ) -> Result<watcher::Event<K>, Failure> {
-        let event = if self.known.is_listing() {
+        let event = if !self.is_watching {
             time::timeout(LIST_PATIENCE, event).await.map_err(|_| Failure::Silence)?
         } else {
             event.await

@@ -47,7 +47,12 @@ pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream
     if let Some(field) = shared.state().unknown_fields.iter().find(|field| selected.contains(**field)) {
         return plain(stream).whole(400, &failure(400, &format!("{field:?} is not a known field selector")));
     }
-    let verb = if request.parameter("watch") == "true" { Verb::Watch } else { Verb::List };
+    let is_streamed = request.parameter("sendInitialEvents") == "true";
+    if is_streamed && !shared.state().streams_lists {
+        let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        return plain(stream).whole(422, &failure(422, message));
+    }
+    let verb = if request.parameter("watch") == "true" && !is_streamed { Verb::Watch } else { Verb::List };
     let fault = shared.change(|state| {
         *state.counts.entry((resource, verb)).or_default() += 1;
         state.faults.get_mut(&(resource, verb)).and_then(|faults| faults.pop_front())
@@ -68,11 +73,20 @@ pub(super) fn answer(shared: &Shared, connection: u64, request: &Request, stream
             drop(shared.wait_while(Duration::MAX, |state| state.is_open(connection)));
             Ok(())
         }
+        (_, Verb::List) if is_streamed => {
+            let mut answer = answer.begin()?;
+            let version = begin(shared, resource, request, &mut answer)?;
+            shared.change(|state| *state.counts.entry((resource, Verb::Watch)).or_default() += 1);
+            watch(shared, connection, resource, request, (answer, version))
+        }
         (_, Verb::List | Verb::Get | Verb::Update) => {
             let (status, body) = list(&mut shared.state(), resource, namespace, request);
             answer.whole(status, &body)
         }
-        (_, Verb::Watch) => watch(shared, connection, resource, request, answer.begin()?),
+        (_, Verb::Watch) => {
+            let version = request.parameter("resourceVersion").parse().unwrap_or_default();
+            watch(shared, connection, resource, request, (answer.begin()?, version))
+        }
     }
 }
 
@@ -150,19 +164,35 @@ fn list(state: &mut State, resource: Resource, namespace: Option<&str>, request:
     (200, list)
 }
 
+/// A list as the beginning of a watch. Returns its version.
+fn begin(shared: &Shared, resource: Resource, request: &Request, answer: &mut Answer) -> io::Result<u64> {
+    let (version, items) = {
+        let state = shared.state();
+        (state.store.version(), state.store.list(resource, None, &selector(request)))
+    };
+    for object in items {
+        answer.line(&typed("ADDED", resource, object))?;
+    }
+    let end = json!({"metadata": {
+        "resourceVersion": version.to_string(),
+        "annotations": {"k8s.io/initial-events-end": "true"},
+    }});
+    answer.line(&typed("BOOKMARK", resource, end))?;
+    Ok(version)
+}
+
 /// Tells what changes until the time-out, or until somebody breaks the connection.
 fn watch(
     shared: &Shared,
     connection: u64,
     resource: Resource,
     request: &Request,
-    mut answer: Answer,
+    (mut answer, mut version): (Answer, u64),
 ) -> io::Result<()> {
     let selector = selector(request);
     let wants_bookmarks = request.parameter("allowWatchBookmarks") == "true";
     let limit = request.parameter("timeoutSeconds").parse().map_or(Duration::MAX, Duration::from_secs);
     let start = Instant::now();
-    let mut version: u64 = request.parameter("resourceVersion").parse().unwrap_or_default();
     while start.elapsed() < limit {
         let nothing_new = |state: &mut State| state.is_open(connection) && state.store.version() == version;
         let (changes, now) = {

@@ -127,6 +127,13 @@ impl ApiServer {
         fs::write(path, kubeconfig.to_string())
     }
 
+    /// Streams lists from now on, as servers do since Kubernetes 1.34: they count as lists, and the watch that follows as one.
+    #[must_use]
+    pub fn streaming_lists(self) -> Self {
+        self.shared.change(|state| state.streams_lists = true);
+        self
+    }
+
     /// Creates or replaces an object.
     ///
     /// # Panics

@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) faults: BTreeMap<(Resource, Verb), VecDeque<Fault>>,
     pub(super) held: BTreeSet<(Resource, Verb)>,
     pub(super) unknown: BTreeSet<Resource>,
+    /// Whether lists may be streamed, as the beginning of a watch.
+    pub(super) streams_lists: bool,
     /// Fields by which requests can't select.
     pub(super) unknown_fields: BTreeSet<&'static str>,
     /// Versions up to which watches that want bookmarks have been told that nothing happened.

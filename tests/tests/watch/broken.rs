@@ -11,7 +11,7 @@ use super::{
     objects::{service, serving},
 };
 
-/// More than two pages of 500.
+/// More than some clients ask for at a time.
 const SERVICES: u16 = 1100;
 
 fn name(number: u16) -> String {
@@ -32,7 +32,11 @@ fn all() -> Served {
 
 /// An agent serves everything; then a list is needed while one Service goes, and goes wrong first.
 fn relists(faults: &[Fault]) -> Result<()> {
-    let server = big_server()?;
+    relists_from(big_server()?, faults)?;
+    relists_from(big_server()?.streaming_lists(), faults)
+}
+
+fn relists_from(server: ApiServer, faults: &[Fault]) -> Result<()> {
     let agent = Agent::start(&server)?;
     agent.wait_served(&all())?;
     server.go_away()?;
@@ -55,23 +59,26 @@ fn relists(faults: &[Fault]) -> Result<()> {
 }
 
 #[test]
-fn lists_come_in_pages() -> Result<()> {
-    let server = big_server()?;
-    let agent = Agent::start(&server)?;
-    agent.wait_served(&all())?;
-    ensure!(server.count(Resource::Services, Verb::List) == 3, "three pages");
+fn rule_89_a_list_is_one_answer_from_the_servers_cache() -> Result<()> {
+    for server in [big_server()?, big_server()?.streaming_lists()] {
+        let agent = Agent::start(&server)?;
+        agent.wait_served(&all())?;
+        ensure!(server.count(Resource::Services, Verb::List) == 1, "no pages");
+    }
     Ok(())
 }
 
 #[test]
-fn rule_7_a_first_list_that_breaks_in_its_second_page_is_not_taken_for_the_whole() -> Result<()> {
-    let server = big_server()?;
+fn rule_7_a_first_list_that_breaks_off_is_not_taken_for_the_whole() -> Result<()> {
+    breaks_off_at_the_start(big_server()?)?;
+    breaks_off_at_the_start(big_server()?.streaming_lists())
+}
+
+fn breaks_off_at_the_start(server: ApiServer) -> Result<()> {
     let agent = Agent::start(&server)?;
     agent.wait_served(&all())?;
     let maps = agent.stop();
-    // The first page is good.
-    server.inject(Resource::Services, Verb::List, Fault::Dribble(1 << 16, Duration::ZERO));
-    server.inject(Resource::Services, Verb::List, Fault::BreakAfter(10_000));
+    server.inject(Resource::Services, Verb::List, Fault::BreakAfter(100_000));
     server.hold(Resource::Services, Verb::List);
     let agent = Agent::adopt(&server, maps)?;
     server.release(Resource::Services, Verb::List);
@@ -93,6 +100,6 @@ fn rule_8_a_list_that_dribbles_deletes_nothing_meanwhile() -> Result<()> {
 }
 
 #[test]
-fn rule_8_a_list_that_expires_between_its_pages_is_begun_anew() -> Result<()> {
-    relists(&[Fault::Dribble(1 << 16, Duration::ZERO), Fault::Status(410), Fault::Status(500)])
+fn rule_8_a_list_that_is_refused_for_a_while_is_begun_anew() -> Result<()> {
+    relists(&[Fault::Status(410), Fault::Status(500)])
 }

@@ -17,6 +17,8 @@ pub(super) const CONFLICT: u16 = 409;
 pub(super) const NOT_FOUND: u16 = 404;
 /// HTTP 403: it does not let us see it.
 pub(super) const FORBIDDEN: u16 = 403;
+/// HTTP 422: it does not understand what is asked for.
+pub(super) const UNPROCESSABLE: u16 = 422;
 /// HTTP 429: it has too much to do.
 pub(super) const TOO_MANY_REQUESTS: u16 = 429;
 
@@ -29,7 +31,7 @@ pub(super) enum Failure {
     Watcher(watcher::Error),
     /// A list that doesn't go on.
     Silence,
-    /// The watcher's stream is over, which it never should be.
+    /// The stream is over before its time.
     End,
 }
 
@@ -42,6 +44,11 @@ impl Failure {
             Self::Watcher(_) => false,
             Self::Silence | Self::End => true,
         }
+    }
+
+    /// Whether what the server has begun came to no end.
+    pub(super) fn is_endless(&self) -> bool {
+        matches!(self, Self::Silence | Self::End)
     }
 
     /// The longest pause before the next attempt.
@@ -82,16 +89,18 @@ impl Failure {
         }
     }
 
-    pub(super) fn describe(&self, kind: &str) -> String {
+    /// A list that is streamed begins as a watch.
+    pub(super) fn describe(&self, kind: &str, is_watching: bool) -> String {
+        let act = if is_watching { "watch" } else { "list" };
         match self {
             Self::Watcher(watcher::Error::InitialListFailed(error)) => format!("can't list {kind}: {}", chain(error)),
             Self::Watcher(watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error)) => {
-                format!("can't watch {kind}: {}", chain(error))
+                format!("can't {act} {kind}: {}", chain(error))
             }
-            Self::Watcher(watcher::Error::WatchError(status)) => format!("can't watch {kind}: {}", status.message),
-            Self::Watcher(error @ watcher::Error::NoResourceVersion) => format!("can't watch {kind}: {error}"),
+            Self::Watcher(watcher::Error::WatchError(status)) => format!("can't {act} {kind}: {}", status.message),
+            Self::Watcher(error @ watcher::Error::NoResourceVersion) => format!("can't {act} {kind}: {error}"),
             Self::Silence => format!("can't list {kind}: no answer within {} s", LIST_PATIENCE.as_secs()),
-            Self::End => format!("can't watch {kind}: the watch ended"),
+            Self::End => format!("can't {act} {kind}: the answer ended before its time"),
         }
     }
 }

@@ -37,6 +37,8 @@ enum Answer {
 struct Script {
     answers: BTreeMap<(&'static str, bool), VecDeque<Answer>>,
     requests: Vec<String>,
+    /// Whether lists may be streamed: the answer to the list is what is told.
+    streams_lists: bool,
     /// When each of them came.
     times: Vec<Instant>,
 }
@@ -60,7 +62,14 @@ async fn answer(State(script): State<Shared>, uri: Uri) -> Response {
     else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let is_watch = query.contains("watch=true");
+    let is_streamed_list = query.contains("sendInitialEvents=true");
+    if is_streamed_list && !script.lock().unwrap().streams_lists {
+        // As servers do that have the feature switched off.
+        let message = "ListOptions is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless \
+                       the WatchList feature gate is enabled";
+        return (StatusCode::UNPROCESSABLE_ENTITY, status(422, message).to_string()).into_response();
+    }
+    let is_watch = query.contains("watch=true") && !is_streamed_list;
     let next = {
         let mut script = script.lock().unwrap();
         script.requests.push(uri.to_string());
@@ -75,6 +84,10 @@ async fn answer(State(script): State<Shared>, uri: Uri) -> Response {
                 .into_response();
         }
         // Nothing was scripted: an empty list, a watch in which nothing happens.
+        None if is_streamed_list => {
+            let Answer::Body(status, body) = streamed(&[]) else { unreachable!() };
+            (status, body)
+        }
         None if !is_watch => (200, list(kind, version, &[])),
         Some(Answer::Silence) | None => std::future::pending().await,
     };
@@ -85,6 +98,14 @@ fn list(kind: &str, version: &str, names: &[&str]) -> String {
     let items: Vec<_> = names.iter().map(|name| object(name)).collect();
     json!({"apiVersion": version, "kind": format!("{kind}List"), "metadata": {"resourceVersion": "5"}, "items": items})
         .to_string()
+}
+
+/// A list as the beginning of a watch, which ends with it.
+fn streamed(names: &[&str]) -> Answer {
+    let end = json!({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": "Service", "metadata": {
+        "resourceVersion": "5", "annotations": {"k8s.io/initial-events-end": "true"}}}});
+    let items = names.iter().map(|name| json!({"type": "ADDED", "object": object(name)}));
+    Answer::Body(200, items.chain([end]).map(|line| line.to_string() + "\n").collect())
 }
 
 fn services(names: &[&str]) -> Answer {
@@ -310,6 +331,47 @@ async fn a_watch_tells_changes() {
         news.push(next(&mut events).await);
     }
     assert_eq!(news, ["apply web", "apply dns", "delete web"]);
+}
+
+#[tokio::test]
+async fn rule_89_lists_are_streamed_by_servers_that_do_so() {
+    let gone = watched("ERROR", &status(410, "too old resource version"));
+    let lists = vec![streamed(&["web", "dns"]), streamed(&["dns"])];
+    let script = script(lists, vec![gone, Answer::Silence]);
+    script.lock().unwrap().streams_lists = true;
+    let mut events = follow_script(&script).await;
+    assert_eq!(until_synced(&mut events).await, ["apply web", "apply dns"]);
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["apply dns", "delete web"]);
+    let requests = script.lock().unwrap().requests.clone();
+    assert!(requests.iter().all(|request| request.contains("watch=true")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn rule_89_others_are_asked_for_plain_lists_at_once_which_they_have_in_their_cache() {
+    let script = script(vec![services(&["web"])], vec![]);
+    let (start, mut events) = (Instant::now(), follow_script(&script).await);
+    assert_eq!(until_synced(&mut events).await, ["apply web"]);
+    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+    let requests = script.lock().unwrap().requests.clone();
+    let lists: Vec<_> = requests.iter().filter(|request| !request.contains("watch=true")).collect();
+    assert_eq!(lists.len(), usize::from(KINDS), "{requests:?}");
+    let is_cached = |list: &&String| list.contains("resourceVersion=0") && !list.contains("limit=");
+    assert!(lists.iter().all(is_cached), "{lists:?}");
+}
+
+#[tokio::test]
+async fn rule_89_a_server_whose_streamed_lists_come_to_no_end_is_asked_for_plain_ones() {
+    let cut = watched("ADDED", &object("web"));
+    let script = script(vec![cut, services(&["web", "dns"])], vec![]);
+    script.lock().unwrap().streams_lists = true;
+    let mut events = follow_script(&script).await;
+    let news = until_synced(&mut events).await;
+    assert_eq!(news.last().map(String::as_str), Some("apply dns"), "{news:?}");
+    let requests = script.lock().unwrap().requests.clone();
+    assert_eq!(
+        requests.iter().filter(|request| request.contains("/services?") && request.contains("sendInitial")).count(),
+        1
+    );
 }
 
 #[tokio::test]
