@@ -76,8 +76,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Failures further apart than this, which is longer than any back-off, are not of the same outage.
 const OUTAGE_GAP: Duration = Duration::from_secs(120);
 
-/// The longest time for which what the server may lack, or not let us see, is not asked for again: servers are upgraded, and
-/// roles changed, while agents run.
+/// The longest time for which what the server may lack is not asked for again: servers are upgraded while agents run.
 const KIND_PAUSE: Duration = Duration::from_secs(600);
 
 /// Which API, and as whom.
@@ -300,6 +299,9 @@ impl Server {
                         "going on without this kind of objects"
                     );
                 }
+                for news in watch.known.forget() {
+                    self.send(news).await?;
+                }
                 self.set_listed(watch).await
             }
             // What there is of it is not known, and does not hold the rest back.
@@ -423,7 +425,7 @@ impl Watch {
         if failure.status() == Some(GONE) && !std::mem::replace(&mut self.was_gone, true) {
             return asked;
         }
-        let is_lacking = self.need == Need::May && matches!(failure.status(), Some(NOT_FOUND | FORBIDDEN));
+        let is_lacking = self.need == Need::May && failure.status() == Some(NOT_FOUND);
         let longest = if is_lacking { KIND_PAUSE } else { failure.longest_pause(is_fresh) };
         self.backoff.pause(longest).max(asked)
     }

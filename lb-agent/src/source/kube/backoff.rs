@@ -11,7 +11,7 @@ use tokio::time::Instant;
 /// The first pause.
 const FIRST: Duration = Duration::from_millis(800);
 
-/// Without a failure for this long, the next one is the first of another outage.
+/// Without a failure for this long after a pause, the next one is the first of another outage.
 const QUIET: Duration = Duration::from_secs(120);
 
 /// How long an outage is a fresh one: an API server is restarted in less.
@@ -21,6 +21,8 @@ const FRESH: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
+    /// The latest one.
+    last: Duration,
     outage: Option<Outage>,
 }
 
@@ -33,14 +35,14 @@ struct Outage {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: FIRST, outage: None }
+        Self { next: FIRST, last: Duration::ZERO, outage: None }
     }
 }
 
 impl Backoff {
     /// Notes a failure. Returns whether the outage has lasted for less than a minute.
     pub(super) fn note(&mut self, now: Instant) -> bool {
-        if self.outage.is_some_and(|outage| now - outage.last > QUIET) {
+        if self.outage.is_some_and(|outage| now - outage.last > self.last + QUIET) {
             self.reset();
         }
         let outage = self.outage.get_or_insert(Outage { first: now, last: now });
@@ -52,7 +54,8 @@ impl Backoff {
     pub(super) fn pause(&mut self, longest: Duration) -> Duration {
         let pause = self.next.min(longest);
         self.next = longest.min(pause * 2);
-        pause.mul_f64(1.0 - chance() / 2.0)
+        self.last = pause.mul_f64(1.0 - chance() / 2.0);
+        self.last
     }
 
     /// Begins with the first pause again.
@@ -94,7 +97,7 @@ mod tests {
         }
         assert!(!backoff.note(start + 180 * SECOND));
         assert!(backoff.pause(30 * SECOND) > SECOND);
-        assert!(backoff.note(start + 301 * SECOND), "another outage");
+        assert!(backoff.note(start + 331 * SECOND), "another outage");
         assert!(backoff.pause(30 * SECOND) < SECOND);
     }
 

@@ -35,6 +35,12 @@ impl Known {
         self.listing.is_some()
     }
 
+    /// The server has no objects of this kind any more.
+    pub(super) fn forget(&mut self) -> Vec<Event> {
+        self.listing = None;
+        std::mem::take(&mut self.ids).into_iter().map(Event::Delete).collect()
+    }
+
     /// What an event of the watcher means. A list that breaks off deletes nothing.
     pub(super) fn handle(&mut self, event: watcher::Event<impl Into<Object>>) -> Vec<Event> {
         match event {
@@ -95,6 +101,15 @@ mod tests {
         let news = told(&mut known, vec![Watched::Init, Watched::InitApply(c), Watched::InitDone]);
         assert_eq!(news, [deleted(Kind::Service, "a"), deleted(Kind::Service, "b"), service("c").applied()]);
         assert_eq!(told(&mut known, vec![Watched::Init, Watched::InitApply(a), Watched::InitDone]).len(), 2);
+    }
+
+    #[test]
+    fn a_kind_that_the_server_has_no_more_has_no_objects() {
+        let mut known = Known::default();
+        let a = service("a").0;
+        told(&mut known, vec![Watched::Init, Watched::InitApply(a.clone()), Watched::InitDone, Watched::Init]);
+        assert_eq!(known.forget(), [deleted(Kind::Service, "a")]);
+        assert!(!known.is_listing() && known.forget().is_empty());
     }
 
     #[test]

@@ -291,6 +291,22 @@ async fn rule_6_service_cidrs_that_may_not_be_read_are_unknown_and_asked_for_aga
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
+#[tokio::test]
+async fn rule_6_service_cidrs_stay_as_known_while_they_may_not_be_read_later() {
+    let cidr = Answer::Body(200, list("ServiceCIDR", "networking.k8s.io/v1", &["kubernetes"]));
+    let script = script(vec![], vec![]);
+    script.lock().unwrap().answers.extend([
+        (("servicecidrs", false), [cidr].into()),
+        (("servicecidrs", true), [failure(403, "no"), failure(404, "no"), Answer::Silence].into()),
+    ]);
+    let mut events = follow_script(&script).await;
+    assert_eq!(until_synced(&mut events).await, ["apply kubernetes"]);
+    assert!(next(&mut events).await.contains("can't watch servicecidrs: no (HTTP 403)"));
+    // The server has no such kind any more: as good as an empty list.
+    let gone = next_event(&mut events).await;
+    assert!(matches!(&gone, Event::Delete(id) if id.kind == Kind::ServiceCidr), "{gone:?}");
+}
+
 /// Without the cluster's seed every node goes on with one of its own: with a warning, and nothing else waits for it.
 #[tokio::test]
 async fn a_secret_that_gives_no_seed_is_a_warning_that_says_what_to_do() {
@@ -361,8 +377,8 @@ async fn rule_89_others_are_asked_for_plain_lists_at_once_which_they_have_in_the
 
 #[tokio::test]
 async fn rule_89_a_server_whose_streamed_lists_come_to_no_end_is_asked_for_plain_ones() {
-    let cut = watched("ADDED", &object("web"));
-    let script = script(vec![cut, services(&["web", "dns"])], vec![]);
+    let cut = || watched("ADDED", &object("web"));
+    let script = script(vec![cut(), cut(), services(&["web", "dns"])], vec![]);
     script.lock().unwrap().streams_lists = true;
     let mut events = follow_script(&script).await;
     let news = until_synced(&mut events).await;
@@ -370,7 +386,7 @@ async fn rule_89_a_server_whose_streamed_lists_come_to_no_end_is_asked_for_plain
     let requests = script.lock().unwrap().requests.clone();
     assert_eq!(
         requests.iter().filter(|request| request.contains("/services?") && request.contains("sendInitial")).count(),
-        1
+        2
     );
 }
 
@@ -424,14 +440,19 @@ async fn a_refusal_says_what_to_allow_and_is_said_once() {
 
 /// Time between one request for Services and the next, of the first so many.
 async fn pauses(script: &Shared, requests: usize) -> Vec<Duration> {
+    pauses_of::<Lean<Service>>(script, requests, Need::Must).await
+}
+
+async fn pauses_of<K>(script: &Shared, requests: usize, need: Need) -> Vec<Duration>
+where
+    K: Resource<DynamicType = ()> + Into<Object> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
     // No network: the clock is ours.
     let client = Client::new(Router::new().fallback(answer).with_state(script.clone()), "default");
     let (sender, mut events) = mpsc::channel(16);
     let (url, origin, unlisted) = ("http://test".into(), "a test".into(), AtomicU8::new(1));
     let server = Server { url, origin, events: sender, unlisted, asked: AskedPause::default() };
-    tokio::spawn(
-        async move { server.follow::<Lean<Service>>(&client, watcher::Config::default(), None, Need::Must).await },
-    );
+    tokio::spawn(async move { server.follow::<K>(&client, watcher::Config::default(), None, need).await });
     tokio::spawn(async move { while events.recv().await.is_some() {} });
     let is_over = || script.lock().unwrap().times.len() >= requests;
     for _ in 0..100_000 {
@@ -450,6 +471,18 @@ async fn pauses_grow_while_a_server_fails() {
     let lists = (0..6).map(|_| failure(500, "no quorum")).chain([services(&["web"])]).collect();
     let pauses = pauses(&script(lists, vec![]), 7).await;
     assert!(pauses[5] > pauses[0] * 5, "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_6_what_may_not_be_read_is_asked_for_again_within_seconds_and_what_is_not_there_within_minutes() {
+    for (code, requests, longest) in [(403, 53, 30), (404, 11, 600)] {
+        let script = script(vec![], vec![]);
+        let refusals = (0..requests).map(|_| failure(code, "no"));
+        script.lock().unwrap().answers.insert(("servicecidrs", false), refusals.collect());
+        let pauses = pauses_of::<ServiceCIDR>(&script, requests, Need::May).await;
+        let last = *pauses.last().unwrap();
+        assert!(last <= Duration::from_secs(longest + 1) && last >= Duration::from_secs(longest / 4), "{pauses:?}");
+    }
 }
 
 /// A server whose history is shorter than a list takes.
