@@ -22,8 +22,7 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Client, Config, Resource,
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client, Resource,
     runtime::watcher::{self, watcher},
 };
 use serde::de::DeserializeOwned;
@@ -37,6 +36,7 @@ use crate::problem::Problem;
 
 mod backoff;
 mod counted;
+mod credentials;
 mod failure;
 mod hash_seed;
 mod known;
@@ -44,6 +44,7 @@ mod lean;
 
 use backoff::Backoff;
 use counted::AskedPause;
+use credentials::Origin;
 use failure::{BAD_REQUEST, FORBIDDEN, Failure, GONE, NOT_FOUND, UNPROCESSABLE};
 pub use hash_seed::SecretName;
 use known::Known;
@@ -100,6 +101,11 @@ impl KubeOptions {
     pub fn new(kubeconfig: Option<PathBuf>, node_name: String) -> Self {
         Self { kubeconfig, node_name, watch_secs: WATCH_SECS, hash_seed: None, requests: ApiRequests::default() }
     }
+
+    fn origin(&self, asked: &AskedPause) -> Origin {
+        let (kubeconfig, requests) = (self.kubeconfig.clone(), self.requests.clone());
+        Origin { kubeconfig, requests, asked: asked.clone() }
+    }
 }
 
 /// Feeds the objects of a cluster into `events` until the receiver is dropped.
@@ -107,11 +113,12 @@ impl KubeOptions {
 /// # Errors
 /// When the credentials can't be read. A server that doesn't answer is no error: it is asked again and again.
 pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Result<(), SourceError> {
-    let (config, origin) = load_config(&options).await?;
     let unlisted = AtomicU8::new(KINDS + u8::from(options.hash_seed.is_some()));
-    let (url, asked) = (config.cluster_url.to_string(), AskedPause::default());
-    let client = counted::client(config, &options.requests, &asked).map_err(SourceError::Client)?;
-    let server = Server { url, origin, events, unlisted, asked };
+    let asked = AskedPause::default();
+    let origin = options.origin(&asked);
+    let text = origin.text();
+    let (client, url) = origin.client().await?;
+    let server = Server { url, origin: text, events, unlisted, asked };
     // Lists come from the server's watch cache: with a limit and no version older servers ask etcd, once for every node.
     let everything = || {
         let from_cache = watcher::Config { page_size: None, ..watcher::Config::default().any_semantic() };
@@ -148,29 +155,7 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
 /// # Errors
 /// When the credentials can't be read.
 pub async fn connect(options: &KubeOptions) -> Result<Client, SourceError> {
-    let (config, _) = load_config(options).await?;
-    counted::client(config, &options.requests, &AskedPause::default()).map_err(SourceError::Client)
-}
-
-/// The configuration, and where it is from.
-async fn load_config(options: &KubeOptions) -> Result<(Config, String), SourceError> {
-    let (mut config, origin) = match &options.kubeconfig {
-        Some(path) => {
-            let failed = |source| SourceError::Kubeconfig { path: path.clone(), source };
-            let file = Kubeconfig::read_from(path).map_err(failed)?;
-            let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?;
-            (config, format!("kubeconfig {}", path.display()))
-        }
-        None => {
-            let config = Config::infer().await.map_err(SourceError::NoKubeconfig)?;
-            (config, "the default kubeconfig or the pod's own credentials".to_string())
-        }
-    };
-    config.read_timeout = Some(READ_TIMEOUT);
-    config.reset_reader_on_write = true;
-    // Whoever asks tries again by itself, and says so; in here it would be neither told nor counted.
-    config.default_retry = false;
-    Ok((config, origin))
+    Ok(options.origin(&AskedPause::default()).client().await?.0)
 }
 
 /// The API server, for all watches.

@@ -60,3 +60,23 @@ fn a_rotated_token_is_read_again() -> Result<()> {
     agent.wait_served(&serving(&[(1, &[]), (2, &[])]))?;
     pod.wait()
 }
+
+/// A client certificate that is renewed stands in the kubeconfig, or in a file that it names. So does this token.
+#[test]
+fn credentials_that_are_renewed_in_the_kubeconfig_are_taken_without_a_restart() -> Result<()> {
+    let server = server()?;
+    let directory = tempfile::tempdir().context("a directory")?;
+    let kubeconfig = directory.path().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, &json!({"token": "first"}))?;
+    let agent = Agent::run(&kubeconfig, empty())?;
+    agent.wait_served(&serving(&[(1, &[])]))?;
+    // The old ones are good no more, and half of the new file is written.
+    server.accept_tokens(&["second"]);
+    fs::write(&kubeconfig, "{\"clusters\": [")?;
+    server.disconnect();
+    server.apply(service("dns", 2));
+    sleep(Duration::from_secs(3));
+    agent.keeps_serving(&serving(&[(1, &[])]))?;
+    server.write_kubeconfig(&kubeconfig, &json!({"token": "second"}))?;
+    agent.wait_served(&serving(&[(1, &[]), (2, &[])]))
+}
