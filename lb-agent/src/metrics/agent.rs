@@ -302,6 +302,20 @@ mod tests {
         }
     }
 
+    /// What `promtool check metrics` says of a page: counters alone end in `_total`, and everything has a text.
+    #[test]
+    fn the_older_format_is_as_promtool_wants_it() {
+        let metrics = Metrics::default();
+        metrics.set_no_local_endpoints((PolicyKind::External, false), 3);
+        let page = super::super::format::Format::Text.of_open_metrics(text(&metrics));
+        let types: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert!(types.len() > 10, "{page}");
+        for (name, kind) in types {
+            assert!(kind == "untyped" || name.ends_with("_total") == (kind == "counter"), "{name} is a {kind}");
+            assert!(page.contains(&format!("# HELP {name} ")), "{name} has no text");
+        }
+    }
+
     #[test]
     fn rule_73_the_names_are_kube_proxys() {
         let metrics = Metrics::default();

@@ -72,6 +72,8 @@ fn push_header(text: &mut String, rest: &str, help: Option<(&str, &str)>) {
     let (suffix, kind) = match kind {
         "counter" => ("_total", "counter"),
         "info" => ("_info", "gauge"),
+        // Some of kube-proxy's own names are gauges that end as counters do: `promtool check metrics` wants that of no gauge.
+        "gauge" if name.ends_with("_total") => ("", "untyped"),
         "unknown" => ("", "untyped"),
         kind => ("", kind),
     };
@@ -111,6 +113,13 @@ mod tests {
             assert_eq!(wanted(accept), Format::Text, "{accept}");
         }
         assert_eq!(Format::wanted(&HeaderMap::new()), Format::Text);
+    }
+
+    #[test]
+    fn a_gauge_that_is_named_as_a_counter_is_of_no_type_in_the_older_format() {
+        let page = "# HELP a_total Services.\n# TYPE a_total gauge\na_total 3\n# EOF\n";
+        let expected = "# HELP a_total Services.\n# TYPE a_total untyped\na_total 3\n";
+        assert_eq!(Format::Text.of_open_metrics(page.to_owned()), expected);
     }
 
     #[test]
