@@ -146,6 +146,16 @@ impl Document<'_> {
         }
     }
 
+    /// Reads the document as an object. Most have no fields that are null where something must be, and say by line what is
+    /// wrong: only what can't be read so is read as a tree first.
+    fn decode_object<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        self.decode().or_else(|fault| {
+            let mut tree: serde_json::Value = self.decode()?;
+            drop_nulls(&mut tree);
+            serde_json::from_value(tree).map_err(|_| fault)
+        })
+    }
+
     fn decode<T: DeserializeOwned>(&self) -> Result<T, Fault> {
         // No budget: the files are the operator's own and may hold tens of thousands of endpoints. Alias bombs stay bounded.
         let options = serde_saphyr::options! { budget: None, with_snippet: false };
@@ -159,16 +169,28 @@ impl Document<'_> {
     }
 }
 
+/// Leaves out the fields that are null, as kubectl and an API server do. An entry of a list is no field.
+fn drop_nulls(tree: &mut serde_json::Value) {
+    match tree {
+        serde_json::Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(entries) => entries.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 fn read_document(document: &Document<'_>, manifest: &mut Manifest) -> Result<(), Fault> {
     let head: Head = document.decode()?;
     let (Some(api_version), Some(kind)) = (head.api_version, head.kind) else {
         return Err(document.fault(1, "it has no apiVersion or no kind", NAME_KIND));
     };
     let object = match shape_of(&api_version, &kind) {
-        Some(Shape::Service) => Service::from(document.decode::<failover::Written>()?).into(),
-        Some(Shape::EndpointSlice) => Object::EndpointSlice(document.decode()?),
-        Some(Shape::Node) => Object::Node(document.decode()?),
-        Some(Shape::ServiceCidr) => Object::ServiceCidr(document.decode()?),
+        Some(Shape::Service) => Service::from(document.decode_object::<failover::Written>()?).into(),
+        Some(Shape::EndpointSlice) => Object::EndpointSlice(document.decode_object()?),
+        Some(Shape::Node) => Object::Node(document.decode_object()?),
+        Some(Shape::ServiceCidr) => Object::ServiceCidr(document.decode_object()?),
         Some(Shape::List(kind)) => {
             read_list(document, &api_version, kind, manifest)?;
             return Ok(());
@@ -202,10 +224,11 @@ fn read_list(
     Ok(())
 }
 
-fn read_item(item: serde_json::Value, api_version: &str, kind: Option<&str>) -> Result<Option<Object>, String> {
+fn read_item(mut item: serde_json::Value, api_version: &str, kind: Option<&str>) -> Result<Option<Object>, String> {
     fn typed<T: DeserializeOwned>(item: serde_json::Value) -> Result<Box<T>, String> {
         serde_json::from_value(item).map(Box::new).map_err(|error| format!("list item: {error}"))
     }
+    drop_nulls(&mut item);
     let text = |field| item.get(field).and_then(serde_json::Value::as_str);
     let api_version = text("apiVersion").unwrap_or(api_version);
     let Some(kind) = text("kind").or(kind) else { return Err("list item: it has no kind".into()) };

@@ -52,6 +52,41 @@ fn several_documents_of_all_kinds() {
     assert_eq!((manifest.faults, manifest.warnings), (vec![], vec![]));
 }
 
+/// kubectl leaves them out, and so does an API server.
+#[test]
+fn fields_that_are_null_are_absent() {
+    let web = |fields: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n{fields}\nspec:\n  clusterIP: 10.96.0.1\n  ports: [{{port: 80, nodePort: null}}]\n  clusterIPs: null\n  sessionAffinityConfig: {{clientIP: null}}\n"
+        )
+    };
+    for fields in [
+        "  annotations: {shunt.dev/split: null, a: b}",
+        "  annotations: {shunt.dev/split: ~, a: b}",
+        "  annotations:\n    shunt.dev/split:\n    a: b",
+        "  annotations: {a: b}\n  labels: null",
+        "  annotations: {a: b}\n  labels: {x: null}\n  creationTimestamp: null\n  ownerReferences: null",
+        "  annotations: {a: b}\n  selfLink: null\n  unheardOf: null",
+    ] {
+        let text = web(fields);
+        let listed = format!("apiVersion: v1\nkind: List\nitems:\n- {}", text.trim_end().replace('\n', "\n  "));
+        for text in [text, listed] {
+            let manifest = parse(&text);
+            assert_eq!(manifest.faults, [], "{text}");
+            let [Object::Service(service)] = &manifest.objects.into_values().collect::<Vec<_>>()[..] else {
+                panic!("{text}")
+            };
+            let annotations = service.metadata.annotations.clone().unwrap_or_default();
+            assert_eq!(annotations, [("a".to_owned(), "b".to_owned())].into(), "{text}");
+            assert!(!service.metadata.labels.iter().flatten().any(|(name, _)| name == "x"), "{text}");
+        }
+    }
+    let text = SLICE.replace("endpoints: [{addresses: [10.0.0.1]}]", "endpoints: [{addresses: [10.0.0.1], nodeName: null, conditions: {ready: null}, deprecatedTopology: {zone: null}}]");
+    assert_eq!(parse(&text).faults, []);
+    // An entry of a list is not a field.
+    assert_eq!(parse(&WEB.replace("- port: 80", "- null\n  - port: 80")).faults.len(), 1);
+}
+
 #[test]
 fn carriage_returns_and_a_byte_order_mark_are_no_obstacle() {
     let text = format!("\u{feff}%YAML 1.2\n---\n{WEB}---\n{NODE}").replace('\n', "\r\n");
