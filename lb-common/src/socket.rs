@@ -28,7 +28,7 @@ pub struct SocketEntry {
     pub flags: u8,
     /// Zero.
     pub pad: [u8; 2],
-    /// Index of the backend.
+    /// Index of the backend; 0 for UDP that was refused, which is connected to nobody.
     pub backend: u32,
     /// Its generation when it was chosen; another one now says that it has gone.
     pub generation: u32,
@@ -43,6 +43,12 @@ pub mod socket_flags {
 }
 
 impl SocketEntry {
+    /// Whether the socket is connected to nobody, for there was nobody to serve it.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        self.backend == 0
+    }
+
     /// Whether the socket is to be closed when its backend goes: connected UDP follows its Service only so.
     #[must_use]
     pub const fn is_closed_with_backend(&self) -> bool {

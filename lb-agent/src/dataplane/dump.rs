@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::Ordering};
 use lb_common::{
     address::Address,
     flow::protocol,
-    frontend::{Backend, Target, backend_state},
-    socket::talk_side,
+    frontend::{Backend, FrontendKey, Scope, Target, backend_state, frontend_flags},
+    socket::{SocketEntry, talk_side},
 };
 
 use super::maps::{MapError, Maps};
@@ -71,6 +71,24 @@ impl Maps {
     pub(super) fn has_gone(&self, backend: u32, generation: u32) -> bool {
         let backend = self.backends.get(backend).unwrap_or_default();
         backend.state == backend_state::FREE || backend.generation != generation
+    }
+
+    /// Whether a socket that was connected to nobody would be served now.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub(super) fn would_serve(&self, socket: &SocketEntry) -> Result<bool, MapError> {
+        let own = FrontendKey::new(socket.address, socket.port_be, socket.protocol);
+        let node_port = FrontendKey { address: FrontendKey::any_address(socket.address.is_v4()), ..own };
+        let at_node = || {
+            let is_here = socket.address.is_this_machine() || self.node_addresses.get(&socket.address)?.is_some();
+            if is_here { self.frontends.get(&node_port) } else { Ok(None) }
+        };
+        let frontend = self.frontends.get(&own)?.map_or_else(at_node, |frontend| Ok(Some(frontend)))?;
+        // Those that its source shuts out would only be refused again.
+        Ok(frontend.is_some_and(|frontend| {
+            frontend.target(Scope::Internal).slots != 0 && frontend.flags & frontend_flags::SOURCE_RANGES == 0
+        }))
     }
 
     /// Everything that adoption needs.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sockets of the node's own processes whose backend has gone: they are closed, so that their applications connect anew.
+//! Sockets of the node's own processes whose backend has gone: they are closed, so that their applications connect anew. So
+//! are those of UDP that had nobody to be connected to, once there is somebody.
 //!
 //! No packet door sees these sockets' packets. A pod's sockets that need this are left to the packet doors (`lb-ebpf`'s
 //! `socket`), which is why this network namespace alone is looked at.
@@ -14,7 +15,7 @@ use std::{
 
 use lb_common::{
     flow::protocol,
-    frontend::{Backend, Frontend, backend_state, frontend_flags},
+    frontend::{Backend, Frontend, Scope, backend_state, frontend_flags},
 };
 use nix::libc;
 use tracing::{debug, warn};
@@ -67,7 +68,10 @@ impl Orphans {
     /// Takes note of a write that may make orphans.
     pub fn note(&mut self, operation: &Operation) {
         match operation {
-            Operation::UpsertFrontend { frontend, .. } => self.note_frontend(frontend),
+            Operation::UpsertFrontend { key, frontend } => {
+                self.note_frontend(frontend);
+                self.is_due |= key.protocol == protocol::UDP && frontend.target(Scope::Internal).slots != 0;
+            }
             Operation::SetBackend { backend, .. } => self.note_backend(backend),
             _ => {}
         }
@@ -125,11 +129,16 @@ fn close(maps: &Maps, with_tcp: bool) -> Result<(), OrphanError> {
     for socket in sockets {
         let Some(entry) = maps.sockets.get(&socket.cookie())? else { continue };
         let is_there = socket.peer() == (entry.backend_address, entry.backend_port_be);
-        if !is_there || !entry.is_closed_with_backend() || !maps.has_gone(entry.backend, entry.generation) {
+        let is_stale = if entry.is_refused() {
+            maps.would_serve(&entry)?
+        } else {
+            entry.is_closed_with_backend() && maps.has_gone(entry.backend, entry.generation)
+        };
+        if !is_there || !is_stale {
             continue;
         }
-        let address = IpAddr::from(entry.backend_address);
-        debug!(cookie = socket.cookie(), "a socket to {address} is closed: its backend has gone");
+        let address = IpAddr::from(entry.address);
+        debug!(cookie = socket.cookie(), "a socket to {address} is closed: its backend has gone, or there is one now");
         match diag.destroy(&socket) {
             Ok(()) => {}
             // Closed by its application meanwhile.
@@ -156,6 +165,11 @@ pub fn can_close() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::{
+        address::Address,
+        frontend::{FrontendKey, Target},
+    };
+
     use super::*;
 
     fn frontend(service: u32, flags: u32) -> Frontend {
@@ -165,6 +179,21 @@ mod tests {
     fn freed(service: u32) -> Operation {
         let backend = Backend { service, state: backend_state::FREE, ..Backend::default() };
         Operation::SetBackend { index: 1, backend }
+    }
+
+    #[test]
+    fn udp_that_is_served_now_concerns_sockets_that_were_refused() {
+        let target = Target { offset: 16, slots: 16 };
+        for (protocol, targets, is_due) in [
+            (protocol::UDP, [target; 2], true),
+            (protocol::UDP, [Target::default(); 2], false),
+            (protocol::TCP, [target; 2], false),
+        ] {
+            let mut orphans = Orphans { is_due: false, ..Orphans::default() };
+            let key = FrontendKey::new(Address::UNSPECIFIED, 53, protocol);
+            orphans.note(&Operation::UpsertFrontend { key, frontend: Frontend { targets, ..frontend(1, 0) } });
+            assert_eq!(orphans.is_due, is_due);
+        }
     }
 
     #[test]

@@ -138,6 +138,15 @@ fn conclude<F: SocketFamily>(socket: &Socket<F>, call: Call, stop: Stop) -> i32 
             return ALLOW;
         }
     }
+    if call == Call::Connect && socket.protocol() == Some(protocol::UDP) {
+        if socket.is_of_node() {
+            connect_to_nobody(socket);
+        } else {
+            // The packet doors refuse what it sends.
+            forget(socket, call);
+        }
+        return ALLOW;
+    }
     if stop.fate() == Fate::Drop {
         return REFUSE;
     }
@@ -149,6 +158,37 @@ fn conclude<F: SocketFamily>(socket: &Socket<F>, call: Call, stop: Stop) -> i32 
         return ALLOW;
     }
     REFUSE
+}
+
+/// Where UDP that is served by nobody is connected to, on the node's own address: nobody listens at `tcpmux` by UDP. (Port 0,
+/// where nobody can, would make `getpeername` fail.)
+const NOBODYS_PORT_BE: u16 = 1_u16.to_be();
+
+/// UDP is connected without a word being sent, and many connect just to learn by which address of their own they would send
+/// (RFC 6724 as glibc does it, `ping`). So it never fails, and what is sent is refused by the node's own stack.
+#[inline(always)]
+fn connect_to_nobody<F: SocketFamily>(socket: &Socket<F>) {
+    let (address, port_be) = (socket.peer(), socket.peer_port_be());
+    let is_v4 = address.is_v4();
+    let own = maps::config().map(|config| config.node_addresses[family_index(is_v4)]);
+    let nobody = match own {
+        Ok(own) if !own.is_unspecified() => own,
+        _ => Address::loopback(is_v4),
+    };
+    let is_bound = source_kind_global::<F>(socket.context().cast()) & BOUND != 0;
+    let entry = SocketEntry {
+        address,
+        backend_address: nobody,
+        port_be,
+        backend_port_be: NOBODYS_PORT_BE,
+        protocol: protocol::UDP,
+        flags: if is_bound { socket_flags::BOUND } else { 0 },
+        pad: [0; 2],
+        backend: 0,
+        generation: 0,
+    };
+    maps::put_socket(socket.cookie(), &entry);
+    socket.set_peer(&nobody, NOBODYS_PORT_BE);
 }
 
 /// A socket that goes elsewhere is no Service's any more. It may go to a backend's own address: what comes from

@@ -240,7 +240,9 @@ fn an_address_that_connecting_has_chosen_is_the_nodes_to_affinity_and_itself_to_
         wait_until("the balancer's address", LIMIT, || Ok(met().is_ok_and(|met| met.len() == 1)))?;
         let usual = met()?.into_keys().next().context("nobody")?;
         let socket = connect_there(family)?;
-        let refused = node(&world).enter(|| socket.0.connect(address(family)))?.expect_err("out of range");
+        node(&world).enter(|| socket.0.connect(address(family)))??;
+        let refused = socket.server(address(family)).expect_err("out of range");
+        let refused = refused.downcast::<io::Error>()?;
         ensure!(refused.kind() == io::ErrorKind::PermissionDenied, "{refused}");
         node(&world).enter(|| socket.0.connect(inside(family)))??;
         ensure!(socket.server(inside(family))? == usual, "another client than the node");

@@ -13,7 +13,7 @@ use shunt_tests::{
     world::{Family, Options, World, for_each_kind, wait_for, wait_to_meet},
 };
 
-use crate::service::{ALL, at_node, inside, refused, service, world};
+use crate::service::{ALL, at_node, inside, service, world};
 
 const CLIENTS: [&str; 2] = ["client", "caller"];
 
@@ -74,7 +74,7 @@ fn rules_35_40_41_44_for_sockets_of_pods() -> Result<()> {
     let world = world(Options::ALL_SOCKETS, &[])?;
     let client = world.pod("client").namespace();
     for_each_kind(|protocol, family| {
-        wait_for(client, protocol, SocketAddr::new(inside(family).ip(), 9999), &refused(protocol))
+        wait_for(client, protocol, SocketAddr::new(inside(family).ip(), 9999), &Outcome::Refused)
     })?;
     let address = |family: Family| SocketAddr::new(family.pick("192.0.2.77", "2001:db8::77"), 7);
     let mut restricted = service(&json!({

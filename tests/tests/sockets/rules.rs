@@ -17,7 +17,9 @@ use shunt_tests::{
     world::{Echo, Family, Options, World, for_each_kind, is_quick, kinds, wait_for, wait_to_meet},
 };
 
-use crate::service::{ALL, NAME, NODE_PORT, at_node, inside, localhost, node, refused, serve, service, world};
+use crate::service::{
+    ALL, NAME, NODE_PORT, at_node, denied, inside, is_closed, localhost, node, refused, serve, service, world,
+};
 
 /// More than any refusal at the socket takes, and less than any that comes as a packet late.
 const AT_ONCE: Duration = Duration::from_millis(300);
@@ -77,11 +79,11 @@ fn rules_40_41_44_sockets_are_refused_at_once() -> Result<()> {
         })
         .with_context(|| format!("{protocol:?} to {to}: {wanted:?}"))
     };
-    for_each_kind(|protocol, family| outcome(protocol, SocketAddr::new(inside(family).ip(), 9999), refused(protocol)))?;
+    for_each_kind(|protocol, family| outcome(protocol, SocketAddr::new(inside(family).ip(), 9999), Outcome::Refused))?;
     let mut established = node(&world).enter(|| talk::Talk::begin(Protocol::Tcp, inside(Family::V4), LIMIT))??;
     world.put(world.slices(NAME, &[]))?;
     for_each_kind(|protocol, family| {
-        [inside(family), localhost(family)].into_iter().try_for_each(|to| outcome(protocol, to, refused(protocol)))
+        [inside(family), localhost(family)].into_iter().try_for_each(|to| outcome(protocol, to, Outcome::Refused))
     })?;
     established.ask()?;
     node(&world).enter(|| -> Result<()> {
@@ -97,7 +99,7 @@ fn rules_40_41_44_sockets_are_refused_at_once() -> Result<()> {
     world.put(world.slices(NAME, &["web-2"]))?;
     // TCP first: where UDP that nobody serves is denied too, it does not show that the policy is in force.
     for protocol in Protocol::BOTH {
-        Family::BOTH.into_iter().try_for_each(|family| outcome(protocol, inside(family), Outcome::Denied))?;
+        Family::BOTH.into_iter().try_for_each(|family| outcome(protocol, inside(family), denied(protocol)))?;
     }
     Ok(())
 }
@@ -109,6 +111,51 @@ fn counters(world: &World) -> Result<[u64; 3]> {
     let ours = || services.iter().filter(|service| service["name"] == NAME);
     let sum = |field: &str| ours().filter_map(|service| service[field].as_u64()).sum();
     Ok(["flows", "rejected_packets", "dropped_packets"].map(sum))
+}
+
+/// glibc connects UDP to each address of a name to sort them, `ping` to learn its own address: nothing is sent, and nobody may
+/// refuse it. What is sent is refused, and shown as the Service's; and once somebody serves, the socket is closed.
+#[test]
+fn pitfall_36_udp_is_connected_though_nobody_serves_and_refused_when_it_sends() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS, &[])?;
+    world.put(world.slices(NAME, &[]))?;
+    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &Outcome::Refused))?;
+    let mut waiting = Vec::new();
+    for family in Family::BOTH {
+        let undefined = SocketAddr::new(inside(family).ip(), 9999);
+        for to in [inside(family), undefined, localhost(family)] {
+            node(&world).enter(|| -> Result<()> {
+                let socket = UdpSocket::bind((family.pick("0.0.0.0", "::"), 0))?;
+                socket.set_read_timeout(Some(LIMIT))?;
+                socket.connect(to).with_context(|| format!("connect to {to}"))?;
+                ensure!(socket.peer_addr()? == to, "{:?}", socket.peer_addr());
+                let own = socket.local_addr()?.ip();
+                ensure!(own == world.node("node-a").address(family), "the own address is {own}");
+                for _ in 0..2 {
+                    socket.send(b"who?")?;
+                    let error = socket.recv(&mut [0; 8]).expect_err("nobody serves");
+                    ensure!(error.kind() == std::io::ErrorKind::ConnectionRefused, "{error}");
+                }
+                if to == inside(family) {
+                    waiting.push(socket);
+                }
+                Ok(())
+            })??;
+        }
+    }
+    world.put(world.slices(NAME, &ALL))?;
+    for_each_kind(|protocol, family| wait_to_meet(node(&world), protocol, inside(family), &ALL))?;
+    for (socket, family) in waiting.into_iter().zip(Family::BOTH) {
+        shunt_tests::world::wait_until("the socket is closed", LIMIT, || {
+            Ok(socket.send(b"who?").is_err_and(|error| is_closed(&error)))
+        })?;
+        // Of being closed it has not heard yet.
+        socket.take_error()?;
+        node(&world).enter(|| socket.connect(inside(family)))??;
+        socket.send(b"who?")?;
+        socket.recv(&mut [0; 64])?;
+    }
+    Ok(())
 }
 
 /// How often that reason was met, on the page of metrics of node-a.
@@ -154,11 +201,11 @@ fn calls_are_counted_for_their_service_and_by_reason() -> Result<()> {
     ensure!(undefined == [0, 0, 0, 12], "of no Service port: {undefined:?}");
     world.put([service(&json!({ "spec": { "internalTrafficPolicy": "Local" } }))])?;
     world.put(world.slices(NAME, &["web-2"]))?;
-    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &Outcome::Denied))?;
+    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &denied(protocol)))?;
     let local = count("no-local-endpoints", inside)?;
     ensure!(local == [0, 0, 12, 12], "{local:?}");
     world.put(world.slices(NAME, &[]))?;
-    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &refused(protocol)))?;
+    for_each_kind(|protocol, family| wait_for(node(&world), protocol, inside(family), &Outcome::Refused))?;
     let none = count("no-endpoints", localhost)?;
     ensure!(none == [0, 12, 0, 12], "{none:?}");
     Ok(())
@@ -198,7 +245,7 @@ fn rule_35_source_ranges_see_the_bound_address_or_the_nodes() -> Result<()> {
     };
     world.put([with_ranges(["10.244.1.0/24", "fd00:244:1::/64"])])?;
     for_each_kind(|protocol, family| {
-        wait_for(node(&world), protocol, address(family), &Outcome::Denied)?;
+        wait_for(node(&world), protocol, address(family), &denied(protocol))?;
         let bound = SocketAddr::new(family.pick("10.244.1.1", "fd00:244:1::1"), talk::fresh_port());
         let answer = node(&world)
             .enter(|| talk::Talk::begin_at(protocol, bound, address(family), Duration::from_secs(5))?.ask())??;
@@ -240,7 +287,7 @@ fn a_socket_bound_to_loopback_is_refused_or_served_here() -> Result<()> {
     for_each_kind(|protocol, family| {
         is_quick(AT_ONCE, || {
             let outcome = attempt(protocol, family)?;
-            ensure!(outcome == Outcome::Denied, "{outcome:?}");
+            ensure!(outcome == denied(protocol), "{outcome:?}");
             Ok(())
         })
     })?;

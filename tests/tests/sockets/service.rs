@@ -47,10 +47,15 @@ pub fn is_closed(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionAborted || error.raw_os_error() == Some(EDESTADDRREQ)
 }
 
-/// What becomes of a socket that the door refuses. Before Linux 6.1 a program can't name its error: UDP hears EPERM then.
+/// What becomes of a datagram that the door refuses. Before Linux 6.1 a program can't name its error: UDP hears EPERM then.
 pub fn refused(protocol: Protocol) -> Outcome {
     let can_name_errors = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 1, 0));
     if protocol == Protocol::Tcp || can_name_errors { Outcome::Refused } else { Outcome::Denied }
+}
+
+/// The same where only others may be served. UDP that is connected hears as of any port where nobody listens.
+pub fn denied(protocol: Protocol) -> Outcome {
+    if protocol == Protocol::Tcp { Outcome::Denied } else { Outcome::Refused }
 }
 
 /// The processes of node-a.
