@@ -4,7 +4,10 @@
 //! In: [`Event`]s, in any order. Out: which Services a change concerns, and what the maps should hold for each of them.
 //! The cost of an event is that of the Services it concerns, not of the cluster. It must not know of the maps.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -62,6 +65,8 @@ pub struct Model {
     dirty: BTreeSet<ServiceKey>,
     are_service_cidrs_unknown: bool,
     has_external_ips: bool,
+    /// Addresses at which the node answers itself.
+    held: BTreeSet<IpAddr>,
     hash_seed: Option<HashSeed>,
     is_synced: bool,
     is_incomplete: bool,
@@ -81,10 +86,29 @@ impl Model {
             dirty: BTreeSet::new(),
             are_service_cidrs_unknown: false,
             has_external_ips: true,
+            held: BTreeSet::new(),
             hash_seed: None,
             is_synced: false,
             is_incomplete: false,
         }
+    }
+
+    /// Leaves ClusterIPs to the node where it answers at them itself: NodeLocal DNSCache does so at that of the cluster's DNS.
+    /// Returns the Services for which that changes something, with the address, and whether it is left to the node now.
+    pub fn leave_to_node(&mut self, held: impl Iterator<Item = IpAddr>) -> Vec<(ServiceKey, IpAddr, bool)> {
+        let held: BTreeSet<IpAddr> = held.collect();
+        if held == self.held {
+            return Vec::new();
+        }
+        let changed: BTreeSet<IpAddr> = self.held.symmetric_difference(&held).copied().collect();
+        let of_service = |service: &Service| {
+            let ips = service.cluster_ips.iter().filter(|ip| changed.contains(*ip));
+            ips.map(|ip| (service.key.clone(), *ip, held.contains(ip))).collect::<Vec<_>>()
+        };
+        let concerned: Vec<_> = self.services.values().flat_map(of_service).collect();
+        self.dirty.extend(concerned.iter().map(|(key, ..)| key.clone()));
+        self.held = held;
+        concerned
     }
 
     /// Whether external IPs are served (rule 87).
@@ -205,7 +229,15 @@ impl Model {
         let Some(service) = self.services.get(key) else { return Default::default() };
         let mut problems = self.object_problems(service);
         problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split, None)));
-        (compile::compile(service, &self.all_parts(service), &self.node), problems)
+        let mut units = compile::compile(service, &self.all_parts(service), &self.node);
+        let is_left = |key: &FrontendKey| {
+            let ip = IpAddr::from(key.address);
+            self.held.contains(&ip) && service.cluster_ips.contains(&ip)
+        };
+        units.values_mut().filter(|_| !self.held.is_empty()).for_each(|unit| {
+            unit.frontends.retain(|key, _| !is_left(key));
+        });
+        (units, problems)
     }
 
     /// What is wrong with a Service that stays as an earlier agent left it.

@@ -146,6 +146,15 @@ impl NodeState {
         self.addresses.values().flatten().copied()
     }
 
+    /// Addresses on devices that lead nowhere: somebody on this node answers there, as NodeLocal DNSCache does at the ClusterIP
+    /// of the cluster's DNS. What kube-proxy's IPVS mode has left behind is not meant.
+    #[must_use]
+    pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
+        let leads_nowhere = |link: &&Link| matches!(&*link.kind, "dummy" | "ifb") && link.name != "kube-ipvs0";
+        let links = self.links.iter().map(|(&ifindex, link)| (ifindex, link)).filter(|(_, link)| leads_nowhere(link));
+        links.flat_map(|(ifindex, link)| self.addresses(ifindex).iter().map(|own| (own.ip, &*link.name))).collect()
+    }
+
     /// Whether there are addresses of each family, IPv4 and IPv6, that are good beyond their link. As long as there is none at all,
     /// either may come.
     #[must_use]
@@ -270,6 +279,23 @@ mod tests {
         assert_eq!(with("fe80::1", false), [true, true]);
         assert_eq!(with("192.0.2.1", true), [true, false]);
         assert_eq!(with("fd00::1", true), [true, true]);
+    }
+
+    #[test]
+    fn addresses_are_held_by_devices_that_lead_nowhere() {
+        let mut state = NodeState::default();
+        for (ifindex, name, kind, ip) in [
+            (2, "eth0", "", "192.0.2.1"),
+            (3, "nodelocaldns", "dummy", "10.96.0.10"),
+            (4, "kube-ipvs0", "dummy", "10.96.0.11"),
+            (5, "veth5", "veth", "10.96.0.12"),
+        ] {
+            state.apply(Change::Link { ifindex, link: Link { kind: kind.into(), ..link(name) } });
+            state.apply(Change::Address { ifindex, address: address(ip) });
+        }
+        assert_eq!(state.held_addresses(), [("10.96.0.10".parse().unwrap(), "nodelocaldns")].into());
+        state.apply(Change::LinkGone { ifindex: 3 });
+        assert!(state.held_addresses().is_empty());
     }
 
     #[test]

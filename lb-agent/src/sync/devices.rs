@@ -123,6 +123,11 @@ impl Devices {
         local_addresses(&self.node).map(Address::from)
     }
 
+    /// Addresses at which somebody on this node answers, with the names of the devices that hold them.
+    pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
+        self.node.held_addresses()
+    }
+
     /// Where load balancers ask for Services (rule 65): wherever NodePorts are answered.
     pub fn health_check_addresses(&self) -> Vec<IpAddr> {
         if self.node_ports.are_all() {

@@ -241,6 +241,7 @@ impl<D: Doors> Loop<D> {
         }
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.listen_on(&self.devices.health_check_addresses());
+        self.services.leave_to_node(&self.devices.held_addresses());
         self.services.gather(&mut self.maps.state, now);
         if self.services.has_ready() {
             self.health.set_waiting(now);

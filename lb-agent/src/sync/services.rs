@@ -20,6 +20,7 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::frontend::FrontendKey;
+use tracing::info;
 
 use super::{
     Maps,
@@ -99,6 +100,18 @@ impl Services {
     /// Where load balancers ask from now on.
     pub fn listen_on(&mut self, addresses: &[IpAddr]) {
         self.health_ports.set_addresses(addresses).into_iter().for_each(|key| self.queue.push(key));
+    }
+
+    /// Leaves ClusterIPs to the node where it answers at them itself, on these devices.
+    pub fn leave_to_node(&mut self, held: &BTreeMap<IpAddr, &str>) {
+        for (key, ip, is_left) in self.model.leave_to_node(held.keys().copied()) {
+            let device = held.get(&ip).copied().unwrap_or_default();
+            if is_left {
+                info!("Service {key}: {ip} is left to this node, which holds it on {device}");
+            } else {
+                info!("Service {key}: {ip} is served again, no device of this node holds it any more");
+            }
+        }
     }
 
     /// The desired state.

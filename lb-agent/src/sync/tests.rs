@@ -658,6 +658,43 @@ fn rule_18_no_conflict_is_told_while_a_list_is_under_way() {
     );
 }
 
+/// NodeLocal DNSCache answers at the ClusterIP of the cluster's DNS, on a device of its own.
+#[test]
+fn a_cluster_ip_that_the_node_holds_itself_is_left_to_it() {
+    let dns = || {
+        let dns = service("dns").cluster_ips(&["10.96.0.10"]).tcp("dns", 53).edit(|spec| {
+            spec.type_ = Some("NodePort".into());
+            spec.ports.iter_mut().flatten().for_each(|port| port.node_port = Some(30_053));
+        });
+        [dns.applied(), slice("dns-1", "dns").tcp("dns", 5353).with(endpoint("10.0.0.1")).applied()]
+    };
+    let nowhere = Link { kind: "dummy".into(), ..link("nodelocaldns") };
+    let mut world = World::new(fake_doors());
+    // There at the start of both.
+    world.events(dns()).events(web()).event(Event::Synced);
+    let hold = |world: &mut World| {
+        world.change(Change::Link { ifindex: 9, link: nowhere.clone() });
+        world.change(Change::Address { ifindex: 9, address: address("169.254.20.10") });
+        world.change(Change::Address { ifindex: 9, address: address("10.96.0.10") }).settle();
+    };
+    hold(&mut world);
+    let of_dns =
+        |world: &World| frontends(&world.text()).into_iter().filter(|line| line.contains("10.96.0.10")).count();
+    let has_node_port = |world: &World| world.text().contains("node port 30053/TCP");
+    assert!(of_dns(&world) == 0 && has_node_port(&world), "{}", world.text());
+    world.change(Change::LinkGone { ifindex: 9 }).settle();
+    assert_eq!(of_dns(&world), 2, "the port, and all others: {}", world.text());
+    hold(&mut world);
+    assert_eq!(of_dns(&world), 0);
+    // A successor finds it so.
+    let mut world = World::new(world.into_doors());
+    world.events(dns()).events(web()).event(Event::Synced);
+    hold(&mut world);
+    assert!(of_dns(&world) == 0 && has_node_port(&world), "{}", world.text());
+    world.change(Change::AddressGone { ifindex: 9, ip: "10.96.0.10".parse().unwrap() }).settle();
+    assert_eq!(of_dns(&world), 2);
+}
+
 /// Threads kubernetes 139513 and 48107: what a change costs does not grow with the cluster. Writes are counted, not time.
 #[test]
 fn pitfall_20_a_change_of_one_endpoint_costs_the_same_among_ten_services_and_two_thousand() {
