@@ -387,3 +387,51 @@ fn rule_81_families_come_and_go_on_a_live_service() -> Result<()> {
     }
     Ok(())
 }
+
+/// A frontend that goes takes its UDP flows along, though its Service and the backend stay; TCP goes on.
+fn udp_ends_with_its_frontend(options: Options) -> Result<()> {
+    let world = World::with_echoes(options, &[])?;
+    world.put([service(&json!({}))].into_iter().chain(world.slices(NAME, &["web-1"])))?;
+    let node = world.node("node-a");
+    let from = [world.pod("client").namespace(), node.namespace()];
+    let places = |family| {
+        let at_node = SocketAddr::new(node.address(family), NODE_PORT);
+        [at(external(family)), at(balancer(family)), at_node]
+    };
+    let begin = |protocol| -> Result<Vec<(Talk, String)>> {
+        let mut talks = Vec::new();
+        for family in Family::BOTH {
+            for (namespace, to) in from.iter().flat_map(|from| places(family).map(|to| (from, to))) {
+                wait_for(namespace, protocol, to, &Outcome::Answered("web-1".to_owned()))?;
+                let mut talk = namespace.enter(|| Talk::begin(protocol, to, Duration::from_millis(500)))??;
+                talk.ask()?;
+                talks.push((talk, format!("{protocol:?} from {} to {to}", namespace.name())));
+            }
+        }
+        Ok(talks)
+    };
+    let (mut udp, mut tcp) = (begin(Protocol::Udp)?, begin(Protocol::Tcp)?);
+    let kept = Family::BOTH.map(|family| from.map(|from| (from, objects::cluster_ip(HOST, family))));
+    let kept = kept
+        .into_iter()
+        .flatten()
+        .map(|(from, to)| -> Result<Talk> { Ok(from.enter(|| Talk::begin(Protocol::Udp, to, LIMIT))??) });
+    let mut kept = kept.collect::<Result<Vec<_>>>()?;
+    kept.iter_mut().try_for_each(|talk| talk.ask().map(drop))?;
+    let ports = objects::ports(None);
+    world.put([objects::service(NAME, HOST, &json!({ "spec": { "ports": ports } }))])?;
+    for (talk, what) in &mut udp {
+        wait_until(&format!("{what} ends"), LIMIT, || Ok(talk.ask().is_err()))?;
+        ensure!(talk.ask().is_err(), "{what} goes on");
+    }
+    for (talk, what) in &mut tcp {
+        talk.ask().with_context(|| format!("{what} has ended"))?;
+    }
+    // Others of the same Service and backend do not notice.
+    Ok(kept.iter_mut().try_for_each(|talk| talk.ask().map(drop))?)
+}
+
+#[test]
+fn rule_85_udp_ends_with_its_frontend_by_tc() -> Result<()> {
+    udp_ends_with_its_frontend(Options::HOST_SOCKETS)
+}

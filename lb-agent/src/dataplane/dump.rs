@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::Ordering};
 use lb_common::{
     address::Address,
     flow::protocol,
-    frontend::{Backend, FrontendKey, Scope, Target, backend_state, frontend_flags},
+    frontend::{Backend, Frontend, FrontendKey, Scope, Target, backend_state, frontend_flags},
     socket::{SocketEntry, talk_side},
 };
 
@@ -73,22 +73,36 @@ impl Maps {
         backend.state == backend_state::FREE || backend.generation != generation
     }
 
+    /// What a connected socket's address is a frontend of now.
+    fn frontend_of(&self, socket: &SocketEntry) -> Result<Option<Frontend>, MapError> {
+        let own = FrontendKey::new(socket.address, socket.port_be, socket.protocol);
+        let frontend = self.frontends.get(&own)?;
+        if frontend.is_some() {
+            return Ok(frontend);
+        }
+        let is_here = socket.address.is_this_machine() || self.node_addresses.get(&socket.address)?.is_some();
+        let node_port = FrontendKey { address: FrontendKey::any_address(socket.address.is_v4()), ..own };
+        if is_here { self.frontends.get(&node_port) } else { Ok(None) }
+    }
+
     /// Whether a socket that was connected to nobody would be served now.
     ///
     /// # Errors
     /// When a map can't be read.
     pub(super) fn would_serve(&self, socket: &SocketEntry) -> Result<bool, MapError> {
-        let own = FrontendKey::new(socket.address, socket.port_be, socket.protocol);
-        let node_port = FrontendKey { address: FrontendKey::any_address(socket.address.is_v4()), ..own };
-        let at_node = || {
-            let is_here = socket.address.is_this_machine() || self.node_addresses.get(&socket.address)?.is_some();
-            if is_here { self.frontends.get(&node_port) } else { Ok(None) }
-        };
-        let frontend = self.frontends.get(&own)?.map_or_else(at_node, |frontend| Ok(Some(frontend)))?;
         // Those that its source shuts out would only be refused again.
-        Ok(frontend.is_some_and(|frontend| {
+        Ok(self.frontend_of(socket)?.is_some_and(|frontend| {
             frontend.target(Scope::Internal).slots != 0 && frontend.flags & frontend_flags::SOURCE_RANGES == 0
         }))
+    }
+
+    /// Whether a socket's address is no longer the Service's whose backend it is connected to.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub(super) fn has_lost_frontend(&self, socket: &SocketEntry) -> Result<bool, MapError> {
+        let of = self.backends.get(socket.backend).unwrap_or_default().service;
+        Ok(self.frontend_of(socket)?.is_none_or(|frontend| frontend.service != of))
     }
 
     /// Everything that adoption needs.

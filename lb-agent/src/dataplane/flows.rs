@@ -4,7 +4,7 @@
 //! An entry is read as the programs read it: control word, copy, control word again ([`Control::is_same_entry`]).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering, fence},
 };
@@ -14,8 +14,8 @@ use lb_common::{
     address::{Address, Family, V4, V6},
     config::family_index,
     filter::{self, Concern},
-    flow::{Control, Direction, Entry, FlowState, flow_flags, table::WAYS, table::is_expired, word},
-    frontend::{Backend, NO_BACKEND, backend_state},
+    flow::{Control, Direction, Entry, FlowState, flow_flags, protocol, table::WAYS, table::is_expired, word},
+    frontend::{Backend, FrontendKey, NO_BACKEND, backend_state},
     maps::FlowSet,
 };
 
@@ -172,7 +172,81 @@ impl Census {
     }
 }
 
+/// Where a flow's client sent its packets.
+fn asked<F: Family>(entry: &Entry<F>) -> FrontendKey {
+    let mut peer = *entry;
+    let original = match entry.direction() {
+        Direction::Original => entry,
+        Direction::Reply => {
+            entry.write_peer(&mut peer);
+            &peer
+        }
+    };
+    FrontendKey::new(F::widen(&original.dst), original.dport_be, original.protocol)
+}
+
+/// Makes the entry in a slot look idle for as long as that, unless it is another's by now.
+fn end<F: Family>(slot: &[AtomicU64], entry: &Entry<F>, last_seen: u32) -> bool
+where
+    Entry<F>: Pod,
+{
+    let mut control = entry.control;
+    // Its time may be stored meanwhile.
+    for _ in 0..ATTEMPTS {
+        let ended = control.to_bits() & !u64::from(u32::MAX) | u64::from(last_seen);
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        match slot[word::CONTROL].compare_exchange(control.to_bits(), ended, order.0, order.1) {
+            Ok(_) => return true,
+            Err(now) if control.is_same_entry(Control::from_bits(now)) => control = Control::from_bits(now),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 impl Maps {
+    /// Ends the UDP flows of these frontends, unless they are those of the Service that the frontend is of now. Returns how many
+    /// entries that were.
+    ///
+    /// # Errors
+    /// When the time can't be told, or a map can't be read.
+    pub fn end_udp_flows(&self, frontends: &BTreeSet<FrontendKey>) -> Result<usize, MapError> {
+        let tick = self.ticker.now()?.tick;
+        Ok(self.end_udp_flows_of(&self.flows_v4, frontends, tick)?
+            + self.end_udp_flows_of(&self.flows_v6, frontends, tick)?)
+    }
+
+    fn end_udp_flows_of<F: Family>(
+        &self,
+        table: &FlowTable<F>,
+        frontends: &BTreeSet<FrontendKey>,
+        tick: u32,
+    ) -> Result<usize, MapError>
+    where
+        Entry<F>: Pod,
+    {
+        // Longer than any time-out, and a quarter of it that an entry gets on top.
+        let long_ago = tick.wrapping_sub(i32::MAX as u32 / 2);
+        let mut count = 0;
+        for slot in table.sets.long_words().chunks_exact(word::stride::<F>()) {
+            let Some(entry) = read::<F>(slot).filter(|entry| entry.protocol == protocol::UDP) else { continue };
+            let key = asked(&entry);
+            let node_port = FrontendKey { address: FrontendKey::any_address(F::IS_V4), ..key };
+            if !frontends.contains(&key) && !frontends.contains(&node_port) {
+                continue;
+            }
+            let frontend = match self.frontends.get(&key)? {
+                None => self.frontends.get(&node_port)?,
+                frontend => frontend,
+            };
+            let of = self.backends.get(entry.backend).unwrap_or_default().service;
+            if frontend.is_none_or(|frontend| frontend.service != of) && end(slot, &entry, long_ago) {
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     /// All flows that have not expired, both directions of each, in the tables' order: read one by one as they are asked for.
     ///
     /// # Errors

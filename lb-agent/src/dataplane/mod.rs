@@ -16,6 +16,7 @@ mod counters;
 mod doors;
 mod dump;
 mod earlier;
+mod ended;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod filters;
@@ -61,6 +62,7 @@ use self::{
     attach::Links,
     conntrack::Conntrack,
     earlier::Earlier,
+    ended::Ended,
     orphans::Orphans,
     pinned::PinnedObjects,
     pins::Lock,
@@ -160,6 +162,7 @@ pub struct Dataplane {
     sockets: SocketDoor,
     /// `None` where sockets are not translated, or can't be closed.
     orphans: Option<Orphans>,
+    ended: Ended,
     /// Source ports that pass the filter.
     passing: [PortRange; 2],
     /// Whether programs can ask conntrack.
@@ -213,8 +216,21 @@ impl Dataplane {
             config.seed = earlier.seed().unwrap_or_default();
         }
         let conntrack = Conntrack::default();
-        let mut own =
-            Self { maps, config, pins, pinned, links, sockets, orphans, passing, conntrack, ebpf, lock, watch: None };
+        let mut own = Self {
+            maps,
+            config,
+            pins,
+            pinned,
+            links,
+            sockets,
+            orphans,
+            ended: Ended::default(),
+            passing,
+            conntrack,
+            ebpf,
+            lock,
+            watch: None,
+        };
         own.set_config(&config);
         if (is_resized || is_unfinished) && serves {
             own.switch(&resized);
@@ -347,9 +363,12 @@ impl Dataplane {
         self.sockets.is_attached()
     }
 
-    /// Closes sockets of the node's own processes whose backends have gone. Returns when to come back.
+    /// Closes sockets of the node's own processes whose backends have gone, and ends UDP flows whose frontends have. Returns
+    /// when to come back.
     pub fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
-        self.orphans.as_mut()?.close(&self.maps, now)
+        let flows = self.ended.end(&self.maps, now);
+        let sockets = self.orphans.as_mut().and_then(|orphans| orphans.close(&self.maps, now));
+        flows.into_iter().chain(sockets).min()
     }
 
     /// Looks whether everything that this agent has made outside of the maps, and the configuration, is still as it was made;
@@ -424,6 +443,8 @@ impl Dataplane {
 
 impl Writer for Dataplane {
     fn write(&mut self, operation: &Operation) -> Result<(), WriteError> {
+        let maps = &self.maps;
+        self.ended.note(operation, |key| maps.frontends.get(key).ok().flatten());
         self.maps.write(operation)?;
         if let Some(orphans) = &mut self.orphans {
             orphans.note(operation);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets of the node's own processes whose backend has gone: they are closed, so that their applications connect anew. So
-//! are those of UDP that had nobody to be connected to, once there is somebody.
+//! are those of UDP whose address is no longer that Service's (rule 85), or that had nobody to be connected to, once there is
+//! somebody.
 //!
 //! No packet door sees these sockets' packets. A pod's sockets that need this are left to the packet doors (`lb-ebpf`'s
 //! `socket`), which is why this network namespace alone is looked at.
@@ -72,6 +73,7 @@ impl Orphans {
                 self.note_frontend(frontend);
                 self.is_due |= key.protocol == protocol::UDP && frontend.target(Scope::Internal).slots != 0;
             }
+            Operation::RemoveFrontend { key } => self.is_due |= key.protocol == protocol::UDP,
             Operation::SetBackend { backend, .. } => self.note_backend(backend),
             _ => {}
         }
@@ -129,16 +131,21 @@ fn close(maps: &Maps, with_tcp: bool) -> Result<(), OrphanError> {
     for socket in sockets {
         let Some(entry) = maps.sockets.get(&socket.cookie())? else { continue };
         let is_there = socket.peer() == (entry.backend_address, entry.backend_port_be);
+        let is_udp = entry.protocol == protocol::UDP;
         let is_stale = if entry.is_refused() {
             maps.would_serve(&entry)?
         } else {
             entry.is_closed_with_backend() && maps.has_gone(entry.backend, entry.generation)
+                || is_udp && maps.has_lost_frontend(&entry)?
         };
         if !is_there || !is_stale {
             continue;
         }
         let address = IpAddr::from(entry.address);
-        debug!(cookie = socket.cookie(), "a socket to {address} is closed: its backend has gone, or there is one now");
+        debug!(
+            cookie = socket.cookie(),
+            "a socket to {address} is closed: its backend or frontend has gone, or there is one now"
+        );
         match diag.destroy(&socket) {
             Ok(()) => {}
             // Closed by its application meanwhile.
