@@ -95,7 +95,7 @@ fn assert_contains(whole: &Value, part: &Value, path: &str) {
 }
 
 fn pod() -> PodSpec {
-    strictly::<DaemonSet>("DaemonSet").spec.unwrap().template.spec.unwrap()
+    strictly::<DaemonSet>("DaemonSet").spec.template.spec.unwrap()
 }
 
 fn agent() -> Container {
@@ -274,7 +274,7 @@ fn the_docs_say_how_much_memory_the_maps_take() {
 fn the_cleanup_removes_what_the_agent_makes() {
     assert_eq!(applied(&directory().join("cleanup")), ["daemonset.yaml".to_owned()].into());
     let daemon_set: DaemonSet = strictly_among(&read("cleanup/daemonset.yaml"), "DaemonSet");
-    let pod = daemon_set.spec.unwrap().template.spec.unwrap();
+    let pod = daemon_set.spec.template.spec.unwrap();
     assert_eq!((pod.tolerations.clone(), pod.node_selector.clone()), (Some(everywhere()), Some(nodes())));
     assert_eq!((pod.host_network, pod.automount_service_account_token), (Some(true), Some(false)));
     assert_eq!(host_paths(&pod), [("/sys/fs/bpf", "Directory")].map(owned));
@@ -306,7 +306,7 @@ fn with_privileges(container: &Container, node: &Node, arguments: &[String]) -> 
 fn the_privileges_of_the_manifests_are_enough() -> Result<()> {
     let mut world = World::with_agents(Options::HOST_SOCKETS)?;
     let daemon_set: DaemonSet = strictly_among(&read("cleanup/daemonset.yaml"), "DaemonSet");
-    let cleanup = daemon_set.spec.unwrap().template.spec.unwrap().init_containers.unwrap().remove(0);
+    let cleanup = daemon_set.spec.template.spec.unwrap().init_containers.unwrap().remove(0);
     for node in world.nodes_mut() {
         node.agent_mut().terminate()?;
         let mut child = with_privileges(&agent(), node, &node.agent_arguments(Xdp::Off))?.spawn()?;
