@@ -13,7 +13,7 @@
 //! uses the packets' scratch space, and counters are added to in one instruction.
 //!
 //! **Left to the packet doors** are sockets of pods that need attention after they are connected: UDP, which follows its
-//! Service packet by packet there, and TCP that is to be reset when its backend goes. The same for pods where the source
+//! Service packet by packet there (with session affinity all of it), and TCP that is to be reset when its backend goes. The same for pods where the source
 //! address decides and is not known yet. No packet door sees the packets of the node's own processes: their sockets are
 //! translated here, and closed by the agent.
 
@@ -218,8 +218,9 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
         record.internal = 1;
     }
     let needs_attention = match protocol {
-        // One that is connected may be connected to this very Service, by packets.
-        protocol::UDP => call == Call::Connect || socket.is_connected(),
+        // One that is connected may be connected to this very Service, by packets. To session affinity a pod is one client, by its
+        // packets' source, whether its sockets are connected or not.
+        protocol::UDP => call == Call::Connect || socket.is_connected() || frontend.affinity_timeout != 0,
         _ => frontend.flags & frontend_flags::RESET_ON_REMOVAL != 0,
     };
     if !is_of_node && needs_attention {

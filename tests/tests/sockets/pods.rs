@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Pods, with their sockets translated and without.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -10,12 +10,13 @@ use shunt_tests::{
         Protocol,
         talk::{self, Outcome},
     },
-    world::{Family, Options, World, for_each_kind, wait_for, wait_to_meet},
+    world::{Family, Options, World, for_each_kind, wait_for, wait_to_meet, wait_until},
 };
 
 use crate::service::{ALL, at_node, inside, service, world};
 
 const CLIENTS: [&str; 2] = ["client", "caller"];
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Flows of a protocol to the Service in the table of node-a.
 fn flows(world: &World, protocol: &str) -> Result<usize> {
@@ -97,5 +98,33 @@ fn rules_35_40_41_44_for_sockets_of_pods() -> Result<()> {
     world.put(world.slices(crate::service::NAME, &[]))?;
     for_each_kind(|protocol, family| wait_for(client, protocol, inside(family), &Outcome::Refused))?;
     ensure!(talk::attempt(client, Protocol::Tcp, inside(Family::V6))? == Outcome::Refused);
+    Ok(())
+}
+
+/// Rule 54: to session affinity a pod is one client, whether its UDP sockets are connected or not.
+#[test]
+fn rule_54_connected_and_other_udp_sockets_of_a_pod_are_one_client() -> Result<()> {
+    let world = world(Options::ALL_SOCKETS, &[])?;
+    world.put([service(&json!({ "spec": { "sessionAffinity": "ClientIP" } }))])?;
+    for family in Family::BOTH {
+        for pod in ["client", "caller", "web-1"] {
+            let namespace = world.pod(pod).namespace();
+            let connected = || talk::meet(namespace, Protocol::Udp, inside(family), 6);
+            wait_until("one backend", LIMIT, || Ok(connected()?.len() == 1))?;
+            let met: Vec<String> = connected()?.into_keys().collect();
+            for _ in 0..6 {
+                let server = namespace.enter(|| -> Result<String> {
+                    let socket = std::net::UdpSocket::bind((family.pick("0.0.0.0", "::"), 0))?;
+                    socket.set_read_timeout(Some(LIMIT))?;
+                    socket.send_to(b"who?\n", inside(family))?;
+                    let mut answer = [0; 128];
+                    let (length, from) = socket.recv_from(&mut answer)?;
+                    ensure!(from == inside(family), "answered by {from}");
+                    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+                })??;
+                ensure!(server.contains(&met[0]), "{pod}: connected sockets meet {met:?}, another one {server}");
+            }
+        }
+    }
     Ok(())
 }
