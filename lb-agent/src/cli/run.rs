@@ -37,7 +37,7 @@ use crate::{
     memory::{Bill, mebibytes},
     metrics::{self, Metrics},
     model::Model,
-    node::{checks, netlink::Follower, service_cidrs},
+    node::{checks, neighbours, netlink::Follower, service_cidrs},
     source::{self, KubeOptions, SourceError},
     sync::{self, Devices, Inputs, Loop, LoopError, Maps, Notice, Reporter, Services},
 };
@@ -146,6 +146,7 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
     tasks.spawn("the port of /metrics", http::serve(metricsz, pages, connections()));
     let agent = Loop::new(services, devices, maps, health, metrics).reporting(reporter);
+    tasks.spawn("the asking for neighbours", neighbours::ask(agent.neighbours()));
     tasks.spawn("the following of ServiceCIDRs", service_cidrs::follow(agent.service_cidrs(), tell_lost));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests, notices }) => match ended {

@@ -29,6 +29,7 @@ use lb_common::{
 use super::{
     clock::Ticker,
     flows::FlowTable,
+    next_hops::NextHops,
     pins::Pins,
     sys::{self, MapInfo, Mapping},
 };
@@ -91,6 +92,8 @@ pub struct Maps {
     pub flows_v4: FlowTable<V4>,
     /// [`maps::FLOWS_V6`]
     pub flows_v6: FlowTable<V6>,
+    /// [`maps::NEXT_HOPS_V4`] and [`maps::NEXT_HOPS_V6`]
+    pub next_hops: [NextHops; 2],
     /// [`maps::EVICTIONS`]
     pub evictions: PerCpu<u64>,
     /// [`maps::FILTER`]
@@ -136,6 +139,7 @@ impl Maps {
             tables: Shared::open(pins, maps::TABLES)?,
             flows_v4: FlowTable::open(pins, maps::FLOWS_V4)?,
             flows_v6: FlowTable::open(pins, maps::FLOWS_V6)?,
+            next_hops: [NextHops::open(pins, maps::NEXT_HOPS_V4)?, NextHops::open(pins, maps::NEXT_HOPS_V6)?],
             evictions: PerCpu::open(pins, maps::EVICTIONS)?,
             filter: Shared::open(pins, maps::FILTER)?,
             node_addresses: Hash::open(pins, maps::NODE_ADDRESSES)?,

@@ -26,6 +26,7 @@ mod load;
 mod logs;
 mod maps;
 mod mounts;
+mod next_hops;
 mod orphans;
 mod pinned;
 mod pins;
@@ -317,6 +318,13 @@ impl Dataplane {
         let mut config = self.config();
         config.next_hop_generation = config.next_hop_generation.wrapping_add(1).max(1);
         self.set_config(&config);
+    }
+
+    /// The next hops that programs have cached: device and Ethernet address. Each was found since the last bump.
+    #[must_use]
+    pub fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        let generation = self.config.next_hop_generation;
+        self.maps.next_hops.iter().flat_map(|table| table.of_generation(generation)).collect()
     }
 
     /// Attaches the programs that a device's role asks for ([`lb_common::config::role`]); those that are there stay.

@@ -7,11 +7,13 @@ use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
     route::{RouteAttribute, RouteMessage, RouteType},
 };
 
-use super::state::{Change, Link, LocalAddress};
+use super::state::{Change, Link, LocalAddress, Neighbour};
 
 /// What a message reports; none where it is nothing of interest.
 #[must_use]
@@ -120,18 +122,22 @@ fn decode_route(message: &RouteMessage) -> Change {
 fn decode_neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Change> {
     let mut ip = None;
     let mut mac = None;
+    let is_fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+    let mut is_learned = !is_fixed && !message.header.flags.contains(NeighbourFlags::ExtLearned);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(*v4)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(*v6)),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::ExtFlags(flags) => is_learned &= !flags.contains(NeighbourExtFlags::Managed),
             _ => {}
         }
     }
     // Entries of a bridge's forwarding database come on the same group, and have no IP address.
     let ip = ip?;
     // A failed entry is reported without its Ethernet address.
-    Some(Change::Neighbour { ifindex: message.header.ifindex, ip, mac: mac.filter(|_| is_there) })
+    let neighbour = mac.filter(|_| is_there).map(|mac| Neighbour { mac, is_learned });
+    Some(Change::Neighbour { ifindex: message.header.ifindex, ip, neighbour })
 }
 
 #[cfg(test)]
@@ -199,9 +205,31 @@ mod tests {
         message.header.ifindex = 3;
         let ip = Ipv4Addr::new(192, 0, 2, 9);
         message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(ip))];
-        let expected = Change::Neighbour { ifindex: 3, ip: ip.into(), mac: None };
+        let expected = Change::Neighbour { ifindex: 3, ip: ip.into(), neighbour: None };
         assert_eq!(decode(RouteNetlinkMessage::NewNeighbour(message.clone())), Some(expected.clone()));
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2; 6]));
         assert_eq!(decode(RouteNetlinkMessage::DelNeighbour(message)), Some(expected));
+    }
+
+    #[test]
+    fn a_neighbour_that_somebody_has_fixed_or_keeps_true_is_not_ours_to_ask_for() {
+        let learned = |change: &dyn Fn(&mut NeighbourMessage)| {
+            let mut message = NeighbourMessage::default();
+            message.header.state = NeighbourState::Stale;
+            let ip = NeighbourAddress::Inet(Ipv4Addr::new(192, 0, 2, 9));
+            message.attributes =
+                vec![NeighbourAttribute::Destination(ip), NeighbourAttribute::LinkLayerAddress(vec![2; 6])];
+            change(&mut message);
+            match decode(RouteNetlinkMessage::NewNeighbour(message)) {
+                Some(Change::Neighbour { neighbour: Some(neighbour), .. }) => neighbour.is_learned,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(learned(&|_| {}));
+        assert!(!learned(&|message| message.header.state = NeighbourState::Permanent));
+        assert!(!learned(&|message| message.header.state = NeighbourState::Noarp));
+        assert!(!learned(&|message| message.header.flags = NeighbourFlags::ExtLearned));
+        let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
+        assert!(!learned(&|message| message.attributes.push(managed.clone())));
     }
 }

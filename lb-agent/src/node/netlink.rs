@@ -148,7 +148,7 @@ impl Follower {
     }
 }
 
-fn open() -> io::Result<TokioSocket> {
+pub(super) fn open() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
     Ok(socket)

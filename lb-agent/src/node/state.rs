@@ -45,6 +45,16 @@ pub struct LocalAddress {
     pub is_secondary: bool,
 }
 
+/// What the kernel knows of a neighbour's Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The address.
+    pub mac: [u8; 6],
+    /// Whether the kernel has learned it by asking, and may ask again: it was neither fixed by somebody, nor is it somebody
+    /// else's to keep true.
+    pub is_learned: bool,
+}
+
 /// One thing that the kernel reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -88,7 +98,7 @@ pub enum Change {
         /// The neighbour's address.
         ip: IpAddr,
         /// Its Ethernet address.
-        mac: Option<[u8; 6]>,
+        neighbour: Option<Neighbour>,
     },
     /// A TC qdisc or filter has gone: it may have been ours.
     FiltersGone,
@@ -125,7 +135,7 @@ pub struct NodeState {
     /// Devices that carry or carried a default route, or the Node's own address. One stays until it disappears: a default
     /// route that flaps, or a Node object that is made anew, must not take the programs away under established flows.
     outward_devices: BTreeSet<u32>,
-    neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
 }
 
 impl NodeState {
@@ -170,6 +180,12 @@ impl NodeState {
         self.outward_devices.contains(&ifindex)
     }
 
+    /// The neighbours with one of these Ethernet addresses, each of a device, that the kernel can be made to ask again.
+    pub fn learned_neighbours(&self, at: &BTreeSet<(u32, [u8; 6])>) -> impl Iterator<Item = (u32, IpAddr)> {
+        let learned = self.neighbours.iter().filter(|(_, neighbour)| neighbour.is_learned);
+        learned.filter(|((ifindex, _), neighbour)| at.contains(&(*ifindex, neighbour.mac))).map(|(&key, _)| key)
+    }
+
     /// Takes note of devices that carry the Node's own address.
     pub fn note_outward_devices(&mut self, ifindexes: impl IntoIterator<Item = u32>) {
         self.outward_devices.extend(ifindexes);
@@ -189,7 +205,7 @@ impl NodeState {
             }
             Change::FiltersGone => Effect::NONE,
             Change::Routes => Effect { devices: false, next_hops: true },
-            Change::Neighbour { ifindex, ip, mac } => self.apply_neighbour(ifindex, ip, mac),
+            Change::Neighbour { ifindex, ip, neighbour } => self.apply_neighbour(ifindex, ip, neighbour),
             Change::Resync(state) => {
                 let former = std::mem::replace(self, state);
                 let links = &self.links;
@@ -236,12 +252,13 @@ impl NodeState {
 
     /// A neighbour that is new can't be anybody's cached next hop yet, and one that was merely confirmed still is: the
     /// kernel reports every such step, and following them all would make the caches useless.
-    fn apply_neighbour(&mut self, ifindex: u32, ip: IpAddr, mac: Option<[u8; 6]>) -> Effect {
-        let former = match mac {
-            Some(mac) => self.neighbours.insert((ifindex, ip), mac),
+    fn apply_neighbour(&mut self, ifindex: u32, ip: IpAddr, neighbour: Option<Neighbour>) -> Effect {
+        let former = match neighbour {
+            Some(neighbour) => self.neighbours.insert((ifindex, ip), neighbour),
             None => self.neighbours.remove(&(ifindex, ip)),
         };
-        Effect { devices: false, next_hops: former.is_some() && former != mac }
+        let has_moved = former.is_some_and(|former| neighbour.is_none_or(|now| now.mac != former.mac));
+        Effect { devices: false, next_hops: has_moved }
     }
 }
 
@@ -324,12 +341,33 @@ mod tests {
     fn only_a_neighbour_that_moved_or_went_spoils_next_hops() {
         let mut state = NodeState::default();
         let ip: IpAddr = "192.0.2.9".parse().unwrap();
-        let spoils = |state: &mut NodeState, mac| state.apply(Change::Neighbour { ifindex: 2, ip, mac }).next_hops;
+        let spoils = |state: &mut NodeState, mac: Option<[u8; 6]>| {
+            let neighbour = mac.map(|mac| Neighbour { mac, is_learned: true });
+            state.apply(Change::Neighbour { ifindex: 2, ip, neighbour }).next_hops
+        };
         assert!(!spoils(&mut state, Some([1; 6])), "new");
         assert!(!spoils(&mut state, Some([1; 6])), "confirmed");
         assert!(spoils(&mut state, Some([2; 6])), "moved");
         assert!(spoils(&mut state, None), "gone");
         assert!(!spoils(&mut state, None), "still gone");
+    }
+
+    #[test]
+    fn pitfall_27_only_neighbours_in_use_that_were_learned_are_asked_again() {
+        let mut state = NodeState::default();
+        for (ifindex, ip, mac, is_learned) in [
+            (2, "192.0.2.9", 9, true),
+            (2, "fd00::9", 9, true),
+            (2, "192.0.2.10", 10, true),
+            (2, "192.0.2.11", 9, false),
+            (3, "192.0.2.9", 9, true),
+        ] {
+            let neighbour = Some(Neighbour { mac: [mac; 6], is_learned });
+            state.apply(Change::Neighbour { ifindex, ip: ip.parse().unwrap(), neighbour });
+        }
+        let asked: Vec<_> = state.learned_neighbours(&BTreeSet::from([(2, [9; 6]), (3, [1; 6])])).collect();
+        let expected = ["192.0.2.9", "fd00::9"].map(|ip| (2, ip.parse().unwrap()));
+        assert_eq!(asked, expected);
     }
 
     #[test]

@@ -128,6 +128,11 @@ impl Devices {
         self.node.held_addresses()
     }
 
+    /// The neighbours that cached next hops stand for, as far as the kernel can be made to ask for them again.
+    pub fn neighbours_in_use(&self, doors: &impl Doors) -> Vec<(u32, IpAddr)> {
+        self.node.learned_neighbours(&doors.next_hops()).collect()
+    }
+
     /// Where load balancers ask for Services (rule 65): wherever NodePorts are answered.
     pub fn health_check_addresses(&self) -> Vec<IpAddr> {
         if self.node_ports.are_all() {

@@ -47,6 +47,11 @@ pub trait Doors: Writer {
     /// Makes cached next hops be looked up again.
     fn bump_next_hops(&mut self);
 
+    /// The next hops that are cached, each by its device and Ethernet address.
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        BTreeSet::new()
+    }
+
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
 
@@ -150,6 +155,10 @@ impl Doors for Dataplane {
 
     fn bump_next_hops(&mut self) {
         Self::bump_next_hops(self);
+    }
+
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        Self::next_hops(self)
     }
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {

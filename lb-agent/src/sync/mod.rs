@@ -17,6 +17,7 @@ mod conflicts;
 mod devices;
 pub mod doors;
 mod exhaustion;
+mod neighbours;
 mod no_local;
 mod queue;
 mod report;
@@ -26,7 +27,12 @@ mod sweep;
 mod tests;
 mod triggers;
 
-use std::{collections::BTreeSet, net::SocketAddr, pin::pin, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    time::Instant,
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -39,6 +45,7 @@ use self::{
     devices::Told,
     doors::Doors,
     exhaustion::Exhaustion,
+    neighbours::Neighbours,
     no_local::NoLocalEndpoints,
     report::Scope,
     sweep::{Sweep, sweep},
@@ -136,6 +143,7 @@ pub struct Loop<D> {
     sweep: Sweep,
     exhaustion: Exhaustion,
     audits: Schedule,
+    neighbours: Neighbours,
     service_cidrs: watch::Sender<Option<BTreeSet<IpNet>>>,
     was_done: bool,
 }
@@ -154,6 +162,7 @@ impl<D: Doors> Loop<D> {
             sweep: Sweep::default(),
             exhaustion: Exhaustion::default(),
             audits: Schedule::default(),
+            neighbours: Neighbours::default(),
             service_cidrs: watch::Sender::new(None),
             was_done: false,
         }
@@ -164,6 +173,12 @@ impl<D: Doors> Loop<D> {
     #[must_use]
     pub fn service_cidrs(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
         self.service_cidrs.subscribe()
+    }
+
+    /// Tells which neighbours shall be asked for, each time when it is time to ask.
+    #[must_use]
+    pub fn neighbours(&self) -> watch::Receiver<Vec<(u32, IpAddr)>> {
+        self.neighbours.subscribe()
     }
 
     /// Goes on with the problems that were found while the sources told the first things, and tells all as this one does.
@@ -271,6 +286,7 @@ impl<D: Doors> Loop<D> {
         if let Some(problems) = self.reporter.changed() {
             self.metrics.name_problems(problems);
         }
+        let neighbours = self.neighbours.work(&self.devices, &mut self.maps.doors, now);
         if self.services.has_ready() {
             return Some(now);
         }
@@ -281,7 +297,7 @@ impl<D: Doors> Loop<D> {
         let orphans = if self.health.is_synced() { self.maps.doors.close_orphans(now) } else { None };
         let (services, devices, maps) = (self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at());
         let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports, reminder, self.audits.wake_at()];
-        timers.into_iter().flatten().min()
+        timers.into_iter().flatten().chain([neighbours]).min()
     }
 
     /// Tells from which ranges ClusterIPs are allocated: none where the node's own processes reach Services by the kernel's
