@@ -125,6 +125,11 @@ pub mod role {
     pub const UPLINK: u16 = 2;
     /// Runs our XDP program natively, so that frames can be redirected to it.
     pub const XDP: u16 = 4;
+    /// Runs our programs so that packets of flows that are there are translated wherever they cross the machine; nothing is
+    /// decided for new ones.
+    pub const RETURN: u16 = 8;
+    /// What new flows may come by.
+    pub const SERVES: u16 = POD | UPLINK;
 }
 
 /// A network device, by its index.

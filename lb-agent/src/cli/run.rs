@@ -95,7 +95,7 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     check_machine(&args, &kube).await?;
     let selection = args.devices.selection();
     let (follower, machine) = Follower::start().await?;
-    if let Some(problem) = selection.problems(&machine).into_iter().next() {
+    if let Some(problem) = selection.first_mistake(&machine) {
         return Err(problem.into());
     }
     probe_lock(&args.bpffs)?;

@@ -115,6 +115,8 @@ fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EOPNOTSUPP) => "the driver does not have it".to_owned(),
         Some(libc::EBUSY) => "another program is attached there".to_owned(),
+        // So the kernel says to a program in the driver where one is in the network stack, and the other way round.
+        Some(libc::EEXIST) => "another program is attached there, in the other mode (driver or generic)".to_owned(),
         // So veth says that a frame would not fit into a page, and so most drivers do.
         Some(libc::ERANGE | libc::EINVAL) => format!("{error}: perhaps its MTU is too large, 3500 bytes are not"),
         _ => error.to_string(),

@@ -10,7 +10,7 @@ use rtnetlink::packet_route::{
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
-    route::{RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
 use super::state::{Change, Link, LocalAddress, Neighbour};
@@ -28,9 +28,11 @@ pub fn decode(message: RouteNetlinkMessage) -> Option<Change> {
         RouteNetlinkMessage::DelAddress(message) => {
             own_address(&message).map(|ip| Change::AddressGone { ifindex: message.header.index, ip })
         }
-        RouteNetlinkMessage::NewRoute(route) => Some(decode_route(&route)),
-        RouteNetlinkMessage::DelRoute(_) | RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
-            Some(Change::Routes)
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            Some(Change::Routes { may_be_default: is_default(&route) })
+        }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
+            Some(Change::Routes { may_be_default: false })
         }
         RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
             Some(Change::FiltersGone)
@@ -57,6 +59,8 @@ fn decode_link(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(ifindex) => link.controller = ifindex,
+            LinkAttribute::Link(ifindex) => link.lower = ifindex,
             LinkAttribute::Address(address) => link.mac = address.try_into().unwrap_or_default(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(kind).unwrap_or_default();
@@ -101,22 +105,32 @@ fn decode_address(message: &AddressMessage) -> Option<Change> {
     Some(Change::Address { ifindex, address: LocalAddress { ip, is_global, is_secondary } })
 }
 
-fn decode_route(message: &RouteMessage) -> Change {
-    let is_default = message.header.destination_prefix_length == 0
+/// Whether it is a default route of the main table: those of others are for some packets only.
+#[must_use]
+pub fn is_default(message: &RouteMessage) -> bool {
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    message.header.destination_prefix_length == 0
         && message.header.kind == RouteType::Unicast
-        && matches!(message.header.address_family, AddressFamily::Inet | AddressFamily::Inet6);
-    if !is_default {
-        return Change::Routes;
-    }
-    let mut ifindexes = Vec::new();
+        && table.unwrap_or(message.header.table.into()) == u32::from(RouteHeader::RT_TABLE_MAIN)
+        && matches!(message.header.address_family, AddressFamily::Inet | AddressFamily::Inet6)
+}
+
+/// By which devices a route leads, and the next-hop object that says so in their place.
+#[must_use]
+pub fn ways(message: &RouteMessage) -> (Vec<u32>, Option<u32>) {
+    let (mut ifindexes, mut object) = (Vec::new(), None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(ifindex) => ifindexes.push(*ifindex),
             RouteAttribute::MultiPath(hops) => ifindexes.extend(hops.iter().map(|hop| hop.interface_index)),
+            RouteAttribute::NhId(id) => object = Some(*id),
             _ => {}
         }
     }
-    Change::DefaultRoute { ifindexes }
+    (ifindexes, object)
 }
 
 fn decode_neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Change> {
@@ -158,6 +172,8 @@ mod tests {
         message.attributes = vec![
             LinkAttribute::IfName("veth7".into()),
             LinkAttribute::Mtu(1450),
+            LinkAttribute::Controller(5),
+            LinkAttribute::Link(8),
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
         ];
@@ -174,6 +190,8 @@ mod tests {
             is_loopback: false,
             is_up: true,
             mtu: 1450,
+            controller: 5,
+            lower: 8,
         };
         assert_eq!(link.kind, VETH);
         let message = RouteNetlinkMessage::NewLink(link_message(AddressFamily::Unspec));
@@ -188,15 +206,20 @@ mod tests {
     }
 
     #[test]
-    fn a_default_route_names_its_devices() {
-        let message = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(3).build();
-        let expected = Change::DefaultRoute { ifindexes: vec![3] };
-        assert_eq!(decode(RouteNetlinkMessage::NewRoute(message)), Some(expected));
-        let message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(Ipv4Addr::new(10, 0, 0, 0), 8)
-            .output_interface(3)
-            .build();
-        assert_eq!(decode(RouteNetlinkMessage::NewRoute(message)), Some(Change::Routes));
+    fn a_default_route_of_the_main_table_is_known_as_such() {
+        let routes = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(3);
+        for (route, expected) in [
+            (routes().build(), true),
+            (routes().table_id(100).build(), false),
+            (routes().table_id(1000).build(), false),
+            (routes().destination_prefix(Ipv4Addr::new(10, 0, 0, 0), 8).build(), false),
+        ] {
+            assert_eq!(is_default(&route), expected, "{route:?}");
+            assert_eq!(ways(&route), (vec![3], None));
+            let expected = Some(Change::Routes { may_be_default: expected });
+            assert_eq!(decode(RouteNetlinkMessage::NewRoute(route.clone())), expected);
+            assert_eq!(decode(RouteNetlinkMessage::DelRoute(route)), expected);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod checks;
 pub mod decode;
 pub mod neighbours;
 pub mod netlink;
+pub mod next_hop_objects;
 pub mod pattern;
 pub mod ports;
 pub mod roles;

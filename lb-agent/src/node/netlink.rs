@@ -4,7 +4,12 @@
 //! Out: [`Change`]s. Reports that the kernel had to throw away (`ENOBUFS`) lead to a new look at everything, as does a
 //! socket that broke.
 
-use std::{io, net::Ipv4Addr, net::Ipv6Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use nix::libc;
@@ -18,13 +23,14 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{
-    decode::decode,
+    decode::{decode, is_default, ways},
+    next_hop_objects,
     state::{Change, NodeState},
 };
 
-/// Whatever can change a device, its role, or a cached next hop, or takes our filters away. Changes of next-hop objects come as those of the routes
-/// that use them (`net.ipv4.nexthop_compat_mode`, on by default).
-const GROUPS: [MulticastGroup; 9] = [
+/// Whatever can change a device, its role, or a cached next hop, or takes our filters away. Changes of next-hop objects come as those of
+/// the routes that use them, too, but not where `net.ipv4.nexthop_compat_mode` is off.
+const GROUPS: [MulticastGroup; 10] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
@@ -34,6 +40,7 @@ const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
     MulticastGroup::Tc,
+    MulticastGroup::Nexthop,
 ];
 
 /// Room for the reports of a burst; the kernel grants at most `net.core.rmem_max`.
@@ -87,6 +94,8 @@ pub enum NetlinkError {
 /// socket, whose room is bounded, and where that ends the kernel says so.
 pub struct Follower {
     socket: TokioSocket,
+    /// See [`Change::DefaultDevices`].
+    default_devices: BTreeSet<u32>,
 }
 
 impl Follower {
@@ -106,7 +115,9 @@ impl Follower {
         for group in GROUPS {
             socket.socket_ref().add_membership(group as u32).map_err(NetlinkError::Open)?;
         }
-        Ok((Self { socket }, look().await?))
+        let state = look().await?;
+        let default_devices = state.default_devices().clone();
+        Ok((Self { socket, default_devices }, state))
     }
 
     /// Passes on what the kernel reports, until nobody listens any more.
@@ -115,7 +126,7 @@ impl Follower {
             let reported = match self.socket.recv_from_full().await {
                 // Others may write to a netlink socket, too.
                 Ok((_, from)) if from.port_number() != 0 => continue,
-                Ok((bytes, _)) => messages(&bytes).filter_map(changed).collect(),
+                Ok((bytes, _)) => self.reported(&bytes).await,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     warn!("the kernel reported more than could be followed; looking at everything anew");
                     vec![self.resync().await]
@@ -130,6 +141,37 @@ impl Follower {
                     return;
                 }
             }
+        }
+    }
+
+    /// What a datagram reports.
+    async fn reported(&mut self, bytes: &[u8]) -> Vec<Change> {
+        let mut changes: Vec<Change> = messages(bytes).filter_map(changed).collect();
+        if next_hop_objects::are_in(bytes) {
+            changes.push(Change::Routes { may_be_default: true });
+        }
+        if changes.iter().any(|change| self.may_change_default_routes(change)) {
+            match look_at_default_routes().await {
+                Ok(devices) => {
+                    self.default_devices.clone_from(&devices);
+                    changes.push(Change::DefaultDevices(devices));
+                }
+                Err(error) => {
+                    warn!("{error}; looking at everything anew");
+                    changes.push(self.resync().await);
+                }
+            }
+        }
+        changes
+    }
+
+    /// Of IPv4 routes that go with an address, or because their device was shut, the kernel says nothing.
+    fn may_change_default_routes(&self, change: &Change) -> bool {
+        match change {
+            Change::Routes { may_be_default } => *may_be_default,
+            Change::Link { ifindex, link } => !link.is_up && self.default_devices.contains(ifindex),
+            Change::AddressGone { ifindex, .. } => self.default_devices.contains(ifindex),
+            _ => false,
         }
     }
 
@@ -187,31 +229,75 @@ async fn look() -> Result<NodeState, NetlinkError> {
 /// Whether it was looked at as a whole.
 async fn look_once(state: &mut NodeState) -> Result<bool, NetlinkError> {
     let socket = open().map_err(NetlinkError::Open)?;
-    let routes = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     let questions = [
         ("devices", RouteNetlinkMessage::GetLink(LinkMessage::default())),
         ("addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default())),
-    ]
-    .into_iter()
-    .chain(routes.map(|route| ("routes", RouteNetlinkMessage::GetRoute(route))))
-    .chain([("neighbours", RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))]);
+        ("neighbours", RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default())),
+    ];
     let mut is_whole = true;
-    for (sequence, (what, question)) in (1..).zip(questions) {
-        let mut request = NetlinkMessage::from(question);
-        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        request.header.sequence_number = sequence;
-        let answered = tokio::time::timeout(PATIENCE, ask(&socket, request, state)).await;
-        let answered = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        is_whole &= answered.map_err(|source| NetlinkError::List { what, source })?;
+    for (what, question) in questions {
+        is_whole &= list(&socket, what, question, |message| take_in(state, message)).await?;
     }
+    let devices = look_at_default_routes_once(&socket, &mut is_whole).await?;
+    state.apply(Change::DefaultDevices(devices));
     Ok(is_whole)
 }
 
+/// The devices through which the main table's default routes lead.
+async fn look_at_default_routes() -> Result<BTreeSet<u32>, NetlinkError> {
+    for _ in 0..MOST_LOOKS {
+        let mut is_whole = true;
+        let socket = open().map_err(NetlinkError::Open)?;
+        let devices = look_at_default_routes_once(&socket, &mut is_whole).await?;
+        if is_whole {
+            return Ok(devices);
+        }
+    }
+    Err(NetlinkError::Restless)
+}
+
+async fn look_at_default_routes_once(socket: &TokioSocket, is_whole: &mut bool) -> Result<BTreeSet<u32>, NetlinkError> {
+    let (mut devices, mut objects) = (BTreeSet::new(), BTreeSet::new());
+    for question in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+        *is_whole &= list(socket, "routes", RouteNetlinkMessage::GetRoute(question), |message| {
+            if let RouteNetlinkMessage::NewRoute(route) = message
+                && is_default(&route)
+            {
+                let (ifindexes, object) = ways(&route);
+                devices.extend(ifindexes);
+                objects.extend(object);
+            }
+        })
+        .await?;
+    }
+    if !objects.is_empty() {
+        let listed = tokio::time::timeout(PATIENCE, next_hop_objects::list(socket)).await;
+        let listed = listed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let known = listed.map_err(|source| NetlinkError::List { what: "next-hop objects", source })?;
+        devices.extend(objects.iter().flat_map(|id| next_hop_objects::devices(*id, &known)));
+    }
+    Ok(devices)
+}
+
 /// Asks for a list. Returns whether nothing was changed while the kernel went through it.
+async fn list(
+    socket: &TokioSocket,
+    what: &'static str,
+    question: RouteNetlinkMessage,
+    mut take: impl FnMut(RouteNetlinkMessage),
+) -> Result<bool, NetlinkError> {
+    let mut request = NetlinkMessage::from(question);
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    request.header.sequence_number = 1;
+    let answered = tokio::time::timeout(PATIENCE, ask(socket, request, &mut take)).await;
+    let answered = answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    answered.map_err(|source| NetlinkError::List { what, source })
+}
+
 async fn ask(
     socket: &TokioSocket,
     mut request: NetlinkMessage<RouteNetlinkMessage>,
-    state: &mut NodeState,
+    take: &mut impl FnMut(RouteNetlinkMessage),
 ) -> io::Result<bool> {
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
@@ -226,7 +312,7 @@ async fn ask(
             }
             is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
             match message.payload {
-                NetlinkPayload::InnerMessage(message) => take_in(state, message),
+                NetlinkPayload::InnerMessage(message) => take(message),
                 NetlinkPayload::Done(_) => return Ok(is_whole),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
@@ -279,7 +365,7 @@ pub(super) mod tests {
         thread.join().unwrap();
     }
 
-    async fn follow_until(
+    pub async fn follow_until(
         changes: &mut mpsc::Receiver<Change>,
         state: &mut NodeState,
         is_done: impl Fn(&NodeState) -> bool,
@@ -302,13 +388,15 @@ pub(super) mod tests {
             let (&veth0, link) = state.links().iter().find(|(_, link)| link.name == "veth0").unwrap();
             assert!(link.kind == VETH && link.is_ethernet && link.mac != [0; 6]);
             assert_eq!(state.addresses(veth0)[0].ip, "192.0.2.1".parse::<IpAddr>().unwrap());
-            assert!(!state.is_outward_device(veth0));
+            assert!(!state.is_default_device(veth0));
 
             let (sender, mut changes) = mpsc::channel(1);
             tokio::spawn(follower.run(sender));
             ip("link set veth0 up");
             ip("route add default via 192.0.2.9 dev veth0");
-            follow_until(&mut changes, &mut state, |state| state.is_outward_device(veth0)).await;
+            follow_until(&mut changes, &mut state, |state| state.is_default_device(veth0)).await;
+            ip("link set veth0 down");
+            follow_until(&mut changes, &mut state, |state| !state.is_default_device(veth0)).await;
             ip("address add fd00::1/64 dev veth0 nodad");
             let fd00: IpAddr = "fd00::1".parse().unwrap();
             follow_until(&mut changes, &mut state, |state| {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which devices get our programs, as what, and what the programs must know of each device. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::{
     address::Address,
@@ -17,64 +20,108 @@ use crate::problem::Problem;
 /// How devices are chosen: the flags `--uplink` and `--pod-interface`.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// Names of the uplinks. Empty: devices with a default route, and those that carry the node's own addresses.
+    /// Names of the uplinks. Empty: every device that leads neither to pods nor nowhere.
     pub uplinks: Vec<String>,
     /// Patterns of the names of pods' devices.
     pub pods: Vec<Pattern>,
 }
 
 impl Selection {
-    /// The device's [`role`], 0 for none.
+    /// The device's [`role`], 0 for none. It follows from what there is now, never from what was before.
     ///
-    /// Nothing but Ethernet devices can have one. A device that leads outside is an uplink even if its name looks like a
-    /// pod's; but a pod's device that carries the node's own address, as those of some network plug-ins do, is a pod's.
-    /// A tunnel to other nodes is an uplink in any case: what leaves by it has its address, to which the replies come.
-    #[must_use]
-    pub fn role(&self, node: &NodeState, ifindex: u32, link: &Link, internal: &[IpAddr]) -> u16 {
+    /// Nothing but Ethernet devices can have one. A device with a default route is an uplink even if its name looks like a
+    /// pod's. A tunnel to other nodes is an uplink in any case: what leaves by it has its address, to which the replies come; so is
+    /// a macvlan on an uplink, to which frames for its own Ethernet address are left (VRRP's virtual routers). Of those that are
+    /// no pod's and not named, replies to outside clients may leave by any.
+    fn role(&self, node: &NodeState, ifindex: u32, link: &Link, pod_bridges: &BTreeSet<u32>) -> u16 {
         if link.is_loopback || !link.is_ethernet {
             return 0;
         }
-        let is_named = self.uplinks.contains(&link.name);
-        let is_found = self.uplinks.is_empty() && node.is_outward_device(ifindex);
-        if is_named || is_found || is_tunnel(&link.kind) {
+        let is_found = self.uplinks.is_empty() && node.is_default_device(ifindex);
+        if self.is_named(link) || is_found || is_tunnel(&link.kind) {
             role::UPLINK
-        } else if self.pods.iter().any(|pattern| pattern.matches(&link.name)) {
+        } else if self.is_pods(link) {
             role::POD
-        } else if self.uplinks.is_empty() && node.addresses(ifindex).iter().any(|own| internal.contains(&own.ip)) {
+        } else if pod_bridges.contains(&ifindex) || is_port(node, link) || leads_nowhere(&link.kind) {
+            0
+        } else if self.uplinks.is_empty() || self.is_macvlan_on_uplink(node, link) {
             role::UPLINK
         } else {
-            0
+            role::RETURN
         }
     }
 
-    /// Devices that are uplinks for no other reason than the node's own addresses.
-    #[must_use]
-    pub fn uplinks_by_address(&self, node: &NodeState, internal: &[IpAddr]) -> Vec<u32> {
-        let is_found = |ifindex: u32, link: &Link| {
-            self.role(node, ifindex, link, internal) == role::UPLINK && self.role(node, ifindex, link, &[]) == 0
-        };
-        let found = node.links().iter().filter(|&(&ifindex, link)| is_found(ifindex, link));
-        found.map(|(&ifindex, _)| ifindex).collect()
+    fn is_named(&self, link: &Link) -> bool {
+        self.uplinks.contains(&link.name)
+    }
+
+    fn is_pods(&self, link: &Link) -> bool {
+        self.pods.iter().any(|pattern| pattern.matches(&link.name))
+    }
+
+    fn is_macvlan_on_uplink(&self, node: &NodeState, link: &Link) -> bool {
+        link.kind == MACVLAN && node.links().get(&link.lower).is_some_and(|lower| self.is_named(lower))
     }
 
     /// What there is to know of every device that packets may leave by, those with a role among them.
     #[must_use]
-    pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
+    pub fn interfaces(&self, node: &NodeState) -> BTreeMap<u32, Interface> {
+        // A bridge of pods: what crosses it has crossed, or will cross, a pod's device.
+        let pod_bridges = node.links().values().filter(|link| self.is_pods(link)).map(|link| link.controller).collect();
         let devices = node.links().iter().filter(|(_, link)| !link.is_loopback);
         devices
             .map(|(&ifindex, link)| {
                 let addresses = [true, false].map(|is_v4| first_address(node.addresses(ifindex), is_v4));
-                let role = self.role(node, ifindex, link, internal);
+                let role = self.role(node, ifindex, link, &pod_bridges);
                 (ifindex, Interface { addresses, mac: link.mac, role })
             })
             .collect()
     }
 
-    /// Named uplinks that can't serve as such now.
+    /// Devices that can't serve as they should: named ones, and those with a default route.
     #[must_use]
     pub fn problems(&self, node: &NodeState) -> Vec<Problem> {
-        self.uplinks.iter().filter_map(|name| uplink_problem(node, name)).collect()
+        let named = self.uplinks.iter().filter_map(|name| uplink_problem(node, name));
+        named.chain(self.default_problems(node)).collect()
     }
+
+    /// Named uplinks that can't serve as such now.
+    #[must_use]
+    pub fn first_mistake(&self, node: &NodeState) -> Option<Problem> {
+        self.uplinks.iter().find_map(|name| uplink_problem(node, name))
+    }
+
+    /// Devices without Ethernet headers (tun, PPP, WireGuard) through which a default route leads.
+    fn default_problems(&self, node: &NodeState) -> impl Iterator<Item = Problem> {
+        let devices = node.default_devices().iter().filter_map(|ifindex| node.links().get(ifindex));
+        let not_served = devices.filter(|link| self.uplinks.is_empty() && !link.is_ethernet && !link.is_loopback);
+        not_served.map(|link| {
+            Problem::new(
+                format!("device {}", link.name),
+                "has a default route, but no Ethernet header: NodePorts, load-balancer and external addresses do not \
+                 answer who comes by it",
+                "let clients come by an Ethernet device, or by a process on this node that passes them on; --uplink with \
+                 the names of those devices says that this is known",
+            )
+        })
+    }
+}
+
+/// The driver of devices that stand on another one, with an Ethernet address of their own.
+const MACVLAN: &str = "macvlan";
+
+/// Whether frames cross the device on their way to or from its controller, which is the one that has the addresses. A VRF's
+/// members keep theirs.
+fn is_port(node: &NodeState, link: &Link) -> bool {
+    let controller = node.links().get(&link.controller).filter(|_| link.controller != 0);
+    controller.is_some_and(|controller| controller.kind != VRF)
+}
+
+const VRF: &str = "vrf";
+
+/// Whether no machine is behind a device of this driver.
+fn leads_nowhere(kind: &str) -> bool {
+    matches!(kind, "dummy" | "ifb" | "nlmon" | VRF)
 }
 
 fn uplink_problem(node: &NodeState, name: &str) -> Option<Problem> {
@@ -114,12 +161,15 @@ pub fn primary_addresses(
     interfaces: &BTreeMap<u32, Interface>,
     internal: &[IpAddr],
 ) -> [Option<IpAddr>; 2] {
-    let uplinks = || interfaces.iter().filter(|(_, interface)| interface.role & role::UPLINK != 0);
+    // Those with a default route first.
+    let mut uplinks: Vec<u32> =
+        interfaces.iter().filter(|(_, own)| own.role & role::UPLINK != 0).map(|(&ifindex, _)| ifindex).collect();
+    uplinks.sort_by_key(|ifindex| !node.is_default_device(*ifindex));
     let mut primary = [None; 2];
     for is_v4 in [true, false] {
         let own = internal.iter().copied().find(|ip| ip.is_ipv4() == is_v4);
         primary[family_index(is_v4)] =
-            own.or_else(|| uplinks().find_map(|(&ifindex, _)| first_global(node.addresses(ifindex), is_v4)));
+            own.or_else(|| uplinks.iter().find_map(|ifindex| first_global(node.addresses(*ifindex), is_v4)));
     }
     primary
 }
@@ -152,12 +202,18 @@ mod tests {
         }
     }
 
-    fn roles(selection: &Selection, node: &NodeState, internal: &[IpAddr]) -> Vec<(u32, u16)> {
-        selection.interfaces(node, internal).iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
+    fn roles(selection: &Selection, node: &NodeState) -> Vec<(u32, u16)> {
+        selection.interfaces(node).iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
+    }
+
+    fn change(node: &mut NodeState, ifindex: u32, change: impl FnOnce(&mut Link)) {
+        let mut link = node.links()[&ifindex].clone();
+        change(&mut link);
+        node.apply(Change::Link { ifindex, link });
     }
 
     #[test]
-    fn uplinks_are_those_with_default_routes_or_the_nodes_addresses() {
+    fn pitfall_31_uplinks_are_all_that_lead_outside() {
         let mut node = node(&[
             (1, "lo", &["127.0.0.1", "192.0.2.1"]),
             (2, "eth0", &["192.0.2.1"]),
@@ -166,20 +222,59 @@ mod tests {
             (5, "veth0", &[]),
             (6, "gke0", &["192.0.2.1"]),
             (7, "veth-up", &[]),
+            (8, "tun0", &["10.8.0.2"]),
         ]);
-        node.apply(Change::DefaultRoute { ifindexes: vec![3, 7] });
-        let internal = ["192.0.2.1".parse().unwrap()];
-        let expected =
-            [(2, role::UPLINK), (3, role::UPLINK), (4, 0), (5, role::POD), (6, role::POD), (7, role::UPLINK)];
-        assert_eq!(roles(&selection(&[]), &node, &internal), expected);
+        change(&mut node, 8, |link| link.is_ethernet = false);
+        node.apply(Change::DefaultDevices([7].into()));
+        let (up, pod) = (role::UPLINK, role::POD);
+        let expected = [(2, up), (3, up), (4, up), (5, pod), (6, pod), (7, up), (8, 0)];
+        assert_eq!(roles(&selection(&[]), &node), expected);
+        // By what is there now, whatever was before.
+        node.apply(Change::DefaultDevices([2].into()));
+        assert_eq!(roles(&selection(&[]), &node)[5], (7, pod));
     }
 
     #[test]
-    fn named_uplinks_are_the_only_ones() {
-        let mut node = node(&[(2, "eth0", &["192.0.2.1"]), (3, "veth-up", &[]), (4, "veth1", &[])]);
-        node.apply(Change::DefaultRoute { ifindexes: vec![2] });
-        let internal = ["192.0.2.1".parse().unwrap()];
-        assert_eq!(roles(&selection(&["veth-up"]), &node, &internal), [(2, 0), (3, role::UPLINK), (4, role::POD)]);
+    fn pitfall_31_replies_leave_by_those_that_are_not_named() {
+        let mut node =
+            node(&[(2, "eth0", &["192.0.2.1"]), (3, "veth-up", &[]), (4, "veth1", &[]), (5, "vrrp.51", &[])]);
+        node.apply(Change::DefaultDevices([2].into()));
+        change(&mut node, 5, |link| (link.kind, link.lower) = (MACVLAN.into(), 3));
+        let expected = [(2, role::RETURN), (3, role::UPLINK), (4, role::POD), (5, role::UPLINK)];
+        assert_eq!(roles(&selection(&["veth-up"]), &node), expected);
+        change(&mut node, 5, |link| link.lower = 2);
+        assert_eq!(roles(&selection(&["veth-up"]), &node)[3], (5, role::RETURN));
+    }
+
+    /// What crosses them is served where it comes from or goes to.
+    #[test]
+    fn ports_bridges_of_pods_and_what_leads_nowhere_have_no_role() {
+        let names = ["br0", "eth0", "cni0", "veth1", "bond0", "eth1", "vrf0", "eth2", "kube-ipvs0"];
+        let devices: Vec<_> = (2..).zip(names).map(|(ifindex, name)| (ifindex, name, &[][..])).collect();
+        let mut node = node(&devices);
+        for (ifindex, kind) in [(2, "bridge"), (4, "bridge"), (6, "bond"), (8, "vrf"), (10, "dummy")] {
+            change(&mut node, ifindex, |link| link.kind = kind.into());
+        }
+        for (ifindex, controller) in [(3, 2), (5, 4), (7, 6), (9, 8)] {
+            change(&mut node, ifindex, |link| link.controller = controller);
+        }
+        let (up, pod) = (role::UPLINK, role::POD);
+        let expected = [(2, up), (3, 0), (4, 0), (5, pod), (6, up), (7, 0), (8, 0), (9, up), (10, 0)];
+        assert_eq!(roles(&selection(&[]), &node), expected);
+    }
+
+    #[test]
+    fn n7_a_default_route_without_ethernet_is_told() {
+        let mut node = node(&[(2, "eth0", &["192.0.2.1"]), (8, "ppp0", &[])]);
+        change(&mut node, 8, |link| link.is_ethernet = false);
+        assert_eq!(selection(&[]).problems(&node), []);
+        node.apply(Change::DefaultDevices([8].into()));
+        let told = selection(&[]).problems(&node);
+        assert!(
+            told[0].to_string().starts_with("device ppp0: has a default route, but no Ethernet header"),
+            "{told:?}"
+        );
+        assert_eq!(selection(&["eth0"]).problems(&node), []);
     }
 
     /// The outside clients of a backend on another node, to which a tunnel leads, had no answer.
@@ -187,9 +282,9 @@ mod tests {
     fn tunnels_are_uplinks_whatever_is_named() {
         let mut node = node(&[(2, "eth0", &["192.0.2.1"])]);
         let link = Link { name: "flannel.1".into(), kind: "vxlan".into(), is_ethernet: true, ..Link::default() };
-        node.apply(Change::Link { ifindex: 3, link: link.clone() });
+        node.apply(Change::Link { ifindex: 3, link });
         for uplinks in [&["eth0"][..], &[]] {
-            assert_eq!(selection(uplinks).role(&node, 3, &link, &[]), role::UPLINK);
+            assert_eq!(roles(&selection(uplinks), &node), [(2, role::UPLINK), (3, role::UPLINK)]);
         }
     }
 
@@ -210,16 +305,21 @@ mod tests {
     #[test]
     fn an_interface_knows_its_first_global_addresses() {
         let node = node(&[(2, "eth0", &["fe80::1", "fd00::1", "192.0.2.1", "192.0.2.2"])]);
-        let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
+        let interface = selection(&["eth0"]).interfaces(&node)[&2];
         assert_eq!(interface.addresses.map(IpAddr::from).map(|ip| ip.to_string()), ["192.0.2.1", "fd00::1"]);
     }
 
     #[test]
     fn primary_addresses_are_the_node_objects_else_the_uplinks() {
-        let node = node(&[(2, "eth0", &["192.0.2.1", "fd00::1"]), (3, "cni0", &["10.0.0.1"])]);
-        let interfaces = selection(&["eth0"]).interfaces(&node, &[]);
+        let mut node = node(&[(2, "eth0", &["192.0.2.1", "fd00::1"]), (3, "cni0", &["10.0.0.1"])]);
+        let interfaces = selection(&["eth0"]).interfaces(&node);
         let internal: [IpAddr; 1] = ["203.0.113.5".parse().unwrap()];
         let expected = ["203.0.113.5", "fd00::1"].map(|ip| Some(ip.parse().unwrap()));
         assert_eq!(primary_addresses(&node, &interfaces, &internal), expected);
+        let interfaces = selection(&[]).interfaces(&node);
+        let of = |node: &NodeState| primary_addresses(node, &interfaces, &[])[0].unwrap().to_string();
+        assert_eq!(of(&node), "192.0.2.1");
+        node.apply(Change::DefaultDevices([3].into()));
+        assert_eq!(of(&node), "10.0.0.1", "that with the default route");
     }
 }

@@ -23,6 +23,10 @@ pub struct Link {
     pub is_up: bool,
     /// Longest IP packet that it sends, in bytes. Flows keep that of their way.
     pub mtu: u32,
+    /// Index of the device of which it is a port (a bridge, a bond) or a member (a VRF); 0 for none.
+    pub controller: u32,
+    /// Index of the device that it stands on, as a VLAN or a macvlan does; 0 for none.
+    pub lower: u32,
 }
 
 /// The driver of veth pairs.
@@ -84,13 +88,13 @@ pub enum Change {
         /// The address.
         ip: IpAddr,
     },
-    /// There is a default route, through these devices.
-    DefaultRoute {
-        /// Their indices.
-        ifindexes: Vec<u32>,
+    /// Default routes of the main table lead through these devices, and no others.
+    DefaultDevices(BTreeSet<u32>),
+    /// Some route, next-hop object or routing rule came, changed or went; whether it may be a default route of the main table.
+    Routes {
+        /// Whether default routes must be looked at anew.
+        may_be_default: bool,
     },
-    /// Some route or routing rule came, changed or went.
-    Routes,
     /// A neighbour's Ethernet address is known, or no longer known.
     Neighbour {
         /// The device's index.
@@ -132,9 +136,8 @@ pub struct NodeState {
     links: BTreeMap<u32, Link>,
     /// In the kernel's order: a device's first address is its primary one.
     addresses: BTreeMap<u32, Vec<LocalAddress>>,
-    /// Devices that carry or carried a default route, or the Node's own address. One stays until it disappears: a default
-    /// route that flaps, or a Node object that is made anew, must not take the programs away under established flows.
-    outward_devices: BTreeSet<u32>,
+    /// Devices through which a default route of the main table leads now.
+    default_devices: BTreeSet<u32>,
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
 }
 
@@ -174,21 +177,22 @@ impl NodeState {
         if families == [false; 2] { [true; 2] } else { families }
     }
 
-    /// Whether the device carries a default route or the Node's own address, or did since it came.
+    /// Devices through which default routes of the main table lead.
     #[must_use]
-    pub fn is_outward_device(&self, ifindex: u32) -> bool {
-        self.outward_devices.contains(&ifindex)
+    pub const fn default_devices(&self) -> &BTreeSet<u32> {
+        &self.default_devices
+    }
+
+    /// Whether a default route of the main table leads through the device.
+    #[must_use]
+    pub fn is_default_device(&self, ifindex: u32) -> bool {
+        self.default_devices.contains(&ifindex)
     }
 
     /// The neighbours with one of these Ethernet addresses, each of a device, that the kernel can be made to ask again.
     pub fn learned_neighbours(&self, at: &BTreeSet<(u32, [u8; 6])>) -> impl Iterator<Item = (u32, IpAddr)> {
         let learned = self.neighbours.iter().filter(|(_, neighbour)| neighbour.is_learned);
         learned.filter(|((ifindex, _), neighbour)| at.contains(&(*ifindex, neighbour.mac))).map(|(&key, _)| key)
-    }
-
-    /// Takes note of devices that carry the Node's own address.
-    pub fn note_outward_devices(&mut self, ifindexes: impl IntoIterator<Item = u32>) {
-        self.outward_devices.extend(ifindexes);
     }
 
     /// Takes in what the kernel reported.
@@ -198,19 +202,15 @@ impl NodeState {
             Change::LinkGone { ifindex } => self.remove_link(ifindex),
             Change::Address { ifindex, address } => self.apply_address(ifindex, address),
             Change::AddressGone { ifindex, ip } => self.remove_address(ifindex, ip),
-            Change::DefaultRoute { ifindexes } => {
-                let before = self.outward_devices.len();
-                self.outward_devices.extend(ifindexes);
-                Effect { devices: self.outward_devices.len() != before, next_hops: true }
+            Change::DefaultDevices(ifindexes) => {
+                let former = std::mem::replace(&mut self.default_devices, ifindexes);
+                Effect { devices: former != self.default_devices, next_hops: true }
             }
             Change::FiltersGone => Effect::NONE,
-            Change::Routes => Effect { devices: false, next_hops: true },
+            Change::Routes { .. } => Effect { devices: false, next_hops: true },
             Change::Neighbour { ifindex, ip, neighbour } => self.apply_neighbour(ifindex, ip, neighbour),
             Change::Resync(state) => {
-                let former = std::mem::replace(self, state);
-                let links = &self.links;
-                self.outward_devices
-                    .extend(former.outward_devices.iter().filter(|ifindex| links.contains_key(ifindex)));
+                *self = state;
                 Effect::BOTH
             }
         }
@@ -226,7 +226,7 @@ impl NodeState {
 
     fn remove_link(&mut self, ifindex: u32) -> Effect {
         self.addresses.remove(&ifindex);
-        self.outward_devices.remove(&ifindex);
+        self.default_devices.remove(&ifindex);
         self.neighbours.retain(|(device, _), _| *device != ifindex);
         if self.links.remove(&ifindex).is_some() { Effect::BOTH } else { Effect::NONE }
     }
@@ -279,7 +279,7 @@ mod tests {
         let mut state = NodeState::default();
         state.apply(Change::Link { ifindex: 2, link: link("eth0") });
         state.apply(Change::Address { ifindex: 2, address: address("192.0.2.1") });
-        state.apply(Change::DefaultRoute { ifindexes: vec![2] });
+        state.apply(Change::DefaultDevices(BTreeSet::from([2])));
         assert_eq!(state.apply(Change::LinkGone { ifindex: 2 }), Effect::BOTH);
         assert_eq!(state, NodeState::default());
         assert_eq!(state.apply(Change::LinkGone { ifindex: 2 }), Effect::NONE);
@@ -371,16 +371,24 @@ mod tests {
     }
 
     #[test]
-    fn a_resync_forgets_what_has_gone_but_keeps_former_outward_devices() {
+    fn a_resync_forgets_what_has_gone() {
         let mut state = NodeState::default();
         state.apply(Change::Link { ifindex: 2, link: link("eth0") });
-        state.apply(Change::Link { ifindex: 3, link: link("eth1") });
-        state.apply(Change::DefaultRoute { ifindexes: vec![2, 3] });
+        state.apply(Change::DefaultDevices(BTreeSet::from([2])));
         let mut now = NodeState::default();
         now.apply(Change::Link { ifindex: 3, link: link("eth1") });
-        assert_eq!(state.apply(Change::Resync(now)), Effect::BOTH);
-        assert!(!state.links().contains_key(&2));
-        assert!(!state.is_outward_device(2));
-        assert!(state.is_outward_device(3));
+        assert_eq!(state.apply(Change::Resync(now.clone())), Effect::BOTH);
+        assert_eq!(state, now);
+    }
+
+    /// A role must not depend on the order of events: after a restart it would be another one.
+    #[test]
+    fn a_device_without_its_default_route_is_as_before() {
+        let mut state = NodeState::default();
+        for (ifindexes, devices) in [(vec![2], true), (vec![2], false), (vec![], true)] {
+            let change = Change::DefaultDevices(ifindexes.iter().copied().collect());
+            assert_eq!(state.apply(change), Effect { devices, next_hops: true });
+            assert_eq!(state.is_default_device(2), !ifindexes.is_empty());
+        }
     }
 }

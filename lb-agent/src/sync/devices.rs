@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the kernel's reports to programs on devices, and to the maps of interfaces and node addresses.
 //!
-//! Before all is known that the sources hold, the Node object is unknown, and with it some of the roles: until then a
-//! device that an earlier agent gave a role keeps it, and nothing is taken away but what has gone.
+//! Roles follow from the machine alone; the addresses that answer NodePorts from the Node object too, which is unknown until the
+//! sources have told all they hold.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,8 +39,6 @@ use crate::{
 pub struct Told {
     /// Whether they have told all there was at the start.
     pub is_synced: bool,
-    /// Whether all of it could be read: else there may be a Node object all the same.
-    pub is_complete: bool,
     /// The Node object's addresses.
     pub internal_addresses: Vec<IpAddr>,
     /// Those that may be some router's.
@@ -52,8 +50,6 @@ pub struct Devices {
     node: NodeState,
     selection: Selection,
     node_ports: NodePortAddresses,
-    /// Devices as an earlier agent left them.
-    adopted: BTreeMap<u32, Interface>,
     told: Told,
     /// Devices whose XDP program runs in the driver.
     native_xdp: BTreeSet<u32>,
@@ -84,7 +80,6 @@ impl Devices {
             node_ports,
             told: Told::default(),
             native_xdp: adopted.iter().filter(is_native).map(|(&ifindex, _)| ifindex).collect(),
-            adopted,
             attached: BTreeMap::new(),
             to_attach: Queue::default(),
             filtered: BTreeSet::new(),
@@ -110,9 +105,6 @@ impl Devices {
     /// Takes in what the sources say of this node.
     pub fn take_told(&mut self, told: Told) {
         if self.told != told {
-            // A device that has an uplink's role because of the Node object keeps it without.
-            let outward = self.selection.uplinks_by_address(&self.node, &self.own_addresses());
-            self.node.note_outward_devices(outward);
             self.told = told;
             self.are_devices_dirty = true;
         }
@@ -151,7 +143,7 @@ impl Devices {
         if !is_dirty && self.wake_at().is_none_or(|at| at > now) {
             return;
         }
-        let wanted = self.wanted();
+        let wanted = self.selection.interfaces(&self.node);
         if is_dirty {
             self.detach_others(&wanted, &mut maps.doors, reporter);
             let mut errors = self.describe(&wanted, maps);
@@ -184,19 +176,9 @@ impl Devices {
         self.told.internal_addresses.iter().chain(external).copied().collect()
     }
 
-    fn wanted(&self) -> BTreeMap<u32, Interface> {
-        let mut wanted = self.selection.interfaces(&self.node, &self.own_addresses());
-        if !self.told.is_complete {
-            for (ifindex, interface) in wanted.iter_mut().filter(|(_, interface)| interface.role == 0) {
-                interface.role = self.adopted.get(ifindex).map_or(0, |adopted| adopted.role & !role::XDP);
-            }
-        }
-        wanted
-    }
-
     fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
-        // Where the map of devices is new, it can't tell which of them had a role.
-        let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_complete;
+        // What an earlier agent chose otherwise runs on until the maps are complete.
+        let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_synced;
         let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(is_kept);
         let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
         let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
@@ -259,7 +241,7 @@ impl Devices {
         if self.told.is_synced && !has_uplink && self.selection.uplinks.is_empty() {
             problems.push(Problem::new(
                 "uplinks",
-                "no device has a default route or the Node's address: NodePorts can't be reached from outside",
+                "no Ethernet device leads anywhere but to pods: NodePorts can't be reached from outside",
                 "name the devices that lead outside in --uplink",
             ));
         }
@@ -291,7 +273,11 @@ impl Devices {
         };
         match maps.doors.attach(ifindex, link, interface.role) {
             Ok(attached) => {
-                let kind = if interface.role & role::UPLINK != 0 { "uplink" } else { "pod interface" };
+                let kind = match interface.role {
+                    role if role & role::UPLINK != 0 => "uplink",
+                    role if role & role::POD != 0 => "pod interface",
+                    _ => "device for replies",
+                };
                 info!("{kind} {}: {}", link.name, attached.text);
                 self.attached.insert(ifindex, interface.role);
                 self.to_attach.succeed(&ifindex);

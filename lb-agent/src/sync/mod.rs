@@ -246,7 +246,6 @@ impl<D: Doors> Loop<D> {
         let model = self.services.model();
         self.devices.take_told(Told {
             is_synced: model.is_synced(),
-            is_complete: model.is_complete(),
             internal_addresses: model.node().internal_addresses.clone(),
             external_addresses: model.node().external_addresses.clone(),
         });

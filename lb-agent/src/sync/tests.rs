@@ -158,7 +158,7 @@ impl World {
         for (ifindex, ip) in [(1, "127.0.0.1"), (2, "192.0.2.1"), (2, "fd00::1")] {
             node.apply(Change::Address { ifindex, address: address(ip) });
         }
-        node.apply(Change::DefaultRoute { ifindexes: vec![2] });
+        node.apply(Change::DefaultDevices([2].into()));
         let dump: Dump = doors.maps.dump();
         let adopted = dump.interfaces.clone();
         let state = State::adopt(dump, &doors.maps.capacities());
@@ -284,7 +284,7 @@ fn programs_of_an_earlier_agent_run_on_until_the_maps_are_complete() {
     // Maps of another layout have been made anew: nothing in them says that there was an agent before.
     let doors = FakeDoors { attached: BTreeMap::from([(5, role::UPLINK)]), ..fake_doors() };
     let mut world = World::new(doors);
-    world.change(Change::Link { ifindex: 5, link: link("eth5") });
+    world.change(Change::Link { ifindex: 5, link: Link { kind: "dummy".into(), ..link("eth5") } });
     world.events(web()).settle();
     assert_eq!((world.doors().take_overs.len(), world.doors().attached.get(&5)), (0, Some(&role::UPLINK)));
     world.event(Event::Synced).settle();
@@ -357,7 +357,7 @@ fn a_pods_device_is_attached_when_it_appears_and_forgotten_when_it_goes() {
 fn a_pods_device_without_room_in_the_map_is_left_alone_and_the_flag_is_named() {
     let capacities = Capacities { interfaces: 2, ..Capacities::default() };
     let mut world = World::new(FakeDoors { maps: Fake::new(capacities), ..FakeDoors::default() });
-    world.change(Change::Link { ifindex: 7, link: link("bare7") }).settle();
+    world.change(Change::Link { ifindex: 7, link: Link { kind: "dummy".into(), ..link("bare7") } }).settle();
     assert_eq!(world.agent.reporter.standing(), 0, "a device without role and address takes no room");
     world.change(Change::Link { ifindex: 9, link: link("veth9") }).settle();
     assert_eq!(world.doors().attached.get(&9), None, "its pod would pass for a client from outside");
@@ -404,27 +404,6 @@ fn a_device_that_refuses_is_reported_and_tried_again() {
 }
 
 #[test]
-fn an_adopted_role_that_hangs_on_the_node_object_outlives_the_restart() {
-    let with_eth5 = |world: &mut World| {
-        world.change(Change::Link { ifindex: 5, link: link("eth5") });
-        world.change(Change::Address { ifindex: 5, address: address("198.51.100.1") });
-    };
-    let mut before = World::new(fake_doors());
-    with_eth5(&mut before);
-    before.event(node("node-1", None, &["198.51.100.1"])).event(Event::Synced).settle();
-    assert_eq!(before.doors().attached.get(&5), Some(&role::UPLINK));
-
-    let mut after = World::new(before.into_doors());
-    with_eth5(&mut after);
-    after.settle();
-    assert_eq!(after.doors().attached.get(&5), Some(&role::UPLINK), "the Node is not known yet");
-    after.event(Event::Incomplete(true)).event(Event::Synced).settle();
-    assert_eq!(after.doors().attached.get(&5), Some(&role::UPLINK), "the Node may stand in a broken file");
-    after.event(Event::Incomplete(false)).settle();
-    assert_eq!(after.doors().attached.get(&5), None, "there is no Node");
-}
-
-#[test]
 fn rule_5_an_external_address_is_the_nodes_where_it_has_no_internal_one_and_holds_it() {
     let mut world = World::new(fake_doors());
     world.change(Change::Address { ifindex: 2, address: address("198.51.100.7") });
@@ -441,17 +420,22 @@ fn rule_5_an_external_address_is_the_nodes_where_it_has_no_internal_one_and_hold
     assert_eq!(primary(&mut world), "192.0.2.1", "a router's address can't be a source");
 }
 
+/// What made a device an uplink once is not remembered: after a restart nobody would know.
 #[test]
-fn an_uplink_found_by_the_nodes_address_outlives_the_node_object() {
-    let mut world = World::new(fake_doors());
-    world.change(Change::Link { ifindex: 5, link: link("eth5") });
-    world.change(Change::Address { ifindex: 5, address: address("198.51.100.1") });
-    world.event(node("node-1", None, &["198.51.100.1"])).event(Event::Synced).settle();
-    assert_eq!(world.doors().attached.get(&5), Some(&role::UPLINK));
-    world.event(deleted(Kind::Node, "node-1")).settle();
-    assert_eq!(world.doors().attached.get(&5), Some(&role::UPLINK), "the Node is made anew in a moment");
-    world.change(Change::LinkGone { ifindex: 5 }).settle();
-    assert_eq!(world.doors().attached.get(&5), None);
+fn pitfall_31_a_role_does_not_depend_on_what_was_before() {
+    let roles = |default: &[&[u32]]| {
+        let mut world = World::new(fake_doors());
+        world.change(Change::Link { ifindex: 5, link: link("eth5") });
+        world.event(node("node-1", None, &["198.51.100.1"])).event(Event::Synced).settle();
+        for devices in default {
+            world.change(Change::DefaultDevices(devices.iter().copied().collect())).settle();
+        }
+        world.doors().attached.clone()
+    };
+    let expected = BTreeMap::from([(2, role::UPLINK), (3, role::POD), (5, role::UPLINK)]);
+    assert_eq!(roles(&[&[2]]), expected);
+    assert_eq!(roles(&[&[2], &[3], &[5], &[]]), expected);
+    assert_eq!(roles(&[&[3]])[&3], role::UPLINK);
 }
 
 #[test]
@@ -473,7 +457,7 @@ fn only_what_can_change_a_next_hop_spoils_them() {
     let bumps = world.doors().bumps;
     world.change(Change::Link { ifindex: 9, link: link("veth9") }).settle();
     assert_eq!(world.doors().bumps, bumps);
-    world.change(Change::Routes).change(Change::Routes).settle();
+    world.change(Change::Routes { may_be_default: false }).change(Change::Routes { may_be_default: false }).settle();
     assert_eq!(world.doors().bumps, bumps + 1, "a burst counts once");
 }
 
@@ -481,13 +465,11 @@ fn only_what_can_change_a_next_hop_spoils_them() {
 #[test]
 fn a_device_whose_role_changes_spoils_next_hops() {
     let mut world = World::new(fake_doors());
-    world.change(Change::Link { ifindex: 5, link: link("eth5") });
-    world.change(Change::Address { ifindex: 5, address: address("198.51.100.1") });
     world.event(Event::Synced).settle();
     let bumps = world.doors().bumps;
-    world.event(node("node-1", None, &["198.51.100.1"])).settle();
-    assert_eq!(world.doors().attached.get(&5), Some(&role::UPLINK));
-    assert_eq!(world.doors().bumps, bumps + 2, "as an uplink, and as one that takes frames from XDP");
+    world.change(Change::Link { ifindex: 3, link: link("eth3") }).settle();
+    assert_eq!(world.doors().attached.get(&3), Some(&role::UPLINK));
+    assert_eq!(world.doors().bumps, bumps + 3, "by another name, as an uplink, and as one that takes frames from XDP");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn admit<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let frontend = find_frontend(key, F::IS_V4)?;
     // Before whatever else may become of a client's packet.
     own::check(packet, scratch)?;
-    let comes_from_pod = comes_from_pod(packet.ifindex());
+    let comes_from_pod = comes_from_pod(packet)?;
     let scope = scope(&scratch.parsed, comes_from_pod)?;
     trace::note_frontend(packet, &frontend, scope);
     // Before the question whether anything serves (rule 36).
@@ -95,9 +95,13 @@ pub fn find_target(frontend: &Frontend, scope: Scope) -> Stage<Target> {
     }
 }
 
+/// Whether the packet comes by a pod's device. By one that nobody has chosen nothing new comes in.
 #[inline(always)]
-fn comes_from_pod(ifindex: u32) -> bool {
-    maps::find_interface(ifindex).is_some_and(|interface| interface.role & role::POD != 0)
+fn comes_from_pod<P: Packet>(packet: &P) -> Stage<bool> {
+    match maps::find_interface(packet.ifindex()) {
+        Some(interface) if interface.role & role::SERVES != 0 => Ok(interface.role & role::POD != 0),
+        _ => Err(Stop::NOT_OURS),
+    }
 }
 
 /// Pods are internal clients, those of this node by the device that they come by and those of others by their address;

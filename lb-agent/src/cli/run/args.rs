@@ -74,12 +74,17 @@ pub struct RunArgs {
 /// Flags about devices.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Devices that lead outside; default: those with a default route, and those with the node's own addresses. Tunnels to
-    /// other nodes (VXLAN, Geneve) do in any case
+    /// Devices by which clients come from outside; default: all Ethernet devices that neither lead to pods nor are ports of a
+    /// bridge or bond. Tunnels to other nodes (VXLAN, Geneve) do in any case. By others replies leave, but nobody comes in
     #[arg(long, value_name = "IF,..", value_delimiter = ',')]
     pub uplink: Vec<String>,
     /// Names of the devices that lead to pods
-    #[arg(long, value_name = "GLOB,..", value_delimiter = ',', default_value = "veth*,cali*,lxc*,eni*,gke*,azv*,tap*")]
+    #[arg(
+        long,
+        value_name = "GLOB,..",
+        value_delimiter = ',',
+        default_value = "veth*,cali*,lxc*,eni*,gke*,azv*,tap*,nk*,ve-*"
+    )]
     pub pod_interface: Vec<Pattern>,
     /// How to use XDP on uplinks; `auto` takes what the driver offers and leaves veth to TC
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
@@ -237,7 +242,7 @@ mod tests {
         assert_eq!(args.nodeport_addresses, NodePortAddresses::default());
         assert!(args.external_ips);
         assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
-        assert_eq!(args.devices.pod_interface.len(), 7);
+        assert_eq!(args.devices.pod_interface.len(), 9);
         assert!(run(&[]).is_err());
     }
 

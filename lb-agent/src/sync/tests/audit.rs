@@ -122,7 +122,7 @@ fn a_hint_is_followed_within_a_second_or_two() {
     world.settle();
     assert_eq!(world.text(), before);
     let key_gone = Operation::RemoveFrontend { key };
-    world.change(Change::Routes);
+    world.change(Change::Routes { may_be_default: false });
     world.agent.take_change(Change::FiltersGone, world.now);
     world.doors().maps.write(&key_gone).unwrap();
     world.now += Duration::from_secs(1);
