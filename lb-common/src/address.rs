@@ -161,6 +161,8 @@ pub trait Family: Copy + 'static {
     const WORDS: usize;
     /// The address in the first words of sixteen bytes, the rest zero.
     fn first_words(addr: &Self::Addr) -> [u32; 4];
+    /// The address that stands so.
+    fn from_first_words(words: &[u32; 4]) -> Self::Addr;
 
     /// Number of 64-bit words in two addresses side by side.
     const PAIR_WORDS: usize;
@@ -209,6 +211,11 @@ impl Family for V4 {
         [*addr, 0, 0, 0]
     }
 
+    #[inline(always)]
+    fn from_first_words(words: &[u32; 4]) -> u32 {
+        words[0]
+    }
+
     const PAIR_WORDS: usize = 1;
 
     #[inline(always)]
@@ -251,6 +258,11 @@ impl Family for V6 {
     #[inline(always)]
     fn first_words(addr: &[u32; 4]) -> [u32; 4] {
         *addr
+    }
+
+    #[inline(always)]
+    fn from_first_words(words: &[u32; 4]) -> [u32; 4] {
+        *words
     }
 
     const PAIR_WORDS: usize = 4;

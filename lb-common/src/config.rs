@@ -85,8 +85,10 @@ impl Config {
 
 /// Bits of [`Config::flags`].
 pub mod config_flags {
-    /// Every source is translated where the backend is not on the node itself (`--masquerade-all`).
+    /// Clients from outside are translated also where the backend is a pod of this node (`--masquerade-all`).
     pub const MASQUERADE_ALL: u32 = 1;
+    /// The way to a destination is not the same for all packets (`ip rule from`, `iif` and others): none is cached.
+    pub const POLICY_ROUTING: u32 = 4;
     /// NodePorts do not answer at localhost (`--nodeport-addresses` with ranges that leave it out).
     pub const NO_LOCALHOST: u32 = 2;
     /// Conntrack can be asked whether a packet answers what this node has sent ([`crate::conntrack`]).
@@ -128,24 +130,26 @@ pub mod role {
     /// Runs our programs so that packets of flows that are there are translated wherever they cross the machine; nothing is
     /// decided for new ones.
     pub const RETURN: u16 = 8;
-    /// What new flows may come by.
-    pub const SERVES: u16 = POD | UPLINK;
 }
 
 /// A network device, by its index.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Interface {
-    /// First address of each family, IPv4 and IPv6; unspecified where it has none.
+    /// An address of each family, IPv4 and IPv6; unspecified where it has none.
     pub addresses: [Address; 2],
     /// Ethernet address.
     pub mac: [u8; 6],
     /// [`role`].
     pub role: u16,
+    /// Index of the bridge of which it is a port, which routes what comes by it; 0 for none.
+    pub bridge: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 184);
-const _: () = assert!(size_of::<Interface>() == 40);
+const _: () = assert!(size_of::<Interface>() == 48);
 
 #[cfg(test)]
 mod tests {

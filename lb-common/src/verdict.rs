@@ -83,6 +83,12 @@ reasons! {
     /// An answer was due, but nobody answers such a packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4): dropped.
     /// Counted beside the reason for the answer.
     AnswerForbidden = 22, "answer-forbidden";
+    /// The route to the backend or back to the client is of the kind blackhole, unreachable or prohibit.
+    RouteRefuses = 23, "route-refuses";
+    /// The device by which the packet came, or to which it would go, does not forward (sysctl `forwarding`).
+    ForwardingOff = 24, "forwarding-off";
+    /// The route wraps packets (`ip route … encap`), which programs can't.
+    RouteWraps = 25, "route-wraps";
 }
 
 /// Number of reasons: size of the counter array.

@@ -46,8 +46,8 @@ fn move_silently(world: &World, machine: &Namespace, address: &str) -> Result<()
 }
 
 /// cilium 37725, 34503 and amazon-vpc-cni-k8s 3628: all connections timed out for as long as anybody tried.
-fn is_found_again(options: Options) -> Result<()> {
-    let world = World::with_echoes(options, &[])?;
+fn is_found_again(options: Options, rules: &str) -> Result<()> {
+    let world = World::with_echoes_on(options, &[], |world| world.node("node-a").namespace().ip(rules))?;
     let spec = json!({ "type": "NodePort", "ports": objects::ports(Some(NODE_PORT)) });
     let service = objects::service(NAME, HOST, &json!({ "spec": spec }));
     world.put([service].into_iter().chain(world.slices(NAME, &["web-2"])))?;
@@ -73,10 +73,16 @@ fn is_found_again(options: Options) -> Result<()> {
 
 #[test]
 fn pitfall_27_a_next_hop_that_moved_is_found_again_by_tc() -> Result<()> {
-    is_found_again(Options::TC)
+    is_found_again(Options::TC, "")
 }
 
 #[test]
 fn pitfall_27_a_next_hop_that_moved_is_found_again_with_xdp() -> Result<()> {
-    is_found_again(Options::XDP)
+    is_found_again(Options::XDP, "")
+}
+
+/// Where ways are not the same for all packets, none is kept.
+#[test]
+fn pitfall_27_a_next_hop_that_moved_is_found_again_with_routing_rules() -> Result<()> {
+    is_found_again(Options::TC, "rule add from 192.0.2.1 lookup 100")
 }

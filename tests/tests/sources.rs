@@ -43,8 +43,8 @@ fn answers(from: &Namespace, protocol: Protocol, to: SocketAddr) -> Result<Vec<A
     from.enter(|| (0..FLOWS).map(|_| Ok(talk::ask(protocol, to, LIMIT)?)).collect())?
 }
 
-/// Rules 46 and 47 by choice: every client appears as the node by which it comes, with the address of the device that leads
-/// to the backend.
+/// Rules 46 and 47 by choice: every client from outside appears as the node by which it comes, with the address of the device
+/// that leads to the backend. Pods keep theirs, as their packets must pass the rules for forwarded ones.
 fn masquerade_all(options: Options) -> Result<()> {
     let world = World::with_echoes(options, &["--masquerade-all"])?;
     world.put([service(NAME, 0, "Cluster")])?;
@@ -56,12 +56,16 @@ fn masquerade_all(options: Options) -> Result<()> {
             let node = if is_here { bridge } else { world.node("node-a").address(family) };
             let [client, caller] = ["client", "caller"].map(|pod| world.pod(pod).namespace());
             let at_node = at_node(&world, "node-a", family);
-            for (from, to) in
-                [(client, inside(family)), (caller, inside(family)), (client, at_node), (world.outside(), at_node)]
-            {
+            let own = |pod: &str| world.pod(pod).address(family);
+            for (from, to, seen) in [
+                (client, inside(family), own("client")),
+                (caller, inside(family), own("caller")),
+                (client, at_node, own("client")),
+                (world.outside(), at_node, node),
+            ] {
                 wait_to_meet(from, protocol, to, &[backend])?;
                 for answer in answers(from, protocol, to)? {
-                    ensure!(answer.client.ip() == node, "{to}: {answer:?}");
+                    ensure!(answer.client.ip() == seen, "{to}: {answer:?}");
                 }
             }
             Ok(())

@@ -320,11 +320,13 @@ impl Dataplane {
         self.set_config(&config);
     }
 
-    /// The next hops that programs have cached: device and Ethernet address. Each was found since the last bump.
+    /// The next hops that programs have cached, or noted for the agent alone (`POLICY_ROUTING`): device and Ethernet address. Each was
+    /// found since the last bump but one.
     #[must_use]
     pub fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
         let generation = self.config.next_hop_generation;
-        self.maps.next_hops.iter().flat_map(|table| table.of_generation(generation)).collect()
+        let generations = [generation, generation.wrapping_sub(1)];
+        self.maps.next_hops.iter().flat_map(|table| table.of_generations(generations)).collect()
     }
 
     /// Attaches the programs that a device's role asks for ([`lb_common::config::role`]); those that are there stay.

@@ -26,14 +26,15 @@ impl NextHops {
         Shared::open(pins, name).map(Self)
     }
 
-    /// Device and Ethernet address of each next hop that holds in a generation. What changes meanwhile may be met or not.
-    pub fn of_generation(&self, generation: u32) -> impl Iterator<Item = (u32, [u8; 6])> {
+    /// Device and Ethernet address of each next hop of these generations. What changes meanwhile may be met or not.
+    pub fn of_generations(&self, generations: [u32; 2]) -> impl Iterator<Item = (u32, [u8; 6])> {
         let stamps = self.0.long_words().iter().step_by(Self::WORDS);
         let stamps = stamps.map(|word| Stamp::from_bits(word.load(Ordering::Acquire)));
-        let held = (0..).zip(stamps).filter(move |(_, stamp)| stamp.generation() == generation);
+        let held = (0..).zip(stamps).filter(move |(_, stamp)| generations.contains(&stamp.generation()));
         held.filter_map(|(index, stamp)| {
             let next_hop = self.0.get(index)?;
-            (next_hop.stamp == stamp.to_bits()).then(|| (next_hop.ifindex, destination(&next_hop)))
+            (next_hop.stamp == stamp.to_bits() && next_hop.ifindex != 0)
+                .then(|| (next_hop.ifindex, destination(&next_hop)))
         })
     }
 }

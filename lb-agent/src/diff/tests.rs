@@ -421,7 +421,12 @@ fn node_addresses_and_devices_pass_the_filter_and_are_followed() {
     let operations = state.plan_node_addresses(&addresses);
     assert!(state.carry_out_each(&operations, &mut fake).is_empty());
     assert_eq!(state.plan_node_addresses(&addresses), []);
-    let interface = Interface { addresses: [address(3), Address::UNSPECIFIED], mac: [2; 6], role: role::UPLINK };
+    let interface = Interface {
+        addresses: [address(3), Address::UNSPECIFIED],
+        mac: [2; 6],
+        role: role::UPLINK,
+        ..Interface::default()
+    };
     let operations = state.plan_interfaces(&BTreeMap::from([(7, interface)]));
     assert!(state.carry_out_each(&operations, &mut fake).is_empty());
     assert_eq!(fake.to_string(), "node address 10.0.0.1\nnode address 10.0.0.2\ninterface 7 uplink 10.0.0.3\n");

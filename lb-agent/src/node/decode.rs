@@ -11,6 +11,7 @@ use rtnetlink::packet_route::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    rule::{RuleAttribute, RuleMessage},
 };
 
 use super::state::{Change, Link, LocalAddress, Neighbour};
@@ -31,9 +32,7 @@ pub fn decode(message: RouteNetlinkMessage) -> Option<Change> {
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             Some(Change::Routes { may_be_default: is_default(&route) })
         }
-        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
-            Some(Change::Routes { may_be_default: false })
-        }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Some(Change::Rules),
         RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
             Some(Change::FiltersGone)
         }
@@ -100,7 +99,8 @@ fn decode_address(message: &AddressMessage) -> Option<Change> {
     if flags.contains(AddressFlags::Dadfailed) {
         return Some(Change::AddressGone { ifindex, ip });
     }
-    let is_secondary = flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated);
+    let is_alone = u32::from(message.header.prefix_len) == if ip.is_ipv4() { 32 } else { 128 };
+    let is_secondary = flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated) || is_alone;
     let is_global = message.header.scope == AddressScope::Universe;
     Some(Change::Address { ifindex, address: LocalAddress { ip, is_global, is_secondary } })
 }
@@ -116,6 +116,20 @@ pub fn is_default(message: &RouteMessage) -> bool {
         && message.header.kind == RouteType::Unicast
         && table.unwrap_or(message.header.table.into()) == u32::from(RouteHeader::RT_TABLE_MAIN)
         && matches!(message.header.address_family, AddressFamily::Inet | AddressFamily::Inet6)
+}
+
+/// Whether a routing rule asks a packet for more than its destination, and its mark: what passes our doors has none yet.
+#[must_use]
+pub fn is_policy(rule: &RuleMessage) -> bool {
+    let asks = |attribute: &RuleAttribute| match attribute {
+        RuleAttribute::Iifname(_)
+        | RuleAttribute::SourcePortRange(_)
+        | RuleAttribute::DestinationPortRange(_)
+        | RuleAttribute::IpProtocol(_) => true,
+        RuleAttribute::L3MDev(is_by_device) => *is_by_device,
+        _ => false,
+    };
+    rule.header.src_len != 0 || rule.header.tos != 0 || rule.attributes.iter().any(asks)
 }
 
 /// By which devices a route leads, and the next-hop object that says so in their place.

@@ -16,14 +16,17 @@ use nix::libc;
 use rtnetlink::{
     MulticastGroup, RouteMessageBuilder,
     packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload},
-    packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage,
+        rule::RuleMessage,
+    },
     sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{
-    decode::{decode, is_default, ways},
+    decode::{decode, is_default, is_policy, ways},
     next_hop_objects,
     state::{Change, NodeState},
 };
@@ -162,6 +165,15 @@ impl Follower {
                 }
             }
         }
+        if changes.contains(&Change::Rules) {
+            match look_at_rules().await {
+                Ok(is_policy_routed) => changes.push(Change::PolicyRouting(is_policy_routed)),
+                Err(error) => {
+                    warn!("{error}; looking at everything anew");
+                    changes.push(self.resync().await);
+                }
+            }
+        }
         changes
     }
 
@@ -240,7 +252,34 @@ async fn look_once(state: &mut NodeState) -> Result<bool, NetlinkError> {
     }
     let devices = look_at_default_routes_once(&socket, &mut is_whole).await?;
     state.apply(Change::DefaultDevices(devices));
+    state.apply(Change::PolicyRouting(look_at_rules_once(&socket, &mut is_whole).await?));
     Ok(is_whole)
+}
+
+/// Whether there are rules for which [`is_policy`] is so.
+async fn look_at_rules() -> Result<bool, NetlinkError> {
+    for _ in 0..MOST_LOOKS {
+        let mut is_whole = true;
+        let socket = open().map_err(NetlinkError::Open)?;
+        let is_policy_routed = look_at_rules_once(&socket, &mut is_whole).await?;
+        if is_whole {
+            return Ok(is_policy_routed);
+        }
+    }
+    Err(NetlinkError::Restless)
+}
+
+async fn look_at_rules_once(socket: &TokioSocket, is_whole: &mut bool) -> Result<bool, NetlinkError> {
+    let mut is_policy_routed = false;
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RuleMessage::default();
+        question.header.family = family;
+        *is_whole &= list(socket, "routing rules", RouteNetlinkMessage::GetRule(question), |message| {
+            is_policy_routed |= matches!(message, RouteNetlinkMessage::NewRule(rule) if is_policy(&rule));
+        })
+        .await?;
+    }
+    Ok(is_policy_routed)
 }
 
 /// The devices through which the main table's default routes lead.
@@ -405,6 +444,28 @@ pub(super) mod tests {
             .await;
             ip("link del veth0");
             follow_until(&mut changes, &mut state, |state| state.links().len() == 1).await;
+        });
+    }
+
+    #[test]
+    fn rules_that_ask_for_more_than_a_destination_are_followed() {
+        in_new_namespace(|| async {
+            let (follower, mut state) = Follower::start().await.unwrap();
+            assert!(!state.is_policy_routed());
+            let (sender, mut changes) = mpsc::channel(1);
+            tokio::spawn(follower.run(sender));
+            for rule in ["from 192.0.2.1 lookup 100", "iif lo lookup 100", "tos 0x10 lookup 100"] {
+                ip(&format!("rule add {rule}"));
+                follow_until(&mut changes, &mut state, NodeState::is_policy_routed).await;
+                ip(&format!("rule del {rule}"));
+                follow_until(&mut changes, &mut state, |state| !state.is_policy_routed()).await;
+            }
+            ip("rule add to 192.0.2.0/24 lookup 100");
+            ip("rule add fwmark 7 lookup 100");
+            ip("-6 rule add from fd00::1 lookup 100");
+            follow_until(&mut changes, &mut state, NodeState::is_policy_routed).await;
+            ip("-6 rule del from fd00::1 lookup 100");
+            follow_until(&mut changes, &mut state, |state| !state.is_policy_routed()).await;
         });
     }
 

@@ -73,7 +73,8 @@ impl Selection {
             .map(|(&ifindex, link)| {
                 let addresses = [true, false].map(|is_v4| first_address(node.addresses(ifindex), is_v4));
                 let role = self.role(node, ifindex, link, &pod_bridges);
-                (ifindex, Interface { addresses, mac: link.mac, role })
+                let bridge = if is_port_of(node, link, BRIDGE) { link.controller } else { 0 };
+                (ifindex, Interface { addresses, mac: link.mac, role, bridge, pad: 0 })
             })
             .collect()
     }
@@ -113,10 +114,14 @@ const MACVLAN: &str = "macvlan";
 /// Whether frames cross the device on their way to or from its controller, which is the one that has the addresses. A VRF's
 /// members keep theirs.
 fn is_port(node: &NodeState, link: &Link) -> bool {
-    let controller = node.links().get(&link.controller).filter(|_| link.controller != 0);
-    controller.is_some_and(|controller| controller.kind != VRF)
+    node.links().contains_key(&link.controller) && !is_port_of(node, link, VRF)
 }
 
+fn is_port_of(node: &NodeState, link: &Link, kind: &str) -> bool {
+    node.links().get(&link.controller).is_some_and(|controller| controller.kind == kind)
+}
+
+const BRIDGE: &str = "bridge";
 const VRF: &str = "vrf";
 
 /// Whether no machine is behind a device of this driver.
@@ -148,10 +153,12 @@ fn first_address(addresses: &[LocalAddress], is_v4: bool) -> Address {
     first_global(addresses, is_v4).map_or(Address::UNSPECIFIED, Address::from)
 }
 
-/// The first global address of a family, primary ones before secondary ones.
+/// A global address of a family, primary ones before secondary ones. In IPv4 it is the first; in IPv6 the lowest, as the kernel lists
+/// the newest first, and reports them as they come.
 pub(super) fn first_global(addresses: &[LocalAddress], is_v4: bool) -> Option<IpAddr> {
-    let fit = || addresses.iter().filter(move |own| own.is_global && own.ip.is_ipv4() == is_v4);
-    fit().find(|own| !own.is_secondary).or_else(|| fit().next()).map(|own| own.ip)
+    let fit = addresses.iter().filter(|own| own.is_global && own.ip.is_ipv4() == is_v4);
+    let key = |own: &&LocalAddress| (own.is_secondary, if is_v4 { IpAddr::from([0; 4]) } else { own.ip });
+    fit.min_by_key(key).map(|own| own.ip)
 }
 
 /// First address of each family among those of the Node object, else of the uplinks; what [`family_index`] says is where.
@@ -307,6 +314,26 @@ mod tests {
         let node = node(&[(2, "eth0", &["fe80::1", "fd00::1", "192.0.2.1", "192.0.2.2"])]);
         let interface = selection(&["eth0"]).interfaces(&node)[&2];
         assert_eq!(interface.addresses.map(IpAddr::from).map(|ip| ip.to_string()), ["192.0.2.1", "fd00::1"]);
+    }
+
+    /// A list has the newest IPv6 address first, reports the oldest: after a restart the source was another one.
+    #[test]
+    fn n3_an_ipv6_address_does_not_depend_on_the_order() {
+        for order in [["fd00::1", "fd00::2"], ["fd00::2", "fd00::1"]] {
+            let node = node(&[(2, "eth0", &order)]);
+            let interface = selection(&["eth0"]).interfaces(&node)[&2];
+            assert_eq!(IpAddr::from(interface.addresses[1]).to_string(), "fd00::1");
+        }
+    }
+
+    #[test]
+    fn n9_a_bridges_port_knows_who_routes_for_it() {
+        let mut node = node(&[(2, "vrf0", &[]), (3, "cni0", &[]), (4, "veth1", &[]), (5, "veth2", &[])]);
+        change(&mut node, 2, |link| link.kind = VRF.into());
+        change(&mut node, 3, |link| (link.kind, link.controller) = (BRIDGE.into(), 2));
+        change(&mut node, 4, |link| link.controller = 3);
+        let interfaces = selection(&[]).interfaces(&node);
+        assert_eq!([2, 3, 4, 5].map(|ifindex| interfaces[&ifindex].bridge), [0, 0, 3, 0]);
     }
 
     #[test]

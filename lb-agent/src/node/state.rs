@@ -45,7 +45,8 @@ pub struct LocalAddress {
     pub ip: IpAddr,
     /// Whether it may be used beyond its link.
     pub is_global: bool,
-    /// Whether new traffic should rather be sent from another one: secondary, temporary or deprecated.
+    /// Whether new traffic should rather be sent from another one: secondary, temporary, deprecated, or in no network but its own
+    /// (`/32`, as VRRP has it).
     pub is_secondary: bool,
 }
 
@@ -90,11 +91,15 @@ pub enum Change {
     },
     /// Default routes of the main table lead through these devices, and no others.
     DefaultDevices(BTreeSet<u32>),
-    /// Some route, next-hop object or routing rule came, changed or went; whether it may be a default route of the main table.
+    /// Some route or next-hop object came, changed or went.
     Routes {
-        /// Whether default routes must be looked at anew.
+        /// Whether default routes of the main table must be looked at anew.
         may_be_default: bool,
     },
+    /// Some routing rule came or went.
+    Rules,
+    /// Whether routing rules make the way to a destination depend on more than that.
+    PolicyRouting(bool),
     /// A neighbour's Ethernet address is known, or no longer known.
     Neighbour {
         /// The device's index.
@@ -138,6 +143,7 @@ pub struct NodeState {
     addresses: BTreeMap<u32, Vec<LocalAddress>>,
     /// Devices through which a default route of the main table leads now.
     default_devices: BTreeSet<u32>,
+    is_policy_routed: bool,
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
 }
 
@@ -177,6 +183,12 @@ impl NodeState {
         if families == [false; 2] { [true; 2] } else { families }
     }
 
+    /// Whether routing rules make the way to a destination depend on more than that.
+    #[must_use]
+    pub const fn is_policy_routed(&self) -> bool {
+        self.is_policy_routed
+    }
+
     /// Devices through which default routes of the main table lead.
     #[must_use]
     pub const fn default_devices(&self) -> &BTreeSet<u32> {
@@ -207,7 +219,11 @@ impl NodeState {
                 Effect { devices: former != self.default_devices, next_hops: true }
             }
             Change::FiltersGone => Effect::NONE,
-            Change::Routes { .. } => Effect { devices: false, next_hops: true },
+            Change::Routes { .. } | Change::Rules => Effect { devices: false, next_hops: true },
+            Change::PolicyRouting(is_policy_routed) => {
+                self.is_policy_routed = is_policy_routed;
+                Effect { devices: false, next_hops: true }
+            }
             Change::Neighbour { ifindex, ip, neighbour } => self.apply_neighbour(ifindex, ip, neighbour),
             Change::Resync(state) => {
                 *self = state;

@@ -137,6 +137,7 @@ impl Devices {
     /// Makes programs and maps follow the machine.
     pub fn work(&mut self, maps: &mut Maps<impl Doors>, reporter: &mut Reporter, now: Instant) {
         if std::mem::take(&mut self.are_next_hops_dirty) {
+            maps.doors.set_policy_routing(self.node.is_policy_routed());
             maps.doors.bump_next_hops();
         }
         let is_dirty = std::mem::take(&mut self.are_devices_dirty);

@@ -3,7 +3,12 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use lb_common::{address::Address, config::Config, maps::LAYOUT_VERSION, verdict::Reason};
+use lb_common::{
+    address::Address,
+    config::{Config, config_flags},
+    maps::LAYOUT_VERSION,
+    verdict::Reason,
+};
 
 use crate::{
     dataplane::{AttachError, Audit, Dataplane, MapError, SocketError},
@@ -46,6 +51,9 @@ pub trait Doors: Writer {
 
     /// Makes cached next hops be looked up again.
     fn bump_next_hops(&mut self);
+
+    /// Sets whether the way to a destination depends on more than that.
+    fn set_policy_routing(&mut self, _is_policy_routed: bool) {}
 
     /// The next hops that are cached, each by its device and Ethernet address.
     fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
@@ -155,6 +163,15 @@ impl Doors for Dataplane {
 
     fn bump_next_hops(&mut self) {
         Self::bump_next_hops(self);
+    }
+
+    fn set_policy_routing(&mut self, is_policy_routed: bool) {
+        let config = self.config();
+        let bit = if is_policy_routed { config_flags::POLICY_ROUTING } else { 0 };
+        let flags = config.flags & !config_flags::POLICY_ROUTING | bit;
+        if flags != config.flags {
+            self.set_config(&Config { flags, ..config });
+        }
     }
 
     fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {

@@ -35,8 +35,9 @@ pub struct NextHop {
     pub mtu: u32,
     /// [`next_hop_flags`].
     pub flags: u32,
-    /// Zero: to a cache line.
-    pub pad: [u32; 4],
+    /// The source address that the kernel would choose for its own packets by this way, like the destination; zero where it was not
+    /// asked.
+    pub source: [u32; 4],
 }
 
 const _: () = assert!(size_of::<NextHop>() == 64);

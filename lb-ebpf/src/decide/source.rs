@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! The source address (SNAT, masquerade). It is translated only where the reply would not come back otherwise: to
-//! another node for a client from outside, and to the client itself; or always, where the operator wants that.
+//! another node for a client from outside, and to the client itself; or for every client from outside, where the operator wants
+//! that.
 
 use lb_common::{
     config::{config_flags, family_index},
@@ -32,7 +33,9 @@ fn translate<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let is_elsewhere = scratch.admitted.comes_from_pod == 0 && backend.flags & backend_flags::LOCAL == 0;
     let is_hairpin = scratch.original.new_dst == scratch.parsed.key.src;
     let is_required = is_elsewhere || is_hairpin;
-    if !is_required && maps::config()?.flags & config_flags::MASQUERADE_ALL == 0 {
+    // A pod's packets pass the rules for forwarded ones (NetworkPolicies), and its device's queues: what is redirected does not.
+    let is_wanted = scratch.admitted.comes_from_pod == 0 && maps::config()?.flags & config_flags::MASQUERADE_ALL != 0;
+    if !is_required && !is_wanted {
         return Ok(());
     }
     let translated = take_address(packet, scratch);
@@ -59,15 +62,23 @@ fn set_translated<F: Header>(entry: &mut Entry<F>, is_translated: bool) {
     entry.control = entry.control.with(entry.control.state(), flags);
 }
 
-/// Finds the way to the backend, and takes the address of the device that it leads through.
+/// Finds the way to the backend, and takes the address that the kernel would take there; the node's own, where the device has none.
 #[inline(always)]
 fn take_address<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> Stage<()> {
     set_translated(&mut scratch.original, true);
     scratch.next_hop_dst = scratch.original.new_dst;
+    scratch.next_hop_src = F::from_first_words(&[0; 4]);
     look_up_global::<P, F>(packet, scratch.parsed.key.protocol, Instruction::<F>::NO_SLOT)?;
     let family = family_index(F::IS_V4);
     let address = match maps::find_interface(scratch.way.ifindex) {
-        Some(interface) if !interface.addresses[family].is_unspecified() => interface.addresses[family],
+        Some(device) if !device.addresses[family].is_unspecified() => {
+            let [a, b, c, d] = scratch.preferred_src;
+            if a | b | c | d != 0 {
+                scratch.original.new_src = F::from_first_words(&scratch.preferred_src);
+                return Ok(());
+            }
+            device.addresses[family]
+        }
         _ => maps::config()?.node_addresses[family],
     };
     if address.is_unspecified() {

@@ -206,6 +206,13 @@ impl NextHopRef {
         unsafe { (&raw const (*self.0.as_ptr()).flags).read_volatile() }
     }
 
+    /// The source address for packets by this way.
+    #[inline(always)]
+    pub fn source(self) -> [u32; 4] {
+        // SAFETY: as in `stamp`.
+        [0, 1, 2, 3].map(|index: usize| unsafe { (&raw const (*self.0.as_ptr()).source[index]).read_volatile() })
+    }
+
     /// Replaces the element; false where another CPU is doing so.
     #[inline(always)]
     pub fn replace(self, seen: Stamp, new: &NextHop, generation: u32) -> bool {
@@ -222,6 +229,7 @@ impl NextHopRef {
             let mut index = 0;
             while index < 4 {
                 (&raw mut (*element).dst[index]).write_volatile(new.dst[index]);
+                (&raw mut (*element).source[index]).write_volatile(new.source[index]);
                 index += 1;
             }
             (&raw mut (*element).ifindex).write_volatile(new.ifindex);

@@ -297,8 +297,11 @@ pub struct Scratch<F: Family> {
     /// A [`SourceRange`] of full length, as the trie wants it.
     pub source: Key<SourceRange>,
     pub fib: FibParameters,
-    /// Where a packet is to be sent.
+    /// Where a packet is to be sent, and from which address: all zero where that is to be found.
     pub next_hop_dst: F::Addr,
+    pub next_hop_src: F::Addr,
+    /// What the kernel would take for one; zero where it was not asked.
+    pub preferred_src: [u32; 4],
     /// The way there, and as an element of the table of next hops.
     pub way: Way,
     pub next_hop: NextHop,

@@ -53,6 +53,8 @@ pub trait Packet {
     fn len(&self) -> u32;
     /// The device of arrival (ingress) or departure (egress).
     fn ifindex(&self) -> u32;
+    /// Whether the frame is for the device by which it has arrived, of this Ethernet address, alone.
+    fn is_for_device(&self, mac: [u8; 6]) -> bool;
     /// Makes the first `len` bytes directly accessible, as far as the packet has them.
     fn make_linear(&mut self, len: usize);
     /// Tells the program that answers what it needs to know: see [`Request`]. TC only.

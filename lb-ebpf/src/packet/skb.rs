@@ -18,6 +18,7 @@ use super::{Exit, Packet};
 use crate::kernel::{global_fn, maps};
 
 /// Frame types of the kernel's `include/uapi/linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
@@ -116,6 +117,12 @@ impl Packet for SkbPacket {
     fn ifindex(&self) -> u32 {
         // SAFETY: as in `data`.
         unsafe { (*self.context).ifindex }
+    }
+
+    #[inline(always)]
+    fn is_for_device(&self, _mac: [u8; 6]) -> bool {
+        // SAFETY: as in `data`.
+        unsafe { (*self.context).pkt_type == PACKET_HOST }
     }
 
     #[inline(always)]

@@ -78,6 +78,13 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn is_for_device(&self, mac: [u8; 6]) -> bool {
+        let [a, b, c, d, e, f] = mac;
+        let (first, rest) = (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]));
+        self.frame(6).is_some_and(|frame| frame.load::<u32>(0) == first && frame.load::<u16>(4) == rest)
+    }
+
+    #[inline(always)]
     fn make_linear(&mut self, _len: usize) {}
 
     #[inline(always)]

@@ -110,9 +110,11 @@ pub fn interface_of(setup: &Setup, index: u32) -> config::Interface {
         mac: setup.devices[&index],
         role: sum_of([
             (role::POD, interface.is_pod),
-            (role::UPLINK, !interface.is_pod),
+            (role::UPLINK, !interface.is_pod && !interface.only_returns),
+            (role::RETURN, interface.only_returns),
             (role::XDP, interface.takes_xdp),
         ]),
+        ..config::Interface::default()
     }
 }
 

@@ -19,6 +19,7 @@ use nix::{
     unistd::geteuid,
 };
 
+use super::build::ETHERNET;
 use crate::reference::{Route, Version};
 
 /// The uplink that most things come by. Takes frames that XDP redirects.
@@ -31,6 +32,9 @@ pub const MTU: u16 = 1500;
 pub const POD: u32 = 30;
 /// An uplink without addresses.
 pub const BARE: u32 = 40;
+
+/// The Ethernet address of all devices: frames that tests build are for it.
+const OWN: [u8; 6] = [ETHERNET[0], ETHERNET[1], ETHERNET[2], ETHERNET[3], ETHERNET[4], ETHERNET[5]];
 
 /// Devices, each one end of a veth pair, with their addresses.
 const DEVICES: [(u32, &str, &[&str]); 4] = [
@@ -121,7 +125,7 @@ impl Network {
     /// What is there once it is made.
     #[must_use]
     pub fn plan() -> Self {
-        let devices = DEVICES.map(|(index, ..)| (index, ethernet(index as u8)));
+        let devices = DEVICES.map(|(index, ..)| (index, OWN));
         let neighbours = NEIGHBOURS.map(|(device, address, last)| ((device, parse(address)), ethernet(0x80 | last)));
         let addresses = DEVICES.map(|(index, _, addresses)| {
             let addresses = addresses.iter().map(|text| split(text).0);
@@ -142,7 +146,7 @@ fn commands() -> String {
     let mut lines = String::new();
     let mut line = |text: std::fmt::Arguments<'_>| writeln!(lines, "{text}").expect("a string grows");
     for (index, name, addresses) in DEVICES {
-        let (own, peer) = (text(ethernet(index as u8)), index + 1);
+        let (own, peer) = (text(OWN), index + 1);
         line(format_args!(
             "link add {name} index {index} mtu {MTU} address {own} type veth peer name {name}-peer index {peer}"
         ));

@@ -168,7 +168,7 @@ pub fn change_frontends(setup: &mut Setup, index: u32, change: impl Fn(&mut Fron
 pub fn empty(network: &Network) -> Setup {
     let interface = |(&index, addresses): (&u32, &BTreeMap<Version, IpAddr>)| {
         let (is_pod, takes_xdp) = (index == POD, index == UPLINK);
-        (index, Interface { addresses: addresses.clone(), is_pod, takes_xdp })
+        (index, Interface { addresses: addresses.clone(), is_pod, only_returns: false, takes_xdp })
     };
     Setup {
         seed: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],

@@ -78,6 +78,12 @@ pub(super) fn is_internal(setup: &Setup, ifindex: u32, client: IpAddr) -> bool {
     is_pod_of_ours(setup, ifindex) || cidr.is_some_and(|cidr| cidr.contains(client))
 }
 
+/// Whether something new may come in by a device: what comes by a pod's, or by an uplink to whose Ethernet address it is sent.
+pub(super) fn comes_in(setup: &Setup, ifindex: u32, frame: &[u8]) -> bool {
+    let is_for_device = || setup.devices.get(&ifindex).is_some_and(|ethernet| frame.starts_with(ethernet));
+    setup.interfaces.get(&ifindex).is_some_and(|device| device.is_pod || !device.only_returns && is_for_device())
+}
+
 /// Whether the client is behind a pod's device.
 fn is_pod_of_ours(setup: &Setup, ifindex: u32) -> bool {
     setup.is_pods(ifindex)
@@ -200,8 +206,8 @@ fn class_of(setup: &Setup, ifindex: u32, client: IpAddr) -> u8 {
     }
 }
 
-/// Translates the source where the reply would not come back otherwise. Where all sources are to be translated, others are
-/// as well, unless there is no way to the backend but the local stack.
+/// Translates the source where the reply would not come back otherwise. Where all sources are to be translated, those of other
+/// clients from outside are as well, unless there is no way to the backend but the local stack.
 fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Question<'_>) -> Result<Entry, End> {
     let is_hairpin = entry.to.dst.ip() == question.segment.key.src.ip();
     let is_elsewhere = !is_pod_of_ours(setup, question.ifindex) && !backend.is_local;
@@ -209,7 +215,7 @@ fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Ques
         let is_own = !is_hairpin && setup.filters_in(entry.to.dst.ip());
         let translated = translate_source(setup, entry, question.door);
         if is_own { Ok(translated.unwrap_or(entry)) } else { translated }
-    } else if setup.masquerades_all {
+    } else if setup.masquerades_all && !is_pod_of_ours(setup, question.ifindex) {
         Ok(translate_source(setup, entry, question.door).unwrap_or(entry))
     } else {
         Ok(entry)

@@ -213,6 +213,9 @@ impl Model {
     /// A new flow: both its entries are written, and counted.
     fn decide(&mut self, run: &mut Run<'_>, segment: &Segment) -> Result<Entry, End> {
         let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
+        if !decide::comes_in(&self.setup, ifindex, &run.arrival.frame) {
+            return Err(End::NotOurs);
+        }
         let question = Question { segment, door, ifindex, now: run.now };
         if segment.is_direct {
             return self.decide_direct(is_trace, &question);

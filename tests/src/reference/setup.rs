@@ -136,6 +136,8 @@ pub struct Interface {
     pub addresses: BTreeMap<Version, IpAddr>,
     /// Leads to pods of this node: its senders are internal clients.
     pub is_pod: bool,
+    /// Replies cross it, and nothing new comes in.
+    pub only_returns: bool,
     /// Takes frames that XDP redirects.
     pub takes_xdp: bool,
 }

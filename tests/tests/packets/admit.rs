@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use lb_common::flow::{protocol, tcp_flags::SYN};
 use shunt_tests::{
     packets::{
-        POD, Rig, Segment, UPLINK,
+        ETHERNET, POD, Rig, SECOND, Segment, UPLINK,
         node::{self, Both, CALLER, CLUSTER_IP, EMPTY, HERE, NODE, OUTSIDE, THERE, pick},
         port_unreachable, with_rig,
     },
@@ -200,5 +200,62 @@ fn a15_an_element_that_is_used_again_is_not_taken_for_the_frontend() -> Result<(
         }
         ensure!(rig.kernel_flows()?.is_empty(), "a flow was decided by another frontend");
         Ok(())
+    })
+}
+
+/// Frames for other machines, or for all, that an uplink sees as well (A12; a promiscuous device, a flood of the switch): `ip_rcv`
+/// forwards none of them, so that only the machine answers that is meant.
+#[test]
+fn n5_frames_for_other_machines_are_left_alone() -> Result<()> {
+    let others: [[u8; 6]; 3] = [[2, 0, 0, 0, 0, 0xdd], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]];
+    with_rig(node::setup, |rig| {
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                for (door, port) in [(Door::Xdp, 40_000), (Door::Ingress, 40_001)] {
+                    for (service, ethernet) in [HERE, THERE, EMPTY].into_iter().flat_map(|to| others.map(|at| (to, at)))
+                    {
+                        let packet = first(protocol, end(OUTSIDE, version, port), service.at_node(version));
+                        let mut addresses = ETHERNET;
+                        addresses[..6].copy_from_slice(&ethernet);
+                        let frame = packet.ethernet(addresses).build();
+                        let sent = send(rig, (door, UPLINK), frame.clone())?;
+                        ensure!(sent.verdict == Verdict::Pass && sent.frame == frame, "{door:?}: {sent:?}");
+                        ensure!(sent.moved.to_string().is_empty(), "{door:?}: {sent:?}");
+                    }
+                }
+                // A pod's device may be the port of a bridge, whose frames are not for the device itself.
+                let packet = first(protocol, end(CALLER, version, 40_002), HERE.at_cluster_ip(version));
+                let sent = send(rig, (Door::Ingress, POD), packet.ethernet([0x22; 12]).build())?;
+                ensure!(sent.moved.to_string().contains("flows=1"), "{sent:?}");
+            }
+        }
+        rig.compare_flows()
+    })
+}
+
+/// Pitfall 31: nobody has chosen the device for serving, but replies may cross it, in either direction.
+#[test]
+fn pitfall_31_by_a_device_for_replies_nothing_new_comes_in() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        rig.change(|setup| {
+            if let Some(second) = setup.interfaces.get_mut(&SECOND) {
+                second.only_returns = true;
+            }
+        })?;
+        for version in Version::BOTH {
+            for protocol in PROTOCOLS {
+                let packet = first(protocol, end(OUTSIDE, version, 40_000), HERE.at_node(version));
+                for door in [Door::Xdp, Door::Ingress] {
+                    let sent = send(rig, (door, SECOND), packet.build())?;
+                    ensure!(sent.verdict == Verdict::Pass && sent.frame == packet.build(), "{door:?}: {sent:?}");
+                }
+                send(rig, (Door::Ingress, UPLINK), packet.build())?;
+                let (client, server) = (end(OUTSIDE, version, 40_000), HERE.backend(version));
+                let reply = packet.clone().between(server, client);
+                let sent = send(rig, (Door::Egress, SECOND), reply.build())?;
+                ensure!(sent.frame == packet.between(HERE.at_node(version), client).build(), "{sent:?}");
+            }
+        }
+        rig.compare_flows()
     })
 }

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use shunt_tests::{
     packets::{
-        Random, Rig, UPLINK,
+        ETHERNET, Random, Rig, UPLINK,
         node::{self, CLUSTER_IP, pick},
     },
     reference::{Arrival, Door, Outcome, Version, is_sound},
@@ -27,7 +27,9 @@ fn captured() -> Result<Vec<Captured>> {
         .map(|line| {
             let (mark, digits) = line.split_once(' ').context("a mark and a frame")?;
             let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16);
-            let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Result<_, _>>()?;
+            let mut bytes = (0..digits.len()).step_by(2).map(byte).collect::<Result<Vec<u8>, _>>()?;
+            // As if they had been sent to our device.
+            bytes[..ETHERNET.len()].copy_from_slice(&ETHERNET);
             Ok((mark == "<", bytes))
         })
         .collect()

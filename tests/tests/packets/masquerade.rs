@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `--masquerade-all`: sources are translated wherever a packet can be forwarded.
+//! `--masquerade-all`: sources of clients from outside are translated wherever a packet can be forwarded.
 
 use std::net::SocketAddr;
 
@@ -20,32 +20,52 @@ fn masquerade(rig: &mut Rig) -> Result<()> {
     rig.change(|setup| setup.masquerades_all = true)
 }
 
+/// What is redirected passes neither the rules for forwarded packets, NetworkPolicies among them, nor the queues of its device.
 #[test]
-fn rule_46_a_pods_source_is_translated_there_and_back() -> Result<()> {
+fn rule_46_n1_a_pods_packets_are_left_to_the_stack() -> Result<()> {
+    with_rig(node::setup, |rig| {
+        masquerade(rig)?;
+        for version in Version::BOTH {
+            for (service, protocol) in PROTOCOLS.into_iter().flat_map(|protocol| [(HERE, protocol), (THERE, protocol)])
+            {
+                let (client, frontend) = (end(CALLER, version, 40_000), service.at_cluster_ip(version));
+                let packet = first(protocol, client, frontend);
+                let sent = send(rig, (Door::Ingress, POD), packet.build())?;
+                let kept = packet.between(client, service.backend(version)).build();
+                ensure!(sent.verdict == Verdict::Pass && sent.frame == kept, "{sent:?}");
+            }
+        }
+        rig.compare_flows()
+    })
+}
+
+#[test]
+fn rule_46_a_client_outside_is_translated_there_and_back() -> Result<()> {
     with_rig(node::setup, |rig| {
         masquerade(rig)?;
         for version in Version::BOTH {
             for protocol in PROTOCOLS {
-                let (client, frontend) = (end(CALLER, version, 40_000), THERE.at_cluster_ip(version));
+                let (client, frontend) = (end(OUTSIDE, version, 40_000), HERE.at_node(version));
                 let packet = first(protocol, client, frontend);
-                let sent = send(rig, (Door::Ingress, POD), packet.build())?;
-                let node = SocketAddr::new(pick(NODE, version), source_port(&sent.frame, version));
-                let there = rig.network.ethernet(UPLINK, pick(GATEWAY, version));
-                let back = rig.network.ethernet(POD, client.ip());
-                let (index, len) = (THERE.index(version), packet.build().len());
+                let sent = send(rig, (Door::Ingress, UPLINK), packet.build())?;
+                let own = rig.network.addresses[&POD][&version];
+                let node = SocketAddr::new(own, source_port(&sent.frame, version));
+                let there = rig.network.ethernet(POD, HERE.backend(version).ip());
+                let back = rig.network.ethernet(UPLINK, pick(GATEWAY, version));
+                let (index, len) = (HERE.index(version), packet.build().len());
                 let forwarded = |packet: Segment, ethernet| packet.ttl(63).ethernet(ethernet).build();
                 let there = Step {
                     what: "there",
-                    at: (Door::Ingress, POD),
+                    at: (Door::Ingress, UPLINK),
                     frame: packet.build(),
                     verdict: Verdict::Redirect,
-                    output: forwarded(packet.clone().between(node, THERE.backend(version)), there),
+                    output: forwarded(packet.clone().between(node, HERE.backend(version)), there),
                     moved: continued(index, len),
                 };
                 let back = Step {
                     what: "back",
-                    at: (Door::Ingress, UPLINK),
-                    frame: packet.clone().between(THERE.backend(version), node).build(),
+                    at: (Door::Ingress, POD),
+                    frame: packet.clone().between(HERE.backend(version), node).build(),
                     verdict: Verdict::Redirect,
                     output: forwarded(packet.between(frontend, client), back),
                     moved: replied(index, len),

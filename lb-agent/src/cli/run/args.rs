@@ -105,8 +105,8 @@ pub struct FlowArgs {
     /// Ports for source translation, one range or two: processes of the node may listen on them, but not connect from them
     #[arg(long, value_name = "FIRST-LAST,..", default_value = "10240-29999,61000-65535")]
     pub source_ports: SourcePorts,
-    /// Translate the source of every connection that this node forwards to a backend, as kube-proxy can: backends then see
-    /// the node instead of the client
+    /// Translate the source of every client from outside, also where the backend is a pod of this node, which then sees the node
+    /// instead. These packets pass no FORWARD rules of netfilter; pods' do, and so keep their addresses
     #[arg(long)]
     pub masquerade_all: bool,
     /// Where all pods of the cluster are, one range of each family: those of other nodes then count as clients inside
