@@ -9,7 +9,7 @@ use aya_obj::generated::{
 };
 use lb_common::{config::role, maps::programs};
 
-use crate::node::state::{VETH, is_tunnel};
+use crate::node::state::{BRIDGE, VETH, is_tunnel};
 
 /// Where a program of ours runs on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,6 +122,8 @@ impl XdpMode {
         }
         match self {
             Self::Off => XdpWish::No("--xdp off"),
+            // One that nobody has named may be an uplink, too: a bridge of containers is no mistake of the operator's.
+            Self::Driver if kind == BRIDGE => XdpWish::No("a bridge has no driver"),
             Self::Driver => XdpWish::Must(Door::XdpDriver),
             Self::Generic => XdpWish::Must(Door::XdpGeneric),
             // Local senders leave the checksum to a device that does not exist: XDP can't know, TC does.
@@ -154,6 +156,7 @@ mod tests {
         assert_eq!(XdpMode::Generic.wish(role::UPLINK, VETH), XdpWish::Must(Door::XdpGeneric));
         assert!(matches!(XdpMode::Driver.wish(role::POD, ""), XdpWish::No(_)));
         assert!(matches!(XdpMode::Driver.wish(role::UPLINK, "vxlan"), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Driver.wish(role::UPLINK, "bridge"), XdpWish::No(_)));
         assert!(matches!(XdpMode::Off.wish(role::UPLINK, ""), XdpWish::No(_)));
     }
 }

@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::{
     pattern::Pattern,
-    state::{Link, LocalAddress, NodeState, is_tunnel},
+    state::{BRIDGE, Link, LocalAddress, NodeState, is_tunnel},
 };
 use crate::problem::Problem;
 
@@ -121,7 +121,6 @@ fn is_port_of(node: &NodeState, link: &Link, kind: &str) -> bool {
     node.links().get(&link.controller).is_some_and(|controller| controller.kind == kind)
 }
 
-const BRIDGE: &str = "bridge";
 const VRF: &str = "vrf";
 
 /// Whether no machine is behind a device of this driver.

@@ -29,6 +29,8 @@ pub struct Link {
     pub lower: u32,
 }
 
+/// The driver of bridges.
+pub const BRIDGE: &str = "bridge";
 /// The driver of veth pairs.
 pub const VETH: &str = "veth";
 

@@ -41,7 +41,7 @@ impl Device {
 /// The device of a name.
 pub fn named(name: &str, dump: &Dump) -> anyhow::Result<Device> {
     let ifindex = if_nametoindex(name).with_context(|| format!("--in-interface {name}: no such device here"))?;
-    // One without a role can be asked about too: the answer is what would happen if programs ran there.
+    // One without a role can be asked about too: the answer is that nothing is decided there.
     Ok(Device::new(ifindex, &dump.interfaces.get(&ifindex).copied().unwrap_or_default()))
 }
 
@@ -59,14 +59,15 @@ fn choose_from(client: IpAddr, back: Option<u32>, dump: &Dump) -> Option<u32> {
         let mut devices = dump.interfaces.iter().filter(move |(_, interface)| interface.role & bit != 0);
         devices.next().map(|(&ifindex, _)| ifindex)
     };
-    let has_role = |ifindex: &u32| dump.interfaces.get(ifindex).is_some_and(|interface| interface.role != 0);
-    if let Some(ifindex) = back.filter(has_role) {
+    let role_of = |ifindex: u32| dump.interfaces.get(&ifindex).map_or(0, |interface| interface.role);
+    if let Some(ifindex) = back.filter(|&ifindex| role_of(ifindex) & (role::POD | role::UPLINK) != 0) {
         let is_uplink = dump.interfaces[&ifindex].role & role::UPLINK != 0;
         if !is_uplink || !is_local_backend(client, dump) {
             return Some(ifindex);
         }
     }
-    let is_inside = back.is_some_and(|ifindex| !has_role(&ifindex)) || is_local_backend(client, dump);
+    // By one for replies alone the client does not come in.
+    let is_inside = back.is_some_and(|ifindex| role_of(ifindex) == 0) || is_local_backend(client, dump);
     let (first, second) = if is_inside { (role::POD, role::UPLINK) } else { (role::UPLINK, role::POD) };
     with_role(first).or_else(|| with_role(second))
 }
@@ -139,6 +140,13 @@ mod tests {
         assert_eq!(choose_from(CLIENT, Some(4), &dump(&devices, 0)), Some(5));
         assert_eq!(choose_from(CLIENT, None, &dump(&devices, backend_flags::LOCAL)), Some(5));
         assert_eq!(choose_from(CLIENT, Some(2), &dump(&devices, backend_flags::LOCAL)), Some(5));
+    }
+
+    #[test]
+    fn pitfall_31_nobody_comes_in_by_a_device_for_replies() {
+        let devices = [(2, role::UPLINK), (3, role::RETURN), (5, role::POD)];
+        assert_eq!(choose_from(CLIENT, Some(3), &dump(&devices, 0)), Some(2));
+        assert_eq!(choose_from(CLIENT, None, &dump(&[(3, role::RETURN)], 0)), None);
     }
 
     #[test]
