@@ -20,7 +20,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     affinity::Affinities,
     bytes::octets,
-    flow::{Entry, Flows, Holder, Now, Rank, Tuple},
+    flow::{Entry, Flows, Holder, Now, Rank, Tuple, Urge},
     life::first_state,
     packet::Segment,
     route::Way,
@@ -28,8 +28,9 @@ use super::{
     verdict::{Door, End},
 };
 
-/// Source ports that are tried.
+/// Source ports that are tried in a row after the first one, and rows that are tried for as long as none can be had.
 const PROBES: u32 = 16;
+const ROWS: u32 = 8;
 /// From one to the next: 2^32 divided by the golden ratio.
 const PROBE_STEP: u32 = 0x9e37_79b9;
 
@@ -281,8 +282,14 @@ fn claim_port(
     let begins = key.protocol == protocol::UDP || signs.is_opening();
     let (mut free, mut first_to_yield) = (None, None);
     let own = (!entry.is_snat).then_some(key.src.port());
-    let probes = (0..PROBES).map(|probe| setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP))));
-    for port in own.into_iter().chain(probes) {
+    let probes =
+        (0..=PROBES * ROWS).map(|probe| setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP))));
+    let probes = own.into_iter().map(|port| (0, port)).chain((0..).zip(probes));
+    for (number, port) in probes {
+        let can_be_had = free.is_some() || first_to_yield.is_some_and(|(urge, _): (Urge, u16)| urge.rank.yields());
+        if number % PROBES == 1 && number > 1 && can_be_had {
+            break;
+        }
         entry.to.src.set_port(port);
         match holder(entry) {
             Holder::Own => return Ok(None),

@@ -2,7 +2,7 @@
 //! Pending flows: a handshake is not a connection, and a question without an answer no exchange (cilium 24177, 20068). They yield their
 //! places and their source ports; those that live do not.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::flow::{
@@ -372,4 +372,26 @@ fn a16_both_fins_close() -> Result<()> {
 
 fn is_of(entry: &Entry, client: SocketAddr) -> bool {
     [entry.to.src, entry.to.dst].contains(&client)
+}
+
+/// Nine of ten source ports are those of connections: each new one finds another all the same.
+#[test]
+fn a_port_is_found_where_nearly_all_are_taken() -> Result<()> {
+    const PORTS: u16 = 200;
+    for version in Version::BOTH {
+        with_rig(node::setup, |rig| {
+            rig.change(|setup| setup.source_ports = [Some(50_000..=50_000 + PORTS - 1), None])?;
+            let mut taken = BTreeSet::new();
+            for number in 0..PORTS * 9 / 10 {
+                let (client, frontend) = (end(OUTSIDE, version, 20_000 + number), THERE.at_node(version));
+                let node = begin_there(rig, &first(protocol::TCP, client, frontend), version)
+                    .with_context(|| format!("connection {number}"))?;
+                ensure!(taken.insert(node.port()), "port {} is taken", node.port());
+                send(rig, (Door::Xdp, UPLINK), answer(protocol::TCP, THERE.backend(version), node).build())?;
+                send(rig, (Door::Xdp, UPLINK), next(protocol::TCP, client, frontend).build())?;
+            }
+            rig.compare_flows()
+        })?;
+    }
+    Ok(())
 }
