@@ -91,7 +91,7 @@ pub fn connect(from: &Namespace, count: u32, plans: &Plans, servers: &mut [Worke
     let share = count.div_ceil(count.div_ceil(MOST));
     let start = |first: u32| {
         let own = share.min(count - first);
-        let mut arguments = vec![format!("--connections={own}"), format!("--first={}", first / 2)];
+        let mut arguments = vec![format!("--connections={own}"), format!("--first={first}")];
         for (sources, to) in plans {
             arguments.push(format!("--to={to}"));
             arguments.extend(sources.addresses.iter().map(|address| format!("--from={address}")));
