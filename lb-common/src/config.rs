@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! What the programs must know of this node and of the agent's flags, in a memory-mapped array of one element. Times in it are
-//! in ticks ([`Clock`]).
+//! in ticks ([`crate::clock::Clock`]).
 
 use bytemuck::{Pod, Zeroable};
 
-pub use crate::clock::{Clock, elapsed};
 use crate::{address::Address, flow::FlowState, hash};
 
 /// Index of a family in arrays of two.

@@ -212,9 +212,9 @@ pub mod capacity {
 
 /// Names of the programs' constants, which the agent sets as it loads them.
 pub mod globals {
-    /// Jiffies in a second ([`crate::config::Clock::hz`]).
+    /// Jiffies in a second ([`crate::clock::Clock::hz`]).
     pub const HZ: &str = "HZ";
-    /// [`crate::config::Clock::shift`].
+    /// [`crate::clock::Clock::shift`].
     pub const TICK_SHIFT: &str = "TICK_SHIFT";
     /// First half of [`crate::config::Config::table_key`].
     pub const TABLE_KEY_0: &str = "TABLE_KEY_0";

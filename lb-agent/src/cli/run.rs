@@ -16,7 +16,8 @@ use std::{env, fs, path::Path};
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use lb_common::{
-    config::{Clock, Config, config_flags},
+    clock::Clock,
+    config::{Config, config_flags},
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use lb_common::{config::Clock, flow::table::Now, maps::programs};
+use lb_common::{clock::Clock, flow::table::Now, maps::programs};
 use nix::time::{ClockId, clock_getres};
 
 use super::{maps::MapError, pins::Pins, sys};

@@ -104,7 +104,7 @@ pub struct FlowEntry {
 impl FlowEntry {
     fn new<F: Family>(entry: &Entry<F>, tick: u32) -> Self {
         let socket = |address: &F::Addr, port_be| SocketAddr::new(F::widen(address).into(), u16::from_be(port_be));
-        let idle = lb_common::config::elapsed(tick, entry.control.last_seen());
+        let idle = lb_common::clock::elapsed(tick, entry.control.last_seen());
         Self {
             protocol: entry.protocol,
             arrives: [socket(&entry.src, entry.sport_be), socket(&entry.dst, entry.dport_be)],

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    config::Clock,
+    clock::Clock,
     filter::Concern,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, Target, backend_flags, backend_state, frontend_flags},
     maps::{SERVICE_NAME_LEN, ServiceName},

@@ -34,7 +34,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lb_common::{
     address::Address,
-    config::{Clock, Interface, family_index},
+    clock::Clock,
+    config::{Interface, family_index},
     flow::{protocol, table::WAYS},
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey},
     maps::{ServiceName, capacity},

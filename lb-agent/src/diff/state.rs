@@ -9,7 +9,8 @@ use std::{
 
 use lb_common::{
     address::Address,
-    config::{Clock, Interface, role},
+    clock::Clock,
+    config::{Interface, role},
     filter::Concern,
     flow::protocol,
     frontend::{Backend, FrontendKey, backend_state, frontend_flags},

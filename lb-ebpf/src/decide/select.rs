@@ -5,7 +5,7 @@
 use bytemuck::Zeroable as _;
 use lb_common::{
     address::Address,
-    config::elapsed,
+    clock::elapsed,
     flow::{Control, FlowState, flow_flags, protocol, table::Now},
     frontend::{Affinity, AffinityKey, Backend, Target, backend_state, frontend_flags},
     hash,

@@ -5,7 +5,7 @@
 //! Whatever else a packet may mean to its flow is the slow path's ([`look_again`]).
 
 use lb_common::{
-    config::elapsed,
+    clock::elapsed,
     flow::{
         Control, Direction, FlowState, flow_flags, is_step, protocol,
         table::{self, Place, Sets, Slot as _, Table as _, halves, refresh_ticks},

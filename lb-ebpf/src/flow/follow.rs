@@ -3,7 +3,7 @@
 //! tick, and the other direction's entry, which is made again if it was lost.
 
 use lb_common::{
-    config::elapsed,
+    clock::elapsed,
     flow::{
         Control, Direction, Event, FlowState, Known, STREAM_SECS, Seen, event, flow_flags, protocol,
         table::{self, Place, Slot as _, Table as _, halves, refresh_ticks},

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! The clock of the packet path: jiffies, which cost a load, and ticks of about a second (`lb_common::config::Clock`).
+//! The clock of the packet path: jiffies, which cost a load, and ticks of about a second (`lb_common::clock::Clock`).
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use lb_common::flow::table::Now;

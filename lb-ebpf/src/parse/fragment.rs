@@ -3,7 +3,7 @@
 //! ports in a table, and get the addresses that the first one got. Earlier than the first one they find nothing.
 
 use lb_common::{
-    config::elapsed,
+    clock::elapsed,
     fragment::{FRAGMENT_TICKS, Fragment, FragmentKey},
     verdict::{Reason, Stage, Stop},
 };

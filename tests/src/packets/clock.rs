@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use lb_common::config::Clock;
+use lb_common::clock::Clock;
 use nix::time::{ClockId, clock_getres};
 
 /// How long this kernel's jiffies and ticks are: its coarse clocks go by jiffies.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    config::Clock,
+    clock::Clock,
     counters::{BackendCounters, ServiceCounters},
     flow::flow_flags,
     frontend::{Backend, Frontend, FrontendKey, NO_BACKEND, Target, backend_flags, backend_state},

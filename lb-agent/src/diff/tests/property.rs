@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    config::Clock,
+    clock::Clock,
     filter::Concern,
     frontend::{Backend, Frontend, FrontendKey, SourceRangeKey, backend_flags, backend_state, frontend_flags},
     maglev,

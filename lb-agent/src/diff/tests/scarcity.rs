@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Maps without room: what has gone goes all the same, what fits is served, and the rest follows when there is room.
 
-use lb_common::config::Clock;
+use lb_common::clock::Clock;
 
 use super::*;
 
