@@ -137,7 +137,11 @@ fn setup() -> Setup {
         masquerades_all: false,
         backends,
         node_port_addresses: [].into(),
-        interfaces: [(DEVICE, Interface { addresses: both(SERVICE), is_pod: false, takes_xdp: true, only_returns: false })].into(),
+        interfaces: [(
+            DEVICE,
+            Interface { addresses: both(SERVICE), is_pod: false, takes_xdp: true, only_returns: false },
+        )]
+        .into(),
         ingress_filter: SERVICE.map(parse).into(),
         egress_filter: BACKENDS.iter().flatten().map(|address| (parse(address), BACKEND_PORT)).collect(),
         routes: vec![route("0.0.0.0", Some(gateway)), route("::", None)],
