@@ -86,12 +86,22 @@ impl Config {
 pub mod config_flags {
     /// Clients from outside are translated also where the backend is a pod of this node (`--masquerade-all`).
     pub const MASQUERADE_ALL: u32 = 1;
-    /// The way to a destination is not the same for all packets (`ip rule from`, `iif` and others): none is cached.
-    pub const POLICY_ROUTING: u32 = 4;
     /// NodePorts do not answer at localhost (`--nodeport-addresses` with ranges that leave it out).
     pub const NO_LOCALHOST: u32 = 2;
+    /// The way to a destination is not the same for all packets (`ip rule from`, `iif` and others): none is cached.
+    pub const POLICY_ROUTING: u32 = 4;
     /// Conntrack can be asked whether a packet answers what this node has sent ([`crate::conntrack`]).
-    pub const ASKS_CONNTRACK: u32 = 4;
+    pub const ASKS_CONNTRACK: u32 = 8;
+
+    const ALL: [u32; 4] = [MASQUERADE_ALL, NO_LOCALHOST, POLICY_ROUTING, ASKS_CONNTRACK];
+    const _: () = {
+        let (mut seen, mut number) = (0, 0);
+        while number < ALL.len() {
+            assert!(ALL[number].is_power_of_two() && seen & ALL[number] == 0, "each flag has a bit of its own");
+            seen |= ALL[number];
+            number += 1;
+        }
+    };
 }
 
 /// An address range as mask and value, in packet byte order. All zero matches nothing.

@@ -9,8 +9,15 @@ use super::{Model, NOW, Now, is_sound};
 use crate::packets::{Network, Random};
 
 /// Reasons that are the kernel's, and not the model's.
-const IMPOSSIBLE: [Reason; 4] =
-    [Reason::RejectFailed, Reason::FlowInsertFailed, Reason::RewriteFailed, Reason::MapMissing];
+const IMPOSSIBLE: [Reason; 7] = [
+    Reason::RejectFailed,
+    Reason::FlowInsertFailed,
+    Reason::RewriteFailed,
+    Reason::MapMissing,
+    Reason::RouteRefuses,
+    Reason::ForwardingOff,
+    Reason::RouteWraps,
+];
 /// Of sockets.
 const NEVER: [Reason; 1] = [Reason::LoopbackSource];
 
