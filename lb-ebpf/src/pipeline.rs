@@ -192,8 +192,8 @@ fn resolve<P: Packet, F: Header>(
     Ok(sending)
 }
 
-/// Whether the next door would take the packet for one of a Service after the translation, too: its backend is this node itself, by an
-/// address and port that are a frontend as well.
+/// Whether the next door may take the packet for one of a Service after the translation, too: its backend's address and port may be a
+/// frontend as well, of this node most often.
 #[inline(always)]
 fn stays_a_services<F: Header>(flow: &Instruction<F>, protocol: u8) -> Stage<bool> {
     let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;

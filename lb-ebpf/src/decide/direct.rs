@@ -17,7 +17,7 @@ use crate::{
     flow::pair::{self, lookup},
     kernel::{
         clock, global_fn, maps,
-        work::{self, Admitted},
+        work::{self, Admitted, Scratch},
     },
     packet::{Packet, header::Header},
 };
@@ -50,8 +50,12 @@ fn prepare<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     write_original(scratch, &Chosen { index: NO_BACKEND, backend }, clock::now());
     let (key, original) = (&scratch.parsed.key, &mut scratch.original);
     (original.new_dst, original.new_dport_be, original.generation) = (key.dst, key.dport_be, backend.generation);
-    let bit = F::filter_port_bit(&key.src, key.sport_be, key.protocol);
-    // Its next packets must not pass by.
-    maps::note_direct(bit);
     Ok(())
+}
+
+/// Sees to it that the next packets of such a flow don't pass by.
+#[inline(always)]
+pub fn let_pass<F: Header>(scratch: &Scratch<F>) {
+    let key = &scratch.parsed.key;
+    maps::note_direct(F::filter_port_bit(&key.src, key.sport_be, key.protocol));
 }

@@ -7,7 +7,7 @@
 
 use lb_common::{
     flow::{
-        Control, flow_flags,
+        Control, flow_flags, protocol,
         table::{self, Slot as _, Table as _, halves},
         word,
     },
@@ -142,14 +142,17 @@ fn claim<F: Header>(start: u32) -> u32 {
         return NO_ROOM;
     }
     original.peer = reply;
+    // A datagram for which no flow holds any more begins another one.
+    let begins = own == pair::NONE || parsed.is_opening() || parsed.key.protocol == protocol::UDP;
     let inserted = pair::insert::<F>(pair::ORIGINAL);
     if !pair::is_slot(inserted) {
-        return give_up_original_global::<F>(reply, inserted);
+        let outcome = give_up_original_global::<F>(reply, inserted);
+        return if outcome == NEW && !begins { DONE } else { outcome };
     }
     if let Some(slot) = FlowTable::<F>::NEW.at(reply) {
         slot.store_half(2 * word::sequence::<F>() + 1, inserted);
     }
-    if own == pair::NONE || parsed.is_opening() { NEW } else { DONE }
+    if begins { NEW } else { DONE }
 }
 
 global_fn! {

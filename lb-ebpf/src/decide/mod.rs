@@ -39,11 +39,13 @@ fn decide<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     // At the pods' doors there is no XDP.
     let is_direct = !P::IS_XDP && scratch.is_direct != 0;
-    let hash = scratch.parsed.key.keyed_hash(&maps::config()?.seed);
     if is_direct {
         direct::prepare_global::<P, F>(packet)?;
     } else {
         admit::admit_global::<P, F>(packet)?;
+    }
+    let hash = scratch.parsed.key.keyed_hash(&maps::config()?.seed);
+    if !is_direct {
         select::select_global::<F>((hash >> 32) as u32)?;
         let backend = scratch.original.backend;
         trace::note(packet, |record| {
@@ -57,7 +59,9 @@ fn decide<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     scratch.instruction = Instruction::of(&scratch.original, Instruction::<F>::NO_SLOT);
     if is_direct {
         // Nobody has asked us.
-        return installed.map_err(|_| Stop::NOT_OURS);
+        installed.map_err(|_| Stop::NOT_OURS)?;
+        direct::let_pass(scratch);
+        return Ok(());
     }
     installed?;
     log::debug!(

@@ -28,14 +28,15 @@ const CURRENT_NAMESPACE: u64 = u64::MAX;
 const ESTABLISHED: u32 = 1;
 const LISTEN: u32 = 10;
 
-/// Whether the packet in the scratch space, which is of no flow, may begin one. None does that an earlier door has translated. A SYN-ACK opens no connection, whoever it is for; others
-/// answer this node if a socket here is connected to their sender, or if conntrack says so, either of which may be older than the Service.
+/// Whether the packet in the scratch space, which is of no flow, may begin one. A SYN-ACK opens no connection, whoever it is for; others
+/// answer this node if a socket here is connected to their sender, or if conntrack says so, either of which may be older than the
+/// Service.
 #[inline(always)]
 pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>) -> Stage<()> {
     const ANSWER: u8 = tcp_flags::SYN | tcp_flags::ACK;
     let parsed = &scratch.parsed;
     let is_tcp = parsed.key.protocol == protocol::TCP;
-    if packet.is_translated() || is_tcp && parsed.tcp_flags & ANSWER == ANSWER {
+    if is_tcp && parsed.tcp_flags & ANSWER == ANSWER {
         return Err(Stop::NOT_OURS);
     }
     if is_tcp && parsed.is_opening() || !is_node::<F>(&parsed.key.dst) {

@@ -18,6 +18,8 @@ use crate::{
 /// Ports that are tried in a row. A row more is tried for as long as nothing can be had: where nine of ten ports are taken by flows that
 /// live, one in five new flows would find none in the first.
 const PROBES: u32 = 16;
+/// So many of a row can be had, and its flow would have found a port there.
+const PLENTY: u32 = PROBES / 2;
 /// Rows that are tried before the flow is refused.
 const ROWS: u32 = 8;
 /// From one port to the next: steps of the golden ratio spread evenly over both ranges.
@@ -43,15 +45,16 @@ global_fn! {
 /// `start`, below 2^32, begins at the same port each time. The answer is who has the tuple; it may be one of whom it can't be had.
 ///
 /// A new flow takes the first port that is free, and the client's own before all others where its address is kept. A segment in
-/// mid-connection looks for its own reply entry first, wherever that stands in a row: ports before it may have become free since. Where
-/// none is free, the flow yields that does so soonest.
+/// mid-connection looks for its own reply entry first: ports before it may have become free since, so it goes on to the next row unless
+/// half of one can be had. Where none is free, the flow yields that does so soonest.
 #[inline(always)]
 fn choose<F: Header>(start: u32) -> u32 {
     let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return 0 };
     let is_new = scratch.parsed.is_opening() || scratch.parsed.key.protocol == protocol::UDP;
     // verifier: by way of memory, because each branch here is followed in each turn.
     scratch.take_from = if is_new { NOBODY } else { OWN };
-    (scratch.holder_urge, scratch.best_port_be) = (0, 0);
+    (scratch.holder_urge, scratch.best_port_be, scratch.ports_to_be_had) = (0, 0, 0);
+    let enough = if is_new { 1 } else { PLENTY };
     // A flow that keeps its client's address would like to keep the port as well.
     if scratch.original.flags() & flow_flags::SNAT == 0 {
         let holder = probe_global::<F>(scratch.original.sport_be);
@@ -69,7 +72,7 @@ fn choose<F: Header>(start: u32) -> u32 {
         if holder != 0 {
             return holder;
         }
-        if can_be_had(scratch.holder_urge) {
+        if scratch.ports_to_be_had >= enough {
             break;
         }
         point = point.wrapping_add(STEP.wrapping_mul(PROBES));
@@ -110,11 +113,22 @@ global_fn! {
 #[inline(always)]
 fn probe<F: Header>(port_be: u16) -> u32 {
     let (Ok(scratch), Ok(config)) = (work::scratch::<F>(), maps::config()) else { return 0 };
-    let Scratch { parsed, original, peer_key, holder_slot, holder_control, holder_urge, best_port_be, .. } = scratch;
+    let Scratch {
+        parsed,
+        original,
+        peer_key,
+        holder_slot,
+        holder_control,
+        holder_urge,
+        best_port_be,
+        ports_to_be_had,
+        ..
+    } = scratch;
     (original.new_sport_be, peer_key.dport_be) = (port_be, port_be);
     *holder_control = 0;
     let Some(place) = lookup(peer_key) else {
         remember(holder_urge, best_port_be, u32::MAX, port_be);
+        *ports_to_be_had += 1;
         return NOBODY;
     };
     (*holder_slot, *holder_control) = (place.index, place.control.to_bits());
@@ -124,6 +138,7 @@ fn probe<F: Header>(port_be: u16) -> u32 {
     let urge = pair::urge::<F>(&place, &config.timeouts);
     let is_free = rank_of(urge) == Rank::EXPIRED;
     remember(holder_urge, best_port_be, if is_free { u32::MAX } else { urge }, port_be);
+    *ports_to_be_had += u32::from(can_be_had(urge));
     if is_free { NOBODY } else { urge }
 }
 

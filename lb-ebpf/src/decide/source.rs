@@ -50,7 +50,7 @@ fn translate<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     translated
 }
 
-/// Whether an address may be this node's.
+/// Whether an address may be this node's, or a frontend's.
 #[inline(always)]
 fn is_of_node<F: Header>(address: &F::Addr) -> bool {
     maps::filter().is_some_and(|filter| filter.destination(F::filter_bit(address)) != 0)

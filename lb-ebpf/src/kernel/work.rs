@@ -263,6 +263,9 @@ pub struct Scratch<F: Family> {
     pub take_from: u32,
     /// The port that can be had most easily.
     pub best_port_be: u32,
+    /// How many of the ports that were tried can be had.
+    pub ports_to_be_had: u32,
+    pub pad: u32,
     /// Whether the packet is no Service's, but one of a pod to a backend itself.
     pub is_direct: u32,
     /// Whether the packet's key stands in the table.

@@ -185,7 +185,7 @@ impl Packet for SkbPacket {
 
     #[inline(always)]
     fn note_translated(&mut self) -> Stage<()> {
-        // SAFETY: a valid context, of which the kernel lets TC programs write this field. The packet stays in this node.
+        // SAFETY: a valid context, of which the kernel lets TC programs write this field.
         unsafe { (&raw mut (*self.context).tc_index).write_volatile(TRANSLATED) };
         Ok(())
     }

@@ -50,6 +50,10 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     if !is_known && !may_be_direct && (hook == Hook::Ingress || !F::may_be_icmp(&ip)) {
         return Err(Stop::NOT_OURS);
     }
+    if hook == Hook::Ingress && packet.is_translated() {
+        // By another door.
+        return Err(Stop::NOT_OURS);
+    }
     let (ttl, end) = (F::ttl(&ip), end(packet, l3, F::total_len(&ip)));
     let walk = walk::<_, F>(packet, l3, end.min(packet.len()).wrapping_sub(l3));
     let scratch = work::scratch::<F>()?;

@@ -30,6 +30,10 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
         let may_concern = hook == Hook::Egress && F::may_be_icmp(&frame);
         return Err(if may_concern { Stop::RARE } else { Stop::NOT_OURS });
     }
+    if hook == Hook::Ingress && packet.is_translated() {
+        // By another door, for a frontend of the same address and port as the backend's.
+        return Err(Stop::NOT_OURS);
+    }
     let network = match F::network(&frame) {
         Err(stop) if known == 0 && stop.fate() != Fate::Rare => return Err(Stop::NOT_OURS),
         network => network?,

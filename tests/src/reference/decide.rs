@@ -280,18 +280,25 @@ fn claim_port(
     let Segment { key, signs, .. } = *question.segment;
     let holder = |entry: &Entry| flows.holder(entry.to.reversed(), key, setup, question.now);
     let begins = key.protocol == protocol::UDP || signs.is_opening();
-    let (mut free, mut first_to_yield) = (None, None);
+    let (mut free, mut first_to_yield, mut can_be_had) = (None, None::<(Urge, u16)>, 0);
+    // A segment of a connection that has a port in a later row must not stop where few ports have become free since.
+    let enough = if begins { 1 } else { PROBES / 2 };
     let own = (!entry.is_snat).then_some(key.src.port());
     let probes =
         (0..=PROBES * ROWS).map(|probe| setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP))));
     let probes = own.into_iter().map(|port| (0, port)).chain((0..).zip(probes));
     for (number, port) in probes {
-        let can_be_had = free.is_some() || first_to_yield.is_some_and(|(urge, _): (Urge, u16)| urge.rank.yields());
-        if number % PROBES == 1 && number > 1 && can_be_had {
+        if number % PROBES == 1 && number > 1 && can_be_had >= enough {
             break;
         }
         entry.to.src.set_port(port);
-        match holder(entry) {
+        let holder = holder(entry);
+        can_be_had += match holder {
+            Holder::Nobody => 1,
+            Holder::Other(urge) => u32::from(urge.rank.yields()),
+            Holder::Own => 0,
+        };
+        match holder {
             Holder::Own => return Ok(None),
             Holder::Nobody if begins => return Ok(None),
             Holder::Nobody => free = free.or(Some(port)),

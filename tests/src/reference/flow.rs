@@ -337,7 +337,7 @@ impl Flows {
         };
         self.0.insert(reply, peer);
         self.0.insert(key, entry);
-        (entry, own.is_none() || signs.is_opening())
+        (entry, own.is_none() || signs.is_opening() || key.protocol == protocol::UDP)
     }
 
     /// Removes a flow, both halves.

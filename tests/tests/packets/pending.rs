@@ -265,7 +265,8 @@ fn b4_a_handshake_survives_a_flood_from_elsewhere() -> Result<()> {
 /// Review B5: one pod's first packets displaced those of all others.
 #[test]
 fn b5_one_classes_flood_displaces_no_other_classes_pending_flows() -> Result<()> {
-    flood(16_384, end(CALLER, Version::V4, 0))
+    // Within the second in which a handshake is under way, also on a slow machine.
+    flood(4_096, end(CALLER, Version::V4, 0))
 }
 
 /// A few handshakes of one pod, and so many SYNs of somebody else between SYN and SYN-ACK, in a table of a thousand entries.

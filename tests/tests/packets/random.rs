@@ -28,13 +28,17 @@ const SEGMENT: u64 = 500;
 const COMPARISON: u64 = 50;
 
 /// Reasons that no packet can bring about.
-const IMPOSSIBLE: [Reason; 5] = [
+const IMPOSSIBLE: [Reason; 8] = [
     Reason::RejectFailed,
     Reason::FlowInsertFailed,
     Reason::RewriteFailed,
     Reason::MapMissing,
     // Of sockets.
     Reason::LoopbackSource,
+    // Of routes that the network of these tests has not.
+    Reason::RouteRefuses,
+    Reason::ForwardingOff,
+    Reason::RouteWraps,
 ];
 
 /// Kinds of flows that must be left at the ends, and of packets that must be among those translated.

@@ -239,6 +239,38 @@ fn a7_a_segment_in_mid_connection_finds_its_own_reply_entry_wherever_it_stands()
     })
 }
 
+/// The same where so many ports were taken that the flow got one only in a later row of probes, and a few of the first are free by now.
+#[test]
+fn a7_a_segment_finds_its_own_reply_entry_in_a_later_row_of_ports() -> Result<()> {
+    const PORTS: u16 = 64;
+    const TAKEN: u16 = 61;
+    const ENDED: usize = 4;
+    for version in Version::BOTH {
+        with_rig(node::setup, |rig| {
+            rig.change(|setup| setup.source_ports = [Some(50_000..=50_000 + PORTS - 1), None])?;
+            let mut flows = Vec::new();
+            for number in 0..TAKEN {
+                let src = end(OUTSIDE, version, 40_000 + number);
+                let tuple = Tuple { src, dst: THERE.at_node(version), protocol: protocol::TCP };
+                let mut flow = Flow::begin(rig, tuple, (Door::Xdp, UPLINK))?;
+                flow.answer(rig)?;
+                flow.send(rig)?;
+                flows.push(flow);
+            }
+            for gone in flows.drain(..ENDED) {
+                rig.evict(gone.original)?;
+                rig.evict(gone.reply)?;
+            }
+            for (number, flow) in flows.iter_mut().enumerate() {
+                flow.lose(rig, Half::Original)?;
+                flow.send(rig).with_context(|| format!("flow {number} of those that are left"))?;
+            }
+            rig.compare_flows()
+        })?;
+    }
+    Ok(())
+}
+
 /// The same for a flow that keeps its client's address, but not its port, which another flow to the backend had when it began.
 #[test]
 fn a7_a_segment_finds_its_own_reply_entry_although_the_clients_port_is_free_by_now() -> Result<()> {
