@@ -22,6 +22,7 @@ use super::{
     remove::remove_layout,
     sys::{self, device_name},
 };
+use crate::node::roles::Duty;
 
 /// How a device's programs run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,17 +253,17 @@ impl Links {
         self.open.keys().chain(self.filtered.keys()).copied().collect()
     }
 
-    /// Attaches what a role asks for; what is there already stays, and what it does not ask for goes.
+    /// Attaches what a duty asks for; what is there already stays, and what it does not ask for goes.
     pub fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         (ifindex, name): (u32, &str),
-        role: u16,
+        duty: Duty,
         kind: &str,
     ) -> Result<Attachment, AttachError> {
         self.check(ifindex, name)?;
         let has_tc_links = self.attach_tc(ebpf, ifindex, name)?;
-        let wish = self.xdp.wish(role, kind);
+        let wish = self.xdp.wish(duty, kind);
         for door in [Door::XdpDriver, Door::XdpGeneric] {
             if wish != XdpWish::Must(door) && wish != XdpWish::May(door) && self.is_open(door, ifindex) {
                 self.unpin(door, ifindex);

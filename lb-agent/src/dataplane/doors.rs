@@ -9,7 +9,10 @@ use aya_obj::generated::{
 };
 use lb_common::{config::role, maps::programs};
 
-use crate::node::state::{BRIDGE, VETH, is_tunnel};
+use crate::node::{
+    roles::Duty,
+    state::{BRIDGE, VETH, is_tunnel},
+};
 
 /// Where a program of ours runs on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +88,7 @@ impl fmt::Display for Door {
     }
 }
 
-/// How to use XDP on uplinks.
+/// How to use XDP on uplinks that are named, or have a default route or the node's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum XdpMode {
     /// In the driver where it can; not on veth; TC serves otherwise
@@ -111,10 +114,13 @@ pub enum XdpWish {
 }
 
 impl XdpMode {
-    /// What this mode means for a device of a role and a driver.
+    /// What this mode means for a device of a duty and a driver.
+    ///
+    /// A program in the driver is not without consequences: a bond takes no port that has one, larger MTUs are refused, and some
+    /// drivers make their queues anew. So devices that serve for want of a reason against it have none.
     #[must_use]
-    pub fn wish(self, role: u16, kind: &str) -> XdpWish {
-        if role & role::UPLINK == 0 {
+    pub fn wish(self, duty: Duty, kind: &str) -> XdpWish {
+        if duty.role & role::UPLINK == 0 {
             return XdpWish::No("not an uplink");
         }
         if is_tunnel(kind) {
@@ -122,6 +128,9 @@ impl XdpMode {
         }
         match self {
             Self::Off => XdpWish::No("--xdp off"),
+            _ if !duty.is_main => {
+                XdpWish::No("not named by --uplink, and with neither a default route nor the node's address")
+            }
             // One that nobody has named may be an uplink, too: a bridge of containers is no mistake of the operator's.
             Self::Driver if kind == BRIDGE => XdpWish::No("a bridge has no driver"),
             Self::Driver => XdpWish::Must(Door::XdpDriver),
@@ -149,14 +158,25 @@ mod tests {
 
     #[test]
     fn xdp_is_for_uplinks_and_auto_spares_veth() {
-        let both = role::UPLINK | role::POD;
+        let main = |role| Duty { role, is_main: true };
+        let uplink = main(role::UPLINK);
+        let both = main(role::UPLINK | role::POD);
         assert_eq!(XdpMode::Auto.wish(both, ""), XdpWish::May(Door::XdpDriver));
-        assert!(matches!(XdpMode::Auto.wish(role::UPLINK, VETH), XdpWish::No(_)));
-        assert_eq!(XdpMode::Driver.wish(role::UPLINK, VETH), XdpWish::Must(Door::XdpDriver));
-        assert_eq!(XdpMode::Generic.wish(role::UPLINK, VETH), XdpWish::Must(Door::XdpGeneric));
-        assert!(matches!(XdpMode::Driver.wish(role::POD, ""), XdpWish::No(_)));
-        assert!(matches!(XdpMode::Driver.wish(role::UPLINK, "vxlan"), XdpWish::No(_)));
-        assert!(matches!(XdpMode::Driver.wish(role::UPLINK, "bridge"), XdpWish::No(_)));
-        assert!(matches!(XdpMode::Off.wish(role::UPLINK, ""), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Auto.wish(uplink, VETH), XdpWish::No(_)));
+        assert_eq!(XdpMode::Driver.wish(uplink, VETH), XdpWish::Must(Door::XdpDriver));
+        assert_eq!(XdpMode::Generic.wish(uplink, VETH), XdpWish::Must(Door::XdpGeneric));
+        assert!(matches!(XdpMode::Driver.wish(main(role::POD), ""), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Driver.wish(uplink, "vxlan"), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Driver.wish(uplink, "bridge"), XdpWish::No(_)));
+        assert!(matches!(XdpMode::Off.wish(uplink, ""), XdpWish::No(_)));
+    }
+
+    /// A bond with XDP takes no port that has XDP, so that one which had left it for a moment could not come back.
+    #[test]
+    fn a_card_that_nobody_has_named_keeps_its_driver_to_itself() {
+        let other = Duty { role: role::UPLINK, is_main: false };
+        for mode in [XdpMode::Auto, XdpMode::Driver, XdpMode::Generic, XdpMode::Off] {
+            assert!(matches!(mode.wish(other, ""), XdpWish::No(_)), "{mode:?}");
+        }
     }
 }

@@ -89,7 +89,10 @@ pub use self::{
     usage::MapUsage,
 };
 pub use crate::diff::Capacities;
-use crate::diff::{Operation, WriteError, Writer};
+use crate::{
+    diff::{Operation, WriteError, Writer},
+    node::roles::Duty,
+};
 
 /// How to open the data plane.
 #[derive(Clone, Debug)]
@@ -329,12 +332,12 @@ impl Dataplane {
         self.maps.next_hops.iter().flat_map(|table| table.of_generations(generations)).collect()
     }
 
-    /// Attaches the programs that a device's role asks for ([`lb_common::config::role`]); those that are there stay.
+    /// Attaches the programs that a device's duty asks for; those that are there stay.
     ///
     /// # Errors
     /// Where a door that the device can't do without is refused.
-    pub fn attach(&mut self, ifindex: u32, name: &str, role: u16, kind: &str) -> Result<Attachment, AttachError> {
-        self.links.attach(&mut self.ebpf, (ifindex, name), role, kind)
+    pub fn attach(&mut self, ifindex: u32, name: &str, duty: Duty, kind: &str) -> Result<Attachment, AttachError> {
+        self.links.attach(&mut self.ebpf, (ifindex, name), duty, kind)
     }
 
     /// Lets the links of an earlier agent run this agent's programs, and removes what is left of other layout versions. To

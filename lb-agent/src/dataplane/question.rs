@@ -176,7 +176,7 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::tests::{Place, ifindex, ip},
-        node::state::VETH,
+        node::{roles::Duty, state::VETH},
     };
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
         let Some(place) = Place::new("asked") else { return };
         ip("link add uplink type veth peer name pod");
         let uplink = ifindex("uplink");
-        place.open().attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+        place.open().attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
         let pins = Pins::new(&place.options.bpffs);
         let asked = || sys::program_id(attached(&pins, uplink).unwrap().as_fd()).unwrap();
         let pinned = || sys::program_id(sys::open_pin(&pins.program(programs::TC_INGRESS)).unwrap().as_fd()).unwrap();

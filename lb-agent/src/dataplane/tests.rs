@@ -30,7 +30,7 @@ use super::{
 use crate::{
     compile::{BackendKey, BackendSpec, FrontendPlan, List, ServiceKey, Unit, UnitId},
     diff::State,
-    node::state::VETH,
+    node::{roles::Duty, state::VETH},
     sync::doors::Doors,
 };
 
@@ -413,9 +413,9 @@ fn links_outlive_the_agent_and_get_its_successor_s_programs() {
     ip("link add uplink type veth peer name pod");
     let (uplink, pod) = (ifindex("uplink"), ifindex("pod"));
     let mut dataplane = place.open();
-    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+    let attachment = dataplane.attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
     assert!(attachment.has_tc_links && attachment.xdp.is_err(), "{attachment}");
-    dataplane.attach(pod, "pod", role::POD, VETH).unwrap();
+    dataplane.attach(pod, "pod", Duty { role: role::POD, is_main: false }, VETH).unwrap();
     drop(dataplane);
 
     let links = Pins::new(&place.options.bpffs).links();
@@ -427,7 +427,7 @@ fn links_outlive_the_agent_and_get_its_successor_s_programs() {
     let driver = Options { xdp: XdpMode::Driver, ..place.options.clone() };
     let mut dataplane = Dataplane::open(&driver).unwrap();
     assert_eq!(dataplane.attached(), BTreeSet::from([uplink, pod]));
-    let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+    let attachment = dataplane.attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
     assert!(attachment.is_native_xdp(), "{attachment}");
     dataplane.detach(pod);
     assert_eq!(dataplane.attached(), BTreeSet::from([uplink]));
@@ -449,7 +449,7 @@ fn left_by_an_earlier_agent(place: &mut Place) -> u32 {
     place.options.xdp = XdpMode::Generic;
     ip("link add uplink type veth peer name pod");
     let uplink = ifindex("uplink");
-    place.open().attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+    place.open().attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
     uplink
 }
 
@@ -475,7 +475,7 @@ fn programs_of_another_layout_run_on_until_they_are_taken_over() {
             Ok(()) => assert_eq!(layout, ours),
             Err(error) => assert!(error.to_string().starts_with(&format!("{}/v0 serves, ", root.display())), "{error}"),
         }
-        dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+        dataplane.attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
         assert_eq!(doors.each_ref().map(|door| link(&pin(layout, door))), before, "they run on as they are");
 
         assert!(dataplane.take_over().is_empty());
@@ -495,7 +495,7 @@ fn a_device_that_comes_back_under_its_old_index_is_attached_anew() {
     let mut dataplane = place.open();
     for _ in 0..2 {
         ip("link add uplink index 77 type veth peer name pod");
-        dataplane.attach(77, "uplink", role::UPLINK, VETH).unwrap();
+        dataplane.attach(77, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
         let pins = Pins::new(&place.options.bpffs);
         assert_eq!(link(&pins.links().join(Door::TcIngress.pin_name(77))).0, 77);
         ip("link del uplink");
@@ -539,7 +539,7 @@ fn xdp_changes_its_mode_with_the_flag() {
     ];
     for (xdp, door) in modes {
         let mut dataplane = Dataplane::open(&Options { xdp, ..place.options.clone() }).unwrap();
-        let attachment = dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+        let attachment = dataplane.attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
         assert_eq!(attachment.xdp.ok(), door, "{xdp:?}");
     }
 }
@@ -551,10 +551,12 @@ fn jumbo_frames_are_left_to_tc() {
     ip("link add uplink mtu 9000 type veth peer name pod mtu 9000");
     let uplink = ifindex("uplink");
     let kind_with_xdp = "";
-    let attachment = place.open().attach(uplink, "uplink", role::UPLINK, kind_with_xdp).unwrap();
+    let attachment =
+        place.open().attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, kind_with_xdp).unwrap();
     assert!(attachment.to_string().contains("no XDP (") && attachment.to_string().contains("MTU"), "{attachment}");
     let mut dataplane = Dataplane::open(&Options { xdp: XdpMode::Driver, ..place.options.clone() }).unwrap();
-    let error = dataplane.attach(uplink, "uplink", role::UPLINK, kind_with_xdp).unwrap_err();
+    let error =
+        dataplane.attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, kind_with_xdp).unwrap_err();
     assert!(error.to_string().contains("MTU") && error.remedy().contains("--xdp auto"), "{error}");
 }
 
@@ -562,9 +564,9 @@ fn jumbo_frames_are_left_to_tc() {
 fn what_is_no_ethernet_device_or_has_gone_is_named() {
     let Some(place) = Place::new("devices") else { return };
     let mut dataplane = place.open();
-    let error = dataplane.attach(1, "lo", role::UPLINK, "").unwrap_err();
+    let error = dataplane.attach(1, "lo", Duty { role: role::UPLINK, is_main: true }, "").unwrap_err();
     assert!(error.to_string().contains("lo is no Ethernet device"), "{error}");
-    let error = dataplane.attach(99, "nowhere", role::UPLINK, "").unwrap_err();
+    let error = dataplane.attach(99, "nowhere", Duty { role: role::UPLINK, is_main: true }, "").unwrap_err();
     assert!(error.to_string().contains("nowhere (index 99) has gone"), "{error}");
 }
 
@@ -580,7 +582,7 @@ fn filters_serve_where_links_are_unknown() {
     drop(dataplane);
     let mut dataplane = place.open();
     assert_eq!(dataplane.attached(), BTreeSet::from([device]));
-    let attachment = dataplane.attach(device, "uplink", role::POD, VETH).unwrap();
+    let attachment = dataplane.attach(device, "uplink", Duty { role: role::POD, is_main: false }, VETH).unwrap();
     assert!(!attachment.has_tc_links);
     dataplane.detach(device);
     assert!(super::filters::detach("uplink").is_empty(), "nothing is left");
@@ -593,7 +595,7 @@ fn cleanup_removes_all_that_was_made() {
     let root = &place.options.bpffs;
     ip("link add uplink type veth peer name pod");
     let mut dataplane = place.open();
-    dataplane.attach(ifindex("uplink"), "uplink", role::POD, VETH).unwrap();
+    dataplane.attach(ifindex("uplink"), "uplink", Duty { role: role::POD, is_main: false }, VETH).unwrap();
     super::filters::attach(&mut dataplane.ebpf, &Pins::new(root), "pod", ifindex("pod")).unwrap();
     let refused = super::remove_all(root, false, &mut |_| {}).unwrap_err();
     assert!(refused.to_string().starts_with("another agent"), "{refused}");

@@ -50,6 +50,9 @@ impl ServiceKey {
     }
 }
 
+/// How many ClusterIPs a device of the node may hold for somebody who answers there himself, as a cache of DNS does.
+pub const HELD_BY_A_CACHE: usize = 8;
+
 /// The desired state.
 pub struct Model {
     node: Node,
@@ -109,6 +112,18 @@ impl Model {
         self.dirty.extend(concerned.iter().map(|(key, ..)| key.clone()));
         self.held = held;
         concerned
+    }
+
+    /// Of devices that hold addresses of the node, those that hold more ClusterIPs than [`HELD_BY_A_CACHE`].
+    #[must_use]
+    pub fn crowded_devices(&self, held: &BTreeMap<IpAddr, &str>) -> BTreeSet<String> {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        if held.len() > HELD_BY_A_CACHE {
+            let cluster_ips = self.services.values().flat_map(|service| &service.cluster_ips);
+            cluster_ips.filter_map(|ip| held.get(ip)).for_each(|device| *counts.entry(device).or_default() += 1);
+        }
+        let crowded = counts.into_iter().filter(|(_, count)| *count > HELD_BY_A_CACHE);
+        crowded.map(|(device, _)| device.to_owned()).collect()
     }
 
     /// Whether external IPs are served (rule 87).

@@ -60,6 +60,7 @@ fn decode_link(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(ifindex) => link.controller = ifindex,
             LinkAttribute::Link(ifindex) => link.lower = ifindex,
+            LinkAttribute::LinkNetNsId(_) => link.is_peer_elsewhere = true,
             LinkAttribute::Address(address) => link.mac = address.try_into().unwrap_or_default(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(kind).unwrap_or_default();
@@ -188,6 +189,7 @@ mod tests {
             LinkAttribute::Mtu(1450),
             LinkAttribute::Controller(5),
             LinkAttribute::Link(8),
+            LinkAttribute::LinkNetNsId(0),
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
         ];
@@ -206,6 +208,7 @@ mod tests {
             mtu: 1450,
             controller: 5,
             lower: 8,
+            is_peer_elsewhere: true,
         };
         assert_eq!(link.kind, VETH);
         let message = RouteNetlinkMessage::NewLink(link_message(AddressFamily::Unspec));

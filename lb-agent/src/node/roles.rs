@@ -13,37 +13,58 @@ use lb_common::{
 
 use super::{
     pattern::Pattern,
-    state::{BRIDGE, Link, LocalAddress, NodeState, is_tunnel},
+    state::{BRIDGE, Link, LocalAddress, NodeState, VETH, is_tunnel},
 };
 use crate::problem::Problem;
 
 /// How devices are chosen: the flags `--uplink` and `--pod-interface`.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// Names of the uplinks. Empty: every device that leads neither to pods nor nowhere.
+    /// Names of the uplinks. Empty: every device that leads neither to pods or other containers nor nowhere.
     pub uplinks: Vec<String>,
     /// Patterns of the names of pods' devices.
     pub pods: Vec<Pattern>,
+}
+
+/// What a device's programs are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Duty {
+    /// Its [`role`].
+    pub role: u16,
+    /// Whether it is one of the [`Selection::main_uplinks`].
+    pub is_main: bool,
+}
+
+/// What must be known of all devices before one gets its role.
+struct Surroundings {
+    main_uplinks: BTreeSet<u32>,
+    /// Bridges with ports of pods, and with none that leads elsewhere: what crosses them has crossed, or will cross, a pod's device.
+    pod_bridges: BTreeSet<u32>,
+    /// Devices that others stand on.
+    carriers: BTreeSet<u32>,
 }
 
 impl Selection {
     /// The device's [`role`], 0 for none. It follows from what there is now, never from what was before.
     ///
     /// Nothing but Ethernet devices can have one. A device with a default route is an uplink even if its name looks like a
-    /// pod's. A tunnel to other nodes is an uplink in any case: what leaves by it has its address, to which the replies come; so is
-    /// a macvlan on an uplink, to which frames for its own Ethernet address are left (VRRP's virtual routers). Of those that are
+    /// pod's, and so is one with the node's own address. A tunnel to other nodes is an uplink in any case: what
+    /// leaves by it has its address, to which the replies come; so is a macvlan on an uplink, to which frames for its own Ethernet address are left (VRRP's virtual routers). Of those that are
     /// no pod's and not named, replies to outside clients may leave by any.
-    fn role(&self, node: &NodeState, ifindex: u32, link: &Link, pod_bridges: &BTreeSet<u32>) -> u16 {
+    fn role(&self, node: &NodeState, ifindex: u32, link: &Link, around: &Surroundings) -> u16 {
         if link.is_loopback || !link.is_ethernet {
             return 0;
         }
-        let is_found = self.uplinks.is_empty() && node.is_default_device(ifindex);
-        if self.is_named(link) || is_found || is_tunnel(&link.kind) {
+        if around.main_uplinks.contains(&ifindex) || is_tunnel(&link.kind) {
             role::UPLINK
-        } else if self.is_pods(link) {
+        } else if self.is_pods(link)
+            || around.pod_bridges.contains(&link.controller) && is_containers(node, ifindex, link)
+        {
             role::POD
-        } else if pod_bridges.contains(&ifindex) || is_port(node, link) || leads_nowhere(&link.kind) {
+        } else if around.pod_bridges.contains(&ifindex) || is_port(node, link) || leads_nowhere(&link.kind) {
             0
+        } else if is_containers(node, ifindex, link) && !around.carriers.contains(&ifindex) {
+            role::POD
         } else if self.uplinks.is_empty() || self.is_macvlan_on_uplink(node, link) {
             role::UPLINK
         } else {
@@ -63,16 +84,70 @@ impl Selection {
         link.kind == MACVLAN && node.links().get(&link.lower).is_some_and(|lower| self.is_named(lower))
     }
 
-    /// What there is to know of every device that packets may leave by, those with a role among them.
+    /// Uplinks that are so for a reason of their own: those that are named, else those with a default route or one of the node's
+    /// `internal` addresses. Any other may be a disk array's, or wait to be the port of a bond, and is better not touched more than
+    /// is needed.
     #[must_use]
-    pub fn interfaces(&self, node: &NodeState) -> BTreeMap<u32, Interface> {
-        // A bridge of pods: what crosses it has crossed, or will cross, a pod's device.
-        let pod_bridges = node.links().values().filter(|link| self.is_pods(link)).map(|link| link.controller).collect();
+    pub fn main_uplinks(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeSet<u32> {
+        let links = node.links().iter();
+        if self.uplinks.is_empty() {
+            let own = links.filter(|&(&ifindex, link)| self.is_nodes(node, ifindex, link, internal));
+            own.map(|(&ifindex, _)| ifindex).chain(node.default_devices().iter().copied()).collect()
+        } else {
+            links.filter(|(_, link)| self.is_named(link)).map(|(&ifindex, _)| ifindex).collect()
+        }
+    }
+
+    /// Whether the node is reached by the device under one of its `internal` addresses. Some network plug-ins give such a one to
+    /// the devices of pods, too: alone in its network, or as a second device that has it.
+    fn is_nodes(&self, node: &NodeState, ifindex: u32, link: &Link, internal: &[IpAddr]) -> bool {
+        if internal.is_empty() || is_port(node, link) || leads_nowhere(&link.kind) {
+            return false;
+        }
+        let mut own = node.addresses(ifindex).iter().filter(|own| internal.contains(&own.ip));
+        if self.is_pods(link) {
+            own.any(|own| !own.is_secondary && !self.is_held_by_other(node, ifindex, own.ip))
+        } else if is_containers(node, ifindex, link) {
+            own.any(|own| !self.is_held_by_other(node, ifindex, own.ip))
+        } else {
+            own.next().is_some()
+        }
+    }
+
+    /// Whether another device, not named like a pod's, has the address.
+    fn is_held_by_other(&self, node: &NodeState, than: u32, ip: IpAddr) -> bool {
+        let mut others = node.links().iter().filter(|&(&ifindex, link)| ifindex != than && !self.is_pods(link));
+        others.any(|(&ifindex, _)| node.addresses(ifindex).iter().any(|own| own.ip == ip))
+    }
+
+    fn surroundings(&self, node: &NodeState, internal: &[IpAddr]) -> Surroundings {
+        let mut pod_bridges: BTreeSet<u32> =
+            node.links().values().filter(|link| self.is_pods(link)).map(|link| link.controller).collect();
+        for (&ifindex, link) in node.links() {
+            let leads_elsewhere = !self.is_pods(link)
+                && !is_containers(node, ifindex, link)
+                && !is_tunnel(&link.kind)
+                && !leads_nowhere(&link.kind);
+            if leads_elsewhere {
+                pod_bridges.remove(&link.controller);
+            }
+        }
+        // 0 stands for no controller. The device below a veth pair's end may be one of another network namespace.
+        pod_bridges.remove(&0);
+        let carriers = node.links().values().filter(|link| link.kind != VETH).map(|link| link.lower).collect();
+        Surroundings { main_uplinks: self.main_uplinks(node, internal), pod_bridges, carriers }
+    }
+
+    /// What there is to know of every device that packets may leave by, those with a role among them. `internal` are the Node
+    /// object's addresses.
+    #[must_use]
+    pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
+        let around = self.surroundings(node, internal);
         let devices = node.links().iter().filter(|(_, link)| !link.is_loopback);
         devices
             .map(|(&ifindex, link)| {
                 let addresses = [true, false].map(|is_v4| first_address(node.addresses(ifindex), is_v4));
-                let role = self.role(node, ifindex, link, &pod_bridges);
+                let role = self.role(node, ifindex, link, &around);
                 let bridge = if is_port_of(node, link, BRIDGE) { link.controller } else { 0 };
                 (ifindex, Interface { addresses, mac: link.mac, role, bridge, pad: 0 })
             })
@@ -122,6 +197,13 @@ fn is_port_of(node: &NodeState, link: &Link, kind: &str) -> bool {
 }
 
 const VRF: &str = "vrf";
+
+/// Whether it is one end of a veth pair whose other one is a container's: in another network namespace, while this one is in no
+/// network that others could be in, too.
+fn is_containers(node: &NodeState, ifindex: u32, link: &Link) -> bool {
+    let is_in_network = node.addresses(ifindex).iter().any(|own| own.is_global && !own.is_secondary);
+    link.kind == VETH && link.is_peer_elsewhere && !is_in_network
+}
 
 /// Whether no machine is behind a device of this driver.
 fn leads_nowhere(kind: &str) -> bool {
@@ -209,7 +291,7 @@ mod tests {
     }
 
     fn roles(selection: &Selection, node: &NodeState) -> Vec<(u32, u16)> {
-        selection.interfaces(node).iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
+        selection.interfaces(node, &[]).iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
     }
 
     fn change(node: &mut NodeState, ifindex: u32, change: impl FnOnce(&mut Link)) {
@@ -269,6 +351,97 @@ mod tests {
         assert_eq!(roles(&selection(&[]), &node), expected);
     }
 
+    fn roles_at(selection: &Selection, node: &NodeState, internal: &str) -> Vec<(u32, u16)> {
+        let interfaces = selection.interfaces(node, &[internal.parse().unwrap()]);
+        interfaces.iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
+    }
+
+    /// A bridge of machines, virtual ones and the network's, one of which had a device named like a pod's: it served nobody.
+    #[test]
+    fn a_bridge_that_leads_elsewhere_too_is_not_the_pods() {
+        let mut node = node(&[(2, "vmbr1", &["192.0.2.1"]), (3, "eth1", &[]), (4, "veth100", &[])]);
+        change(&mut node, 2, |link| link.kind = BRIDGE.into());
+        for ifindex in [3, 4] {
+            change(&mut node, ifindex, |link| link.controller = 2);
+        }
+        let expected = [(2, role::UPLINK), (3, 0), (4, role::POD)];
+        assert_eq!(roles(&selection(&[]), &node), expected);
+        // Nor is one by which the node itself is reached.
+        node.apply(Change::LinkGone { ifindex: 3 });
+        assert_eq!(roles(&selection(&[]), &node), [(2, 0), (4, role::POD)]);
+        assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1"), [(2, role::UPLINK), (4, role::POD)]);
+    }
+
+    /// Frames of other nodes' pods, or a device that only gives a bridge its address.
+    #[test]
+    fn tunnels_and_dummies_leave_a_bridge_to_its_pods() {
+        let mut node = node(&[(2, "cni0", &[]), (3, "veth1", &[]), (4, "vx", &[]), (5, "dummy0", &[])]);
+        for (ifindex, kind, controller) in [(2, BRIDGE, 0), (3, VETH, 2), (4, "vxlan", 2), (5, "dummy", 2)] {
+            change(&mut node, ifindex, |link| (link.kind, link.controller) = (kind.into(), controller));
+        }
+        assert_eq!(roles(&selection(&[]), &node), [(2, 0), (3, role::POD), (4, role::UPLINK), (5, 0)]);
+    }
+
+    #[test]
+    fn the_nodes_own_address_makes_an_uplink_without_a_default_route() {
+        let mut node = node(&[(2, "veth-up", &["192.0.2.1"]), (3, "gke1", &[])]);
+        node.apply(Change::DefaultDevices([2].into()));
+        let expected = [(2, role::UPLINK), (3, role::POD)];
+        assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1"), expected);
+        node.apply(Change::DefaultDevices(BTreeSet::new()));
+        let ip = "192.0.2.1".parse().unwrap();
+        node.apply(Change::Address { ifindex: 3, address: LocalAddress { ip, is_global: true, is_secondary: true } });
+        assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1"), expected, "its route went for a moment");
+        // A pod's device that has the address of another one.
+        node.apply(Change::Link {
+            ifindex: 4,
+            link: Link { name: "eth0".into(), is_ethernet: true, ..Link::default() },
+        });
+        node.apply(Change::Address { ifindex: 4, address: LocalAddress { ip, is_global: true, is_secondary: false } });
+        assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1")[0], (2, role::POD));
+    }
+
+    #[test]
+    fn main_uplinks_are_named_or_lead_by_default_or_have_the_nodes_address() {
+        let mut node = node(&[(2, "eth0", &["192.0.2.1"]), (3, "eth1", &["198.51.100.1"]), (4, "eth2", &[])]);
+        let internal = ["198.51.100.1".parse().unwrap()];
+        node.apply(Change::DefaultDevices([2].into()));
+        assert_eq!(selection(&[]).main_uplinks(&node, &internal), [2, 3].into());
+        assert_eq!(selection(&["eth2"]).main_uplinks(&node, &internal), [4].into());
+    }
+
+    /// Names that no pattern has: their pods were clients from outside, whose packets no NetworkPolicy sees.
+    #[test]
+    fn a_veth_into_another_namespace_is_a_containers() {
+        let node = || {
+            let mut node = node(&[(2, "vlan7a1", &[]), (3, "eth1", &[])]);
+            change(&mut node, 2, |link| (link.kind, link.is_peer_elsewhere) = (VETH.into(), true));
+            node
+        };
+        let role_of = |node: &NodeState| roles(&selection(&[]), node)[0].1;
+        assert_eq!(role_of(&node()), role::POD);
+        assert_eq!(roles(&selection(&["eth1"]), &node()), [(2, role::POD), (3, role::UPLINK)]);
+        let with = |is_secondary| {
+            let mut node = node();
+            let ip = "192.0.2.1".parse().unwrap();
+            node.apply(Change::Address { ifindex: 2, address: LocalAddress { ip, is_global: true, is_secondary } });
+            node
+        };
+        assert_eq!(role_of(&with(true)), role::POD, "a gateway's address, alone in its network");
+        assert_eq!(roles_at(&selection(&[]), &with(true), "192.0.2.1")[0].1, role::UPLINK);
+        assert_eq!(role_of(&with(false)), role::UPLINK, "a card of a node that is a container itself");
+        let mut by_default = node();
+        by_default.apply(Change::DefaultDevices([2].into()));
+        assert_eq!(role_of(&by_default), role::UPLINK);
+        let mut below = node();
+        change(&mut below, 3, |link| (link.kind, link.lower) = ("vlan".into(), 2));
+        assert_eq!(role_of(&below), role::UPLINK, "a VLAN stands on it");
+        let mut port = node();
+        change(&mut port, 3, |link| link.kind = "bond".into());
+        change(&mut port, 2, |link| link.controller = 3);
+        assert_eq!(role_of(&port), 0);
+    }
+
     #[test]
     fn n7_a_default_route_without_ethernet_is_told() {
         let mut node = node(&[(2, "eth0", &["192.0.2.1"]), (8, "ppp0", &[])]);
@@ -311,7 +484,7 @@ mod tests {
     #[test]
     fn an_interface_knows_its_first_global_addresses() {
         let node = node(&[(2, "eth0", &["fe80::1", "fd00::1", "192.0.2.1", "192.0.2.2"])]);
-        let interface = selection(&["eth0"]).interfaces(&node)[&2];
+        let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
         assert_eq!(interface.addresses.map(IpAddr::from).map(|ip| ip.to_string()), ["192.0.2.1", "fd00::1"]);
     }
 
@@ -320,7 +493,7 @@ mod tests {
     fn n3_an_ipv6_address_does_not_depend_on_the_order() {
         for order in [["fd00::1", "fd00::2"], ["fd00::2", "fd00::1"]] {
             let node = node(&[(2, "eth0", &order)]);
-            let interface = selection(&["eth0"]).interfaces(&node)[&2];
+            let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
             assert_eq!(IpAddr::from(interface.addresses[1]).to_string(), "fd00::1");
         }
     }
@@ -331,18 +504,18 @@ mod tests {
         change(&mut node, 2, |link| link.kind = VRF.into());
         change(&mut node, 3, |link| (link.kind, link.controller) = (BRIDGE.into(), 2));
         change(&mut node, 4, |link| link.controller = 3);
-        let interfaces = selection(&[]).interfaces(&node);
+        let interfaces = selection(&[]).interfaces(&node, &[]);
         assert_eq!([2, 3, 4, 5].map(|ifindex| interfaces[&ifindex].bridge), [0, 0, 3, 0]);
     }
 
     #[test]
     fn primary_addresses_are_the_node_objects_else_the_uplinks() {
         let mut node = node(&[(2, "eth0", &["192.0.2.1", "fd00::1"]), (3, "cni0", &["10.0.0.1"])]);
-        let interfaces = selection(&["eth0"]).interfaces(&node);
+        let interfaces = selection(&["eth0"]).interfaces(&node, &[]);
         let internal: [IpAddr; 1] = ["203.0.113.5".parse().unwrap()];
         let expected = ["203.0.113.5", "fd00::1"].map(|ip| Some(ip.parse().unwrap()));
         assert_eq!(primary_addresses(&node, &interfaces, &internal), expected);
-        let interfaces = selection(&[]).interfaces(&node);
+        let interfaces = selection(&[]).interfaces(&node, &[]);
         let of = |node: &NodeState| primary_addresses(node, &interfaces, &[])[0].unwrap().to_string();
         assert_eq!(of(&node), "192.0.2.1");
         node.apply(Change::DefaultDevices([3].into()));

@@ -25,9 +25,14 @@ pub struct Link {
     pub mtu: u32,
     /// Index of the device of which it is a port (a bridge, a bond) or a member (a VRF); 0 for none.
     pub controller: u32,
-    /// Index of the device that it stands on, as a VLAN or a macvlan does; 0 for none.
+    /// Index of the device that it stands on, as a VLAN or a macvlan does; 0 for none. A veth's is that of its other end.
     pub lower: u32,
+    /// Whether that one is in another network namespace.
+    pub is_peer_elsewhere: bool,
 }
+
+/// The devices that hold every ClusterIP where kube-proxy in IPVS mode, or kube-router, serves or has served.
+const IPVS_DEVICES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
 /// The driver of bridges.
 pub const BRIDGE: &str = "bridge";
@@ -168,10 +173,11 @@ impl NodeState {
     }
 
     /// Addresses on devices that lead nowhere: somebody on this node answers there, as NodeLocal DNSCache does at the ClusterIP
-    /// of the cluster's DNS. What kube-proxy's IPVS mode has left behind is not meant.
+    /// of the cluster's DNS. What proxies that use IPVS have left behind is not meant.
     #[must_use]
     pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
-        let leads_nowhere = |link: &&Link| matches!(&*link.kind, "dummy" | "ifb") && link.name != "kube-ipvs0";
+        let leads_nowhere =
+            |link: &&Link| matches!(&*link.kind, "dummy" | "ifb") && !IPVS_DEVICES.contains(&&*link.name);
         let links = self.links.iter().map(|(&ifindex, link)| (ifindex, link)).filter(|(_, link)| leads_nowhere(link));
         links.flat_map(|(ifindex, link)| self.addresses(ifindex).iter().map(|own| (own.ip, &*link.name))).collect()
     }
@@ -324,6 +330,7 @@ mod tests {
             (3, "nodelocaldns", "dummy", "10.96.0.10"),
             (4, "kube-ipvs0", "dummy", "10.96.0.11"),
             (5, "veth5", "veth", "10.96.0.12"),
+            (6, "kube-dummy-if", "dummy", "10.96.0.13"),
         ] {
             state.apply(Change::Link { ifindex, link: Link { kind: kind.into(), ..link(name) } });
             state.apply(Change::Address { ifindex, address: address(ip) });

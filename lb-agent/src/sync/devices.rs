@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the kernel's reports to programs on devices, and to the maps of interfaces and node addresses.
 //!
-//! Roles follow from the machine alone; the addresses that answer NodePorts from the Node object too, which is unknown until the
-//! sources have told all they hold.
+//! Roles follow from the machine, and from the Node object's addresses where nothing else tells uplinks from pods' devices; so do the
+//! addresses that answer NodePorts. That object is unknown until the sources have told all they hold.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use crate::{
     health::HealthPorts,
     node::{
         addresses::{NodePortAddresses, local_addresses},
-        roles::{Selection, primary_addresses},
+        roles::{Duty, Selection, primary_addresses},
         state::{Change, NodeState},
     },
     problem::Problem,
@@ -51,10 +51,14 @@ pub struct Devices {
     selection: Selection,
     node_ports: NodePortAddresses,
     told: Told,
+    /// Uplinks of an earlier agent, until the sources have told all they hold.
+    adopted_uplinks: BTreeMap<u32, Interface>,
     /// Devices whose XDP program runs in the driver.
     native_xdp: BTreeSet<u32>,
-    /// The role for which this process has attached programs to each device.
-    attached: BTreeMap<u32, u16>,
+    /// Uplinks that are so for a reason of their own.
+    main_uplinks: BTreeSet<u32>,
+    /// The duty for which this process has attached programs to each device.
+    attached: BTreeMap<u32, Duty>,
     to_attach: Queue<u32>,
     /// Local addresses whose bit is set in the filter.
     filtered: BTreeSet<Address>,
@@ -74,12 +78,15 @@ impl Devices {
         adopted: BTreeMap<u32, Interface>,
     ) -> Self {
         let is_native = |(_, interface): &(&u32, &Interface)| interface.role & role::XDP != 0;
+        let is_uplink = |(_, interface): &(&u32, &Interface)| interface.role & role::UPLINK != 0;
         Self {
             node,
             selection,
             node_ports,
             told: Told::default(),
+            adopted_uplinks: adopted.iter().filter(is_uplink).map(|(&ifindex, own)| (ifindex, *own)).collect(),
             native_xdp: adopted.iter().filter(is_native).map(|(&ifindex, _)| ifindex).collect(),
+            main_uplinks: BTreeSet::new(),
             attached: BTreeMap::new(),
             to_attach: Queue::default(),
             filtered: BTreeSet::new(),
@@ -144,7 +151,7 @@ impl Devices {
         if !is_dirty && self.wake_at().is_none_or(|at| at > now) {
             return;
         }
-        let wanted = self.selection.interfaces(&self.node);
+        let wanted = self.choose();
         if is_dirty {
             self.detach_others(&wanted, &mut maps.doors, reporter);
             let mut errors = self.describe(&wanted, maps);
@@ -153,10 +160,11 @@ impl Devices {
             }
             self.report(&wanted, &errors, maps.state.families(), reporter);
             let with_role = wanted.iter().filter(|(_, interface)| interface.role != 0);
-            let new = with_role.filter(|(ifindex, interface)| self.attached.get(ifindex) != Some(&interface.role));
+            let new = with_role.filter(|(ifindex, own)| self.attached.get(ifindex) != Some(&self.duty(**ifindex, own)));
             // Without its record a pod's device would make its pod a client from outside.
             let new = new.filter(|(ifindex, _)| maps.state.has_interface(**ifindex));
-            new.for_each(|(&ifindex, _)| self.to_attach.push(ifindex));
+            let new: Vec<u32> = new.map(|(&ifindex, _)| ifindex).collect();
+            new.into_iter().for_each(|ifindex| self.to_attach.push(ifindex));
         }
         while let Some(ifindex) = self.to_attach.pop(now) {
             let problems = self.attach(ifindex, &wanted, maps, now);
@@ -175,6 +183,31 @@ impl Devices {
         let is_here = |ip: &&IpAddr| self.node.all_addresses().any(|own| own.ip == **ip);
         let external = self.told.external_addresses.iter().filter(is_here);
         self.told.internal_addresses.iter().chain(external).copied().collect()
+    }
+
+    /// Chooses each device's role, and the main uplinks. An uplink of an earlier agent stays one until the sources have told: it may
+    /// be so for the node's address alone.
+    fn choose(&mut self) -> BTreeMap<u32, Interface> {
+        let internal = &self.told.internal_addresses;
+        let mut wanted = self.selection.interfaces(&self.node, internal);
+        self.main_uplinks = self.selection.main_uplinks(&self.node, internal);
+        if self.told.is_synced {
+            self.adopted_uplinks.clear();
+        }
+        for (ifindex, former) in &self.adopted_uplinks {
+            let same = wanted.get_mut(ifindex).filter(|own| own.mac == former.mac);
+            if let Some(own) = same {
+                own.role = role::UPLINK;
+                if former.role & role::XDP != 0 {
+                    self.main_uplinks.insert(*ifindex);
+                }
+            }
+        }
+        wanted
+    }
+
+    fn duty(&self, ifindex: u32, interface: &Interface) -> Duty {
+        Duty { role: interface.role, is_main: self.main_uplinks.contains(&ifindex) }
     }
 
     fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
@@ -272,7 +305,8 @@ impl Devices {
             self.to_attach.succeed(&ifindex);
             return Vec::new();
         };
-        match maps.doors.attach(ifindex, link, interface.role) {
+        let duty = self.duty(ifindex, interface);
+        match maps.doors.attach(ifindex, link, duty) {
             Ok(attached) => {
                 let kind = match interface.role {
                     role if role & role::UPLINK != 0 => "uplink",
@@ -280,7 +314,7 @@ impl Devices {
                     _ => "device for replies",
                 };
                 info!("{kind} {}: {}", link.name, attached.text);
-                self.attached.insert(ifindex, interface.role);
+                self.attached.insert(ifindex, duty);
                 self.to_attach.succeed(&ifindex);
                 let was_native = self.native_xdp.remove(&ifindex);
                 if attached.is_native_xdp {

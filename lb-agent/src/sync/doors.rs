@@ -14,17 +14,17 @@ use crate::{
     dataplane::{AttachError, Audit, Dataplane, MapError, SocketError},
     diff::{Filter, Operation, Writer},
     hash_seed::HashSeed,
-    node::state::Link,
+    node::{roles::Duty, state::Link},
     problem::Problem,
 };
 
 /// The programs on the devices, and the part of the configuration that changes while they run.
 pub trait Doors: Writer {
-    /// Attaches the programs that a role asks for; those that are attached already stay.
+    /// Attaches the programs that a duty asks for; those that are attached already stay.
     ///
     /// # Errors
     /// Where the device has gone, or has to do without a door that it can't do without.
-    fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError>;
+    fn attach(&mut self, ifindex: u32, link: &Link, duty: Duty) -> Result<Attached, DoorError>;
 
     /// Lets programs of an earlier agent give way to this one's, now that the maps hold what they should. Returns what
     /// could not be replaced, and runs on.
@@ -118,8 +118,8 @@ impl From<AttachError> for DoorError {
 }
 
 impl Doors for Dataplane {
-    fn attach(&mut self, ifindex: u32, link: &Link, role: u16) -> Result<Attached, DoorError> {
-        let attachment = Self::attach(self, ifindex, &link.name, role, &link.kind)?;
+    fn attach(&mut self, ifindex: u32, link: &Link, duty: Duty) -> Result<Attached, DoorError> {
+        let attachment = Self::attach(self, ifindex, &link.name, duty, &link.kind)?;
         Ok(Attached { is_native_xdp: attachment.is_native_xdp(), text: attachment.to_string() })
     }
 

@@ -32,7 +32,7 @@ use crate::{
     },
     node::{
         addresses::NodePortAddresses,
-        roles::Selection,
+        roles::{Duty, Selection},
         state::{Change, Link, LocalAddress, NodeState},
     },
     problem::Problem,
@@ -42,6 +42,7 @@ use crate::{
 mod audit;
 mod frontends;
 mod health;
+mod uplinks;
 mod writes;
 
 /// Maps in memory, and doors that only remember who was there.
@@ -81,16 +82,16 @@ impl Writer for FakeDoors {
 }
 
 impl Doors for FakeDoors {
-    fn attach(&mut self, ifindex: u32, _link: &Link, role: u16) -> Result<Attached, DoorError> {
+    fn attach(&mut self, ifindex: u32, _link: &Link, duty: Duty) -> Result<Attached, DoorError> {
         if let Some(word) = self.hold_up.take() {
             let _ = word.recv();
         }
         if self.refuses {
             return Err(DoorError::Refused { cause: "no".into(), remedy: "ask again".into() });
         }
-        self.attached.insert(ifindex, role);
+        self.attached.insert(ifindex, duty.role);
         self.attachments.push(ifindex);
-        Ok(Attached { is_native_xdp: role & role::UPLINK != 0, text: String::new() })
+        Ok(Attached { is_native_xdp: duty.role & role::UPLINK != 0 && duty.is_main, text: String::new() })
     }
 
     fn take_over(&mut self) -> Vec<Problem> {
@@ -467,7 +468,10 @@ fn a_device_whose_role_changes_spoils_next_hops() {
     let mut world = World::new(fake_doors());
     world.event(Event::Synced).settle();
     let bumps = world.doors().bumps;
-    world.change(Change::Link { ifindex: 3, link: link("eth3") }).settle();
+    world
+        .change(Change::Link { ifindex: 3, link: link("eth3") })
+        .change(Change::DefaultDevices([2, 3].into()))
+        .settle();
     assert_eq!(world.doors().attached.get(&3), Some(&role::UPLINK));
     assert_eq!(world.doors().bumps, bumps + 3, "by another name, as an uplink, and as one that takes frames from XDP");
 }

@@ -74,19 +74,21 @@ pub struct RunArgs {
 /// Flags about devices.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Devices by which clients come from outside; default: all Ethernet devices that neither lead to pods nor are ports of a
-    /// bridge or bond. Tunnels to other nodes (VXLAN, Geneve) do in any case. By others replies leave, but nobody comes in
+    /// Devices by which clients come from outside; default: all Ethernet devices that neither lead to pods or other containers nor are
+    /// ports of a bridge or bond. Tunnels to other nodes (VXLAN, Geneve) do in any case. By others replies leave, but nobody comes in
     #[arg(long, value_name = "IF,..", value_delimiter = ',')]
     pub uplink: Vec<String>,
-    /// Names of the devices that lead to pods
+    /// Names of the devices that lead to pods. So do veths whose other end is in another network namespace, unless they have a default
+    /// route, the node's address, or another one that is not alone in its network (/32)
     #[arg(
         long,
         value_name = "GLOB,..",
         value_delimiter = ',',
-        default_value = "veth*,cali*,lxc*,eni*,gke*,azv*,tap*,nk*,ve-*"
+        default_value = "veth*,cali*,lxc*,eni*,gke*,azv*,tap*,nk*,ve-*,antrea-gw*,cilium_*"
     )]
     pub pod_interface: Vec<Pattern>,
-    /// How to use XDP on uplinks; `auto` takes what the driver offers and leaves veth to TC
+    /// How to use XDP on uplinks that are named, or have a default route or the node's address; TC serves on the others. `auto` takes
+    /// what the driver offers and leaves veth to TC
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
     pub xdp: XdpMode,
 }
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(args.nodeport_addresses, NodePortAddresses::default());
         assert!(args.external_ips);
         assert_eq!(args.flows.tcp_timeout_established, Seconds(86_400));
-        assert_eq!(args.devices.pod_interface.len(), 9);
+        assert_eq!(args.devices.pod_interface.len(), 11);
         assert!(run(&[]).is_err());
     }
 

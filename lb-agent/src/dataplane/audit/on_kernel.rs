@@ -15,7 +15,7 @@ use crate::{
         Audit, Dataplane, Door, Part, PinError, Pins, XdpMode, filters, sys,
         tests::{Place, ifindex, ip},
     },
-    node::state::VETH,
+    node::{roles::Duty, state::VETH},
 };
 
 fn parts(audit: &Audit) -> Vec<Part> {
@@ -32,7 +32,7 @@ fn attached(place: &mut Place) -> (Dataplane, u32) {
     ip("link add uplink type veth peer name pod");
     let uplink = ifindex("uplink");
     let mut dataplane = place.open();
-    dataplane.attach(uplink, "uplink", role::UPLINK, VETH).unwrap();
+    dataplane.attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
     assert_eq!(dataplane.audit(), Audit::default(), "all has just been made");
     (dataplane, uplink)
 }

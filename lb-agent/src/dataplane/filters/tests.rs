@@ -6,9 +6,12 @@ use std::{collections::BTreeSet, fs, process::Command};
 use lb_common::{config::role, maps::LAYOUT_VERSION};
 
 use super::{attach, detach};
-use crate::dataplane::{
-    Dataplane, Feature, Lacks, Pins,
-    tests::{Place, ifindex, ip},
+use crate::{
+    dataplane::{
+        Dataplane, Feature, Lacks, Pins,
+        tests::{Place, ifindex, ip},
+    },
+    node::roles::Duty,
 };
 
 const DEVICE: &str = "uplink";
@@ -43,7 +46,8 @@ fn place(test: &str) -> Option<Place> {
 fn filters_serve_where_the_kernel_has_no_links() {
     let Some(place) = place("serve") else { return };
     let mut dataplane = place.open();
-    let attachment = dataplane.attach(ifindex(DEVICE), DEVICE, role::POD, "veth").unwrap();
+    let attachment =
+        dataplane.attach(ifindex(DEVICE), DEVICE, Duty { role: role::POD, is_main: false }, "veth").unwrap();
     let has_links = Lacks::find().iter().all(|lack| lack != Feature::TcLinks);
     assert_eq!(attachment.has_tc_links, has_links);
     assert_eq!(programs().len(), if has_links { 0 } else { 2 });
@@ -65,7 +69,9 @@ fn a_successor_adopts_filters_and_replaces_them_in_place() {
         assert_eq!(before.len(), 2);
         let mut dataplane = place.open();
         assert_eq!(dataplane.attached(), BTreeSet::from([device]));
-        assert!(!dataplane.attach(device, DEVICE, role::POD, "veth").unwrap().has_tc_links);
+        assert!(
+            !dataplane.attach(device, DEVICE, Duty { role: role::POD, is_main: false }, "veth").unwrap().has_tc_links
+        );
         assert_eq!(programs(), before, "they run on as they are");
 
         assert!(dataplane.take_over().is_empty());
@@ -86,7 +92,7 @@ fn a_device_that_comes_back_under_its_old_index_gets_filters_again() {
     ip("link del uplink");
     ip(&format!("link add uplink index {device} type veth peer name pod"));
     assert!(programs().is_empty());
-    dataplane.attach(device, DEVICE, role::POD, "veth").unwrap();
+    dataplane.attach(device, DEVICE, Duty { role: role::POD, is_main: false }, "veth").unwrap();
     assert_eq!(programs().len(), 2);
 }
 

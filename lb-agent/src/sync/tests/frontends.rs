@@ -89,6 +89,27 @@ fn rule_18_no_conflict_is_told_while_a_list_is_under_way() {
     );
 }
 
+/// kube-router's device is only one of those that nobody knows by name.
+#[test]
+fn a_device_with_many_cluster_ips_is_what_another_proxy_has_left() {
+    let ip = |index: usize| format!("10.96.1.{index}");
+    let mut world = World::new(fake_doors());
+    world
+        .events((0..9).map(|index| service(&format!("s{index}")).cluster_ips(&[&ip(index)]).tcp("http", 80).applied()));
+    world.change(Change::Link { ifindex: 9, link: Link { kind: "dummy".into(), ..link("their-ipvs") } });
+    for index in 0..8 {
+        world.change(Change::Address { ifindex: 9, address: address(&ip(index)) });
+    }
+    let served =
+        |world: &World| (0..9).filter(|&index| world.text().contains(&format!("{}:80/TCP", ip(index)))).count();
+    world.event(Event::Synced).settle();
+    assert_eq!(served(&world), 1, "so few may be caches': {}", world.text());
+    world.change(Change::Address { ifindex: 9, address: address(&ip(8)) }).settle();
+    assert_eq!(served(&world), 9, "{}", world.text());
+    world.change(Change::AddressGone { ifindex: 9, ip: ip(8).parse().unwrap() }).settle();
+    assert_eq!(served(&world), 1, "{}", world.text());
+}
+
 /// NodeLocal DNSCache answers at the ClusterIP of the cluster's DNS, on a device of its own.
 #[test]
 fn a_cluster_ip_that_the_node_holds_itself_is_left_to_it() {
