@@ -22,7 +22,7 @@ use lb_agent::{
     model::Model,
     node::{
         addresses::NodePortAddresses,
-        roles::Selection,
+        roles::{Duty, Selection},
         state::{Change, Link, NodeState},
     },
     problem::Problem,
@@ -69,7 +69,7 @@ impl Writer for SharedMaps {
 }
 
 impl Doors for SharedMaps {
-    fn attach(&mut self, _ifindex: u32, _link: &Link, _role: u16) -> Result<Attached, DoorError> {
+    fn attach(&mut self, _ifindex: u32, _link: &Link, _duty: Duty) -> Result<Attached, DoorError> {
         Ok(Attached::default())
     }
 

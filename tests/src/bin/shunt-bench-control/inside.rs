@@ -20,7 +20,11 @@ use lb_agent::{
     health::Health,
     metrics::{Directory, Metrics},
     model::Model,
-    node::{addresses::NodePortAddresses, roles::Selection, state::NodeState},
+    node::{
+        addresses::NodePortAddresses,
+        roles::{Duty, Selection},
+        state::{Link, NodeState},
+    },
     problem::Problem,
     source::Event,
     sync::{
@@ -218,8 +222,8 @@ impl Writer for Stopwatch {
 }
 
 impl Doors for Stopwatch {
-    fn attach(&mut self, ifindex: u32, link: &lb_agent::node::state::Link, role: u16) -> Result<Attached, DoorError> {
-        Doors::attach(&mut self.dataplane, ifindex, link, role)
+    fn attach(&mut self, ifindex: u32, link: &Link, duty: Duty) -> Result<Attached, DoorError> {
+        Doors::attach(&mut self.dataplane, ifindex, link, duty)
     }
 
     fn take_over(&mut self) -> Vec<Problem> {
