@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use http::{Request, Uri};
 use k8s_openapi::{
     Resource as _,
     api::{
@@ -23,6 +24,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource,
+    client::Body,
     runtime::watcher::{self, watcher},
 };
 use serde::de::DeserializeOwned;
@@ -60,8 +62,14 @@ const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 /// Services, EndpointSlices, the own Node, and ServiceCIDRs.
 const KINDS: u8 = 4;
 
-/// How long a list may keep silent before it is asked for anew.
-const LIST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a list that is streamed may keep silent before it is asked for anew.
+const STREAM_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a plain list may take, which is one piece: it says nothing until its last byte is here, and begun anew it begins from nothing.
+/// A connection on which nothing comes at all ends by [`READ_TIMEOUT`].
+const LIST_PATIENCE: Duration = Duration::from_secs(300);
+/// For how long lists are plain after one that is streamed was refused, or came to no end: servers are upgraded while agents run, and
+/// connections break for other reasons, too.
+const PLAIN_LISTS: Duration = Duration::from_secs(3600);
 /// How long a watch lasts before it is asked for anew, in seconds. One that says nothing for five more is given up: a
 /// connection whose other end has gone without a word looks like one on which nothing happens. Shorter would notice that
 /// sooner, and cost the API server more: these are 73 requests a second for every thousand nodes.
@@ -119,11 +127,7 @@ pub async fn run_kube(options: KubeOptions, events: mpsc::Sender<Event>) -> Resu
     let text = origin.text();
     let (client, url) = origin.client().await?;
     let server = Server { url, origin: text, events, unlisted, asked };
-    // Lists come from the server's watch cache: with a limit and no version older servers ask etcd, once for every node.
-    let everything = || {
-        let from_cache = watcher::Config { page_size: None, ..watcher::Config::default().any_semantic() };
-        from_cache.timeout(options.watch_secs)
-    };
+    let everything = || watcher::Config::default().timeout(options.watch_secs);
     let own_node = format!("metadata.name={}", options.node_name);
     let followed = async {
         tokio::join!(
@@ -186,17 +190,23 @@ impl Server {
         K::DynamicType: Default,
     {
         let mut watch = Watch::new(K::plural(&K::DynamicType::default()).into_owned(), spare_fields, need);
-        let api = Api::<K>::all(client.clone());
         loop {
-            let mut config = config.clone();
+            // The first list comes from the server's watch cache: with a limit and no version older servers ask etcd, once for every
+            // node. Another server's cache may be older than what is known, so that no later list may.
+            let (client, mut config) = if watch.is_listed {
+                (without_version_0(client), config.clone())
+            } else {
+                (client.clone(), watcher::Config { page_size: None, ..config.clone().any_semantic() })
+            };
             if let Some(fields) = watch.spare_fields {
                 config = config.fields(fields);
             }
+            watch.streams_lists = watch.may_stream_lists(Instant::now());
             if watch.streams_lists {
                 config = config.streaming_lists();
             }
             watch.is_watching = false;
-            let mut stream = pin!(watcher(api.clone(), config));
+            let mut stream = pin!(watcher(Api::<K>::all(client), config));
             loop {
                 let failure = match watch.next(stream.next()).await {
                     // The watcher begins anew without a word, and without a pause, if a list that is streamed just ends.
@@ -216,7 +226,7 @@ impl Server {
                     tracing::info!(server = self.url, kind = watch.kind, fields, cause, "going on with all of these");
                     break;
                 }
-                if watch.gives_up_streams(&failure) {
+                if watch.gives_up_streams(&failure, Instant::now()) {
                     let cause = watch.describe(&failure);
                     tracing::debug!(server = self.url, kind = watch.kind, cause, "going on with plain lists");
                     break;
@@ -226,7 +236,7 @@ impl Server {
                 }
                 watch.is_watching &= failure.status() != Some(GONE);
                 time::sleep(watch.pause(&failure, self.asked.remaining())).await;
-                if failure.is_stuck() {
+                if failure.begins_anew() {
                     break;
                 }
             }
@@ -326,6 +336,39 @@ impl Server {
     }
 }
 
+/// A client for which a list that is streamed is of the version of now at least, as every plain one is that names none: the watcher asks
+/// for version 0, which is any that the server has in its cache.
+fn without_version_0(client: &Client) -> Client {
+    let own = client.clone();
+    let sent = move |request| {
+        let sent = own.clone();
+        async move {
+            let sent = sent.send(drop_version_0(request)).await;
+            // The outer client says once more that the request failed.
+            sent.map_err(|error| match error {
+                kube::Error::Service(cause) => cause,
+                other => other.into(),
+            })
+        }
+    };
+    Client::new(tower::service_fn(sent), client.default_namespace())
+}
+
+fn drop_version_0(mut request: Request<Body>) -> Request<Body> {
+    const VERSION_0: &str = "resourceVersion=0";
+    if let Some((path, query)) = request.uri().path_and_query().and_then(|text| text.as_str().split_once('?'))
+        && query.split('&').any(|pair| pair == VERSION_0)
+    {
+        let kept: Vec<_> = query.split('&').filter(|pair| *pair != VERSION_0).collect();
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = format!("{path}?{}", kept.join("&")).parse().ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
 /// `Init` is the watcher's own word, said before it asks; all others are the server's.
 const fn is_the_servers<K>(event: &watcher::Event<K>) -> bool {
     !matches!(event, watcher::Event::Init)
@@ -347,9 +390,10 @@ struct Watch {
     need: Need,
     /// Objects that a field selector keeps away are ignored where they come: a server that does not know it is asked without.
     spare_fields: Option<&'static str>,
-    /// Whether its lists are asked for as the beginning of a watch (KEP-3157). A server that does not do that is asked for
-    /// plain ones, for good, too.
+    /// Whether the list is asked for as the beginning of a watch (KEP-3157).
     streams_lists: bool,
+    /// Until when a server that does not do that is asked for plain ones.
+    is_plain_until: Option<Instant>,
     /// Whether the list is complete, from which the watch goes on.
     is_watching: bool,
     /// Whether the last thing that happened was a failure.
@@ -374,6 +418,7 @@ impl Watch {
             need,
             spare_fields,
             streams_lists: true,
+            is_plain_until: None,
             is_watching: false,
             has_failed: false,
             known,
@@ -393,10 +438,18 @@ impl Watch {
         self.spare_fields.take_if(|_| is_refused)
     }
 
-    /// Whether this failure is the last one of lists that are streamed: the server refuses them, or does not end them.
-    fn gives_up_streams(&mut self, failure: &Failure) -> bool {
+    fn may_stream_lists(&self, now: Instant) -> bool {
+        self.is_plain_until.is_none_or(|until| until <= now)
+    }
+
+    /// Whether this failure is the last one, for a while, of lists that are streamed: the server refuses them, or does not end them.
+    fn gives_up_streams(&mut self, failure: &Failure, now: Instant) -> bool {
         let is_refused = matches!(failure.status(), Some(BAD_REQUEST | UNPROCESSABLE)) || failure.is_endless();
-        self.streams_lists && !self.is_watching && is_refused && std::mem::replace(&mut self.streams_lists, false)
+        let gives_up = self.streams_lists && !self.is_watching && is_refused;
+        if gives_up {
+            self.is_plain_until = Some(now + PLAIN_LISTS);
+        }
+        gives_up
     }
 
     fn describe(&self, failure: &Failure) -> String {
@@ -426,7 +479,8 @@ impl Watch {
         event: impl Future<Output = Option<watcher::Result<watcher::Event<K>>>>,
     ) -> Result<watcher::Event<K>, Failure> {
         let event = if !self.is_watching {
-            time::timeout(LIST_PATIENCE, event).await.map_err(|_| Failure::Silence)?
+            let patience = if self.streams_lists { STREAM_PATIENCE } else { LIST_PATIENCE };
+            time::timeout(patience, event).await.map_err(|_| Failure::Silence(patience))?
         } else {
             event.await
         };

@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 
 use kube::runtime::watcher;
 
-use super::{LIST_PATIENCE, LONGEST_PAUSE};
+use super::LONGEST_PAUSE;
 
 /// HTTP 400: among other things, the server does not know the field by which we select, which its message names.
 pub(super) const BAD_REQUEST: u16 = 400;
@@ -29,26 +29,25 @@ const LONGEST_CHEAP_PAUSE: Duration = Duration::from_secs(2);
 /// Why there is no next event.
 pub(super) enum Failure {
     Watcher(watcher::Error),
-    /// A list that doesn't go on.
-    Silence,
+    /// A list that doesn't go on, for as long.
+    Silence(Duration),
     /// The stream is over before its time.
     End,
 }
 
 impl Failure {
-    /// Whether the stream would fail for ever in the same way: at 410 as the answer to its request, the watcher asks for
-    /// the same version again, which has been forgotten; a new one begins with a list.
-    pub(super) fn is_stuck(&self) -> bool {
+    /// Whether the next thing to ask for is a list, or should be: by another watcher, since this one would ask for it as it did the first
+    /// time, or, at 410 as the answer to its request, for the same version again, which has been forgotten.
+    pub(super) fn begins_anew(&self) -> bool {
         match self {
-            Self::Watcher(watcher::Error::WatchStartFailed(_)) => self.status() == Some(GONE),
-            Self::Watcher(_) => false,
-            Self::Silence | Self::End => true,
+            Self::Watcher(watcher::Error::NoResourceVersion) | Self::Silence(_) | Self::End => true,
+            Self::Watcher(_) => self.status() == Some(GONE),
         }
     }
 
     /// Whether what the server has begun came to no end.
     pub(super) fn is_endless(&self) -> bool {
-        matches!(self, Self::Silence | Self::End)
+        matches!(self, Self::Silence(_) | Self::End)
     }
 
     /// The longest pause before the next attempt.
@@ -56,7 +55,7 @@ impl Failure {
         // No answer, or one that is made before anything is looked up. (A server that is being started forbids all until it
         // has read the roles.)
         let is_cheap = match self.status() {
-            None => !matches!(self, Self::Silence),
+            None => !matches!(self, Self::Silence(_)),
             Some(status) => matches!(status, FORBIDDEN | NOT_FOUND | GONE),
         };
         if is_cheap && is_fresh { LONGEST_CHEAP_PAUSE } else { LONGEST_PAUSE }
@@ -85,7 +84,7 @@ impl Failure {
                 | watcher::Error::WatchFailed(kube::Error::Api(status))
                 | watcher::Error::WatchError(status),
             ) => Some(status.code),
-            Self::Watcher(_) | Self::Silence | Self::End => None,
+            Self::Watcher(_) | Self::Silence(_) | Self::End => None,
         }
     }
 
@@ -99,7 +98,7 @@ impl Failure {
             }
             Self::Watcher(watcher::Error::WatchError(status)) => format!("can't {act} {kind}: {}", status.message),
             Self::Watcher(error @ watcher::Error::NoResourceVersion) => format!("can't {act} {kind}: {error}"),
-            Self::Silence => format!("can't list {kind}: no answer within {} s", LIST_PATIENCE.as_secs()),
+            Self::Silence(patience) => format!("can't list {kind}: no answer within {} s", patience.as_secs()),
             Self::End => format!("can't {act} {kind}: the answer ended before its time"),
         }
     }

@@ -390,6 +390,48 @@ async fn rule_89_a_server_whose_streamed_lists_come_to_no_end_is_asked_for_plain
     );
 }
 
+#[test]
+fn rule_89_streamed_lists_are_asked_for_again_an_hour_after_one_that_came_to_no_end() {
+    let (mut watch, now) = (Watch::new("services".into(), None, Need::Must), Instant::now());
+    assert!(watch.may_stream_lists(now));
+    assert!(watch.gives_up_streams(&Failure::End, now));
+    assert!(!watch.may_stream_lists(now + PLAIN_LISTS - Duration::from_secs(1)));
+    assert!(watch.may_stream_lists(now + PLAIN_LISTS));
+}
+
+/// One that takes two minutes, by a slow link, would never end.
+#[tokio::test(start_paused = true)]
+async fn rule_89_a_plain_list_has_minutes() {
+    let pauses = pauses(&script(vec![Answer::Silence, services(&["web"])], vec![]), 2).await;
+    assert!(pauses[0] >= Duration::from_secs(300), "{pauses:?}");
+}
+
+/// Another server's cache may be older than what we know.
+#[tokio::test]
+async fn rule_8_no_list_but_the_first_may_be_of_any_version() {
+    for streams_lists in [false, true] {
+        let gone = || watched("ERROR", &status(410, "too old resource version"));
+        let listed = |name: &'static str| if streams_lists { streamed(&[name]) } else { services(&[name]) };
+        let watches = vec![gone(), gone(), Answer::Silence];
+        let script = script(vec![listed("web"), listed("dns"), listed("tls")], watches);
+        script.lock().unwrap().streams_lists = streams_lists;
+        let mut events = follow_script(&script).await;
+        while next(&mut events).await != "apply tls" {}
+        let requests = script.lock().unwrap().requests.clone();
+        let is_list = |request: &&String| {
+            let is_streamed = request.contains("sendInitialEvents");
+            request.starts_with("/api/v1/services?") && (is_streamed || !request.contains("watch=true"))
+        };
+        let lists: Vec<_> = requests.iter().filter(is_list).collect();
+        let is_of_any = |list: &&&String| list.contains("resourceVersion=0");
+        assert_eq!((lists.len(), lists.iter().filter(is_of_any).count()), (3, 1), "{lists:#?}");
+        assert!(is_of_any(&&lists[0]), "{lists:#?}");
+        assert!(
+            lists.iter().all(|list| list.contains("labelSelector=") && list.contains("sendInitial") == streams_lists)
+        );
+    }
+}
+
 #[tokio::test]
 async fn rule_8_a_gap_in_the_watch_loses_no_delete() {
     let gone = watched("ERROR", &status(410, "too old resource version"));
