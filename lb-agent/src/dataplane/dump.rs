@@ -73,16 +73,22 @@ impl Maps {
         backend.state == backend_state::FREE || backend.generation != generation
     }
 
-    /// What a connected socket's address is a frontend of now.
-    fn frontend_of(&self, socket: &SocketEntry) -> Result<Option<Frontend>, MapError> {
-        let own = FrontendKey::new(socket.address, socket.port_be, socket.protocol);
-        let frontend = self.frontends.get(&own)?;
-        if frontend.is_some() {
+    /// What an address, port and protocol are a frontend of now.
+    pub(super) fn frontend_at(&self, own: &FrontendKey) -> Result<Option<Frontend>, MapError> {
+        let frontend = self.frontends.get(own)?;
+        if frontend.is_some() || !self.has_node_ports(own.address)? {
             return Ok(frontend);
         }
-        let is_here = socket.address.is_this_machine() || self.node_addresses.get(&socket.address)?.is_some();
-        let node_port = FrontendKey { address: FrontendKey::any_address(socket.address.is_v4()), ..own };
-        if is_here { self.frontends.get(&node_port) } else { Ok(None) }
+        self.frontends.get(&FrontendKey { address: FrontendKey::any_address(own.address.is_v4()), ..*own })
+    }
+
+    /// Whether NodePorts are served at an address.
+    pub(super) fn has_node_ports(&self, address: Address) -> Result<bool, MapError> {
+        Ok(address.is_this_machine() || self.node_addresses.get(&address)?.is_some())
+    }
+
+    fn frontend_of(&self, socket: &SocketEntry) -> Result<Option<Frontend>, MapError> {
+        self.frontend_at(&FrontendKey::new(socket.address, socket.port_be, socket.protocol))
     }
 
     /// Whether a socket that was connected to nobody would be served now.

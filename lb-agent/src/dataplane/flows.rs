@@ -229,18 +229,18 @@ impl Maps {
         let long_ago = tick.wrapping_sub(i32::MAX as u32 / 2);
         let mut count = 0;
         for slot in table.sets.long_words().chunks_exact(word::stride::<F>()) {
-            let Some(entry) = read::<F>(slot).filter(|entry| entry.protocol == protocol::UDP) else { continue };
+            // Flows without a backend are no Service's.
+            let is_ours = |entry: &Entry<F>| entry.protocol == protocol::UDP && entry.backend != NO_BACKEND;
+            let Some(entry) = read::<F>(slot).filter(is_ours) else { continue };
             let key = asked(&entry);
             let node_port = FrontendKey { address: FrontendKey::any_address(F::IS_V4), ..key };
-            if !frontends.contains(&key) && !frontends.contains(&node_port) {
+            let is_concerned =
+                frontends.contains(&key) || frontends.contains(&node_port) && self.has_node_ports(key.address)?;
+            if !is_concerned {
                 continue;
             }
-            let frontend = match self.frontends.get(&key)? {
-                None => self.frontends.get(&node_port)?,
-                frontend => frontend,
-            };
             let of = self.backends.get(entry.backend).unwrap_or_default().service;
-            if frontend.is_none_or(|frontend| frontend.service != of) && end(slot, &entry, long_ago) {
+            if self.frontend_at(&key)?.is_none_or(|frontend| frontend.service != of) && end(slot, &entry, long_ago) {
                 count += 1;
             }
         }

@@ -11,6 +11,10 @@ use lb_common::flow::protocol;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    dataplane::tests::Place,
+    diff::{Operation, Writer as _},
+};
 
 /// A slot of the table.
 type Slot = [AtomicU64; word::stride::<V4>()];
@@ -113,6 +117,28 @@ fn flows_are_counted_once_and_by_their_backend_of_now() {
         source_ports: 2,
     };
     assert_eq!(census, expected);
+}
+
+/// A NodePort goes: a flow to another machine's port of that number, and one that is no Service's, go on.
+#[test]
+fn rule_85_the_flows_of_a_node_port_are_those_to_the_nodes_addresses() {
+    let Some(place) = Place::new("ended-flows") else { return };
+    let mut dataplane = place.open();
+    let of_node = entry(1, FlowState::ESTABLISHED, 0);
+    let own = Entry { protocol: protocol::UDP, ..of_node };
+    let others = Entry { dst: u32::from_ne_bytes([198, 51, 100, 2]), ..own };
+    let direct = Entry { backend: NO_BACKEND, ..own };
+    dataplane.write(&Operation::UpsertNodeAddress(V4::widen(&own.dst))).unwrap();
+    let maps = dataplane.maps();
+    let slots = || maps.flows_v4.sets.long_words().chunks_exact(word::stride::<V4>());
+    for (slot, entry) in slots().zip([own, others, direct]) {
+        let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&entry));
+        slot.iter().zip(words).for_each(|(to, from)| to.store(*from, Ordering::Relaxed));
+    }
+    let node_port = FrontendKey::node_port(true, own.dport_be, protocol::UDP);
+    assert_eq!(maps.end_udp_flows(&BTreeSet::from([node_port])).unwrap(), 1);
+    let is_ended = |slot| read::<V4>(slot).unwrap().control.last_seen() != own.control.last_seen();
+    assert_eq!(slots().take(3).map(is_ended).collect::<Vec<_>>(), [true, false, false]);
 }
 
 proptest! {
