@@ -33,9 +33,13 @@ pub struct Conntrack {
     /// The programs that would ask it are this agent's.
     is_wanted: bool,
     is_asked: bool,
-    /// It can't be had, which has been said.
-    has_failed: bool,
+    /// The programs of before ask an earlier agent's.
+    is_found: bool,
+    failures: u32,
 }
+
+/// How often it is tried to load the programs: what fails as often fails always.
+const MOST_FAILURES: u32 = 10;
 
 /// Why conntrack can't be asked.
 #[derive(Debug, thiserror::Error)]
@@ -58,10 +62,26 @@ fn remedy(cause: &io::Error) -> &'static str {
     if cause.raw_os_error() == Some(libc::EPERM) { "; that of a module takes CAP_SYS_ADMIN" } else { "" }
 }
 
+impl ConntrackError {
+    /// Whether it would be the same at every attempt.
+    fn is_for_good(&self) -> bool {
+        match self {
+            Self::TooOld => true,
+            Self::Types { cause, .. } | Self::Program { cause } => cause.raw_os_error() == Some(libc::EPERM),
+            Self::Damaged { .. } => false,
+        }
+    }
+}
+
 impl Conntrack {
+    /// At the start: whether an earlier agent's programs ask it, which go on until [`Conntrack::want`].
+    pub fn found(is_found: bool) -> Self {
+        Self { is_found, ..Self::default() }
+    }
+
     /// Whether it is asked.
     pub const fn is_asked(&self) -> bool {
-        self.is_asked
+        self.is_asked || self.is_found && !self.is_wanted
     }
 
     /// Once the programs of the doors run.
@@ -69,22 +89,29 @@ impl Conntrack {
         self.is_wanted = true;
     }
 
-    /// Puts the programs where those of the doors go on, unless they are there or there is no conntrack (yet). Whether they are new.
-    pub fn install(&mut self, pins: &Pins) -> bool {
-        if !self.is_wanted || self.is_asked || self.has_failed {
-            return false;
+    /// Puts the programs where those of the doors go on, unless they are there or there is no conntrack (yet).
+    pub fn install(&mut self, pins: &Pins) {
+        if self.is_wanted && !self.is_asked && self.failures < MOST_FAILURES {
+            self.note(install(pins));
         }
-        match install(pins) {
+    }
+
+    /// Takes in what an attempt came to. A failure is said once.
+    fn note(&mut self, installed: Result<bool, ConntrackError>) {
+        match installed {
             Ok(is_there) => self.is_asked = is_there,
             Err(error) => {
-                self.has_failed = true;
-                warn!(
-                    "{error}; answers to pods whose source netfilter translates are taken for new clients where they come to a port \
-                     that is a NodePort, too"
-                );
+                let is_first = self.failures == 0;
+                self.failures = if error.is_for_good() { MOST_FAILURES } else { self.failures + 1 };
+                if is_first {
+                    let again = if error.is_for_good() { "" } else { " (it is tried again)" };
+                    warn!(
+                        "{error}{again}; answers to pods whose source netfilter translates are taken for new clients where they come to \
+                         a port that is a NodePort, too"
+                    );
+                }
             }
         }
-        self.is_asked
     }
 }
 
@@ -247,7 +274,7 @@ mod tests {
     use lb_common::config::config_flags;
 
     use super::*;
-    use crate::dataplane::tests::Place;
+    use crate::dataplane::{Dataplane, tests::Place};
 
     #[test]
     fn it_is_asked_where_the_kernel_has_it_once_our_programs_run() {
@@ -261,5 +288,40 @@ mod tests {
         // Whatever is configured then.
         dataplane.set_config(&Default::default());
         assert_eq!(dataplane.config().flags & config_flags::ASKS_CONNTRACK != 0, is_there);
+        // The next agent leaves it to the programs that run, until its own take their place.
+        drop(dataplane);
+        let mut dataplane = place.open();
+        let asks = |dataplane: &Dataplane| {
+            let in_map = dataplane.maps().config.get(0).unwrap().flags & config_flags::ASKS_CONNTRACK;
+            assert_eq!(in_map, dataplane.config().flags & config_flags::ASKS_CONNTRACK);
+            in_map != 0
+        };
+        assert_eq!(asks(&dataplane), is_there);
+        dataplane.bump_next_hops();
+        assert_eq!(asks(&dataplane), is_there);
+        dataplane.conntrack.failures = MOST_FAILURES;
+        assert!(dataplane.take_over().is_empty());
+        assert!(!asks(&dataplane), "its own programs could not be had");
+    }
+
+    #[test]
+    fn what_fails_once_is_tried_again_but_not_for_ever() {
+        let types = |code| ConntrackError::Types { subject: MODULE, cause: io::Error::from_raw_os_error(code) };
+        for (error, is_for_good) in [
+            (types(libc::ENOENT), false),
+            (types(libc::EPERM), true),
+            (ConntrackError::Program { cause: io::Error::from_raw_os_error(libc::EAGAIN) }, false),
+            (ConntrackError::TooOld, true),
+        ] {
+            let mut conntrack = Conntrack::default();
+            conntrack.note(Err(error));
+            assert_eq!(conntrack.failures == MOST_FAILURES, is_for_good, "{conntrack:?}");
+        }
+        let mut conntrack = Conntrack::default();
+        for _ in 0..MOST_FAILURES {
+            assert!(conntrack.failures < MOST_FAILURES);
+            conntrack.note(Err(types(libc::ENOENT)));
+        }
+        assert_eq!(conntrack.failures, MOST_FAILURES);
     }
 }

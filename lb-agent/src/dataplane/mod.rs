@@ -219,7 +219,7 @@ impl Dataplane {
         if let (Some(earlier), [0, 0]) = (earlier, config.seed) {
             config.seed = earlier.seed().unwrap_or_default();
         }
-        let conntrack = Conntrack::default();
+        let conntrack = Conntrack::found(config.flags & config_flags::ASKS_CONNTRACK != 0);
         let mut own = Self {
             maps,
             config,
@@ -357,7 +357,8 @@ impl Dataplane {
 
     /// Lets the programs ask conntrack, as soon as the kernel has it.
     fn ask_conntrack(&mut self) {
-        if self.conntrack.install(&self.pins) {
+        self.conntrack.install(&self.pins);
+        if self.conntrack.is_asked() != (self.config.flags & config_flags::ASKS_CONNTRACK != 0) {
             let config = self.config;
             self.set_config(&config);
         }

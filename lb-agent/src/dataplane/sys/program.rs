@@ -8,8 +8,12 @@ use std::{
 
 use aya_obj::generated::bpf_cmd;
 use bytemuck::{Pod, Zeroable};
+use nix::libc;
 
 use super::{IdAttr, InfoAttr, address, address_mut, bpf, raw};
+
+/// Times that a program is loaded while signals come in between.
+const ATTEMPTS: u32 = 5;
 
 /// The start of the attributes of `BPF_PROG_LOAD`.
 #[repr(C)]
@@ -68,10 +72,17 @@ pub fn load_program(
     };
     let most = attr.name.len() - 1;
     attr.name.iter_mut().zip(name.bytes().take(most)).for_each(|(to, from)| *to = from);
-    // SAFETY: instructions, licence and descriptors are live, and as long as is said.
-    let fd = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let mut attempts = ATTEMPTS;
+    loop {
+        // SAFETY: instructions, licence and descriptors are live, and as long as is said.
+        match unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) } {
+            // SAFETY: the kernel has just made this descriptor for us.
+            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            // A signal, which the verifier gives way to.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && attempts > 1 => attempts -= 1,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Opens the type information of a module that is loaded. Needs `CAP_SYS_ADMIN`.
@@ -84,7 +95,11 @@ pub fn open_module_types(name: &str) -> io::Result<OwnedFd> {
         id = attr.next_id;
         let mut attr = IdAttr { id, ..IdAttr::default() };
         // SAFETY: the attributes hold no addresses.
-        let fd = unsafe { bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr) }?;
+        let fd = match unsafe { bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr) } {
+            // It has gone meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            fd => fd?,
+        };
         // SAFETY: the kernel has just made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         if name_of(&fd)? == name.as_bytes() {
