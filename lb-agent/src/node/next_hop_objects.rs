@@ -106,7 +106,7 @@ fn object(body: &[u8]) -> Option<(u32, Object)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, time::Duration};
 
     use tokio::sync::mpsc;
 
@@ -139,14 +139,21 @@ mod tests {
             let (sender, mut changes) = mpsc::channel(1);
             tokio::spawn(follower.run(sender));
             ip("nexthop replace id 30 group 21/22");
-            let mut has_spoiled = false;
             follow_until(&mut changes, &mut state, |state| !state.is_default_device(20) && state.is_default_device(22))
                 .await;
             ip("nexthop replace id 22 via 192.0.22.8 dev eth2");
-            while !has_spoiled {
-                let change = changes.recv().await.unwrap();
-                has_spoiled = matches!(change, Change::Routes { .. }) && state.apply(change).next_hops;
-            }
+            let spoil = async {
+                loop {
+                    let change = changes.recv().await.unwrap();
+                    if matches!(change, Change::Routes { .. }) && state.apply(change).next_hops {
+                        break;
+                    }
+                }
+            };
+            assert!(
+                tokio::time::timeout(Duration::from_secs(5), spoil).await.is_ok(),
+                "nothing was said of the change"
+            );
             ip("route del default");
             follow_until(&mut changes, &mut state, |state| !(20..23).any(|ifindex| state.is_default_device(ifindex)))
                 .await;
