@@ -6,7 +6,13 @@
 //! `NTF_USE` would do no more than a packet does, which is nothing until the neighbour's time is up, up to 45 s; and
 //! `NTF_EXT_MANAGED` is the same every 5 s.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
 
 use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage},
@@ -16,7 +22,10 @@ use rtnetlink::{
     },
     sys::{AsyncSocketExt, TokioSocket},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
 use tracing::debug;
 
 use super::netlink::open;
@@ -24,14 +33,33 @@ use super::netlink::open;
 /// Messages in a datagram.
 const AT_ONCE: usize = 64;
 
+/// Parts in which they are asked, one after the other: the whole link would have to carry all questions and answers at once.
+const PARTS: u32 = 16;
+/// Between one part and the next: all are asked within a second.
+const STEP: Duration = Duration::from_millis(1000 / PARTS as u64);
+
 /// Asks for these neighbours, whenever they are told, until nobody tells them any more.
 pub async fn ask(mut neighbours: watch::Receiver<Vec<(u32, IpAddr)>>) {
     while neighbours.changed().await.is_ok() {
-        let told = neighbours.borrow_and_update().clone();
-        if let Err(error) = ask_once(&told).await {
-            debug!("neighbours can't be asked for: {error}");
+        let told = parts(&neighbours.borrow_and_update());
+        let start = Instant::now();
+        for (part, some) in told {
+            time::sleep_until(start + STEP * part).await;
+            if let Err(error) = ask_once(&some).await {
+                debug!("neighbours can't be asked for: {error}");
+            }
         }
     }
+}
+
+/// A neighbour is always of the same part, whoever else comes or goes: it is asked as often as neighbours are told.
+fn parts(neighbours: &[(u32, IpAddr)]) -> BTreeMap<u32, Vec<(u32, IpAddr)>> {
+    let mut parts = BTreeMap::<_, Vec<_>>::new();
+    for neighbour in neighbours {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(neighbour);
+        parts.entry((hash % u64::from(PARTS)) as u32).or_default().push(*neighbour);
+    }
+    parts
 }
 
 async fn ask_once(neighbours: &[(u32, IpAddr)]) -> io::Result<()> {
@@ -54,7 +82,7 @@ async fn send(socket: &TokioSocket, neighbours: &[(u32, IpAddr)]) -> io::Result<
     }
     socket.send(&bytes).await?;
     // What has come in meanwhile is not of interest: refusals, of what has gone.
-    while let Ok(Ok(_)) = tokio::time::timeout(Duration::ZERO, socket.recv_from_full()).await {}
+    while let Ok(Ok(_)) = time::timeout(Duration::ZERO, socket.recv_from_full()).await {}
     Ok(())
 }
 
@@ -76,8 +104,34 @@ fn question(ifindex: u32, ip: IpAddr) -> NetlinkMessage<RouteNetlinkMessage> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::node::netlink::tests::{in_new_namespace, ip, output_of_ip};
+
+    #[test]
+    fn pitfall_27_neighbours_are_asked_one_part_after_the_other_and_each_with_its_own() {
+        let neighbours: Vec<_> = (0..1600_u32).map(|n| (2, Ipv4Addr::from(0x0a00_0000 + n).into())).collect();
+        let all = parts(&neighbours);
+        assert_eq!(all.values().map(Vec::len).sum::<usize>(), neighbours.len());
+        assert!(all.len() == 16 && all.values().all(|part| (50..150).contains(&part.len())), "{all:?}");
+        for (part, some) in parts(&neighbours[7..900]) {
+            assert!(some.iter().all(|neighbour| all[&part].contains(neighbour)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pitfall_27_all_are_asked_within_a_second() {
+        assert!(STEP * PARTS <= Duration::from_secs(1));
+        let (sender, told) = watch::channel(Vec::new());
+        let asking = tokio::spawn(ask(told));
+        // Of a device that is not there.
+        sender.send_replace((0..64).map(|n| (u32::MAX, Ipv4Addr::from(n).into())).collect());
+        let start = Instant::now();
+        drop(sender);
+        asking.await.unwrap();
+        assert!((STEP..Duration::from_secs(1)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
 
     #[test]
     fn pitfall_27_the_kernel_asks_those_that_it_knows() {

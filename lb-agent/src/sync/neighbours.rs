@@ -13,7 +13,9 @@ use tokio::sync::watch;
 
 use super::{devices::Devices, doors::Doors};
 
-/// How often they are asked. The kernel gives up a neighbour after three questions, a second apart, and asks the whole link then.
+/// How often they are asked, within a second ([`crate::node::neighbours`]). The kernel gives up a neighbour after three questions, a
+/// second apart, and asks the whole link then: one that has moved is found again within ten seconds. The kernel calls a neighbour reachable
+/// for up to 45 s after its last answer, dead or not, so that those are asked, too.
 const PERIOD: Duration = Duration::from_secs(4);
 
 /// How often the cache begins anew, so that nobody is asked for whom nothing was sent for as long.
