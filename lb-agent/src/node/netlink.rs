@@ -4,20 +4,19 @@
 //! Out: [`Change`]s. Reports that the kernel had to throw away (`ENOBUFS`) lead to a new look at everything, as does a
 //! socket that broke.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::{Ipv4Addr, Ipv6Addr},
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use ipnet::IpNet;
 use nix::libc;
 use rtnetlink::{
-    MulticastGroup, RouteMessageBuilder,
+    MulticastGroup,
     packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage,
+        AddressFamily, RouteNetlinkMessage,
+        address::AddressMessage,
+        link::LinkMessage,
+        neighbour::NeighbourMessage,
+        route::{RouteHeader, RouteMessage},
         rule::RuleMessage,
     },
     sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
@@ -118,7 +117,7 @@ impl Follower {
         for group in GROUPS {
             socket.socket_ref().add_membership(group as u32).map_err(NetlinkError::Open)?;
         }
-        let state = look().await?;
+        let state = look(everything).await?;
         let default_devices = state.default_devices().clone();
         Ok((Self { socket, default_devices }, state))
     }
@@ -154,7 +153,7 @@ impl Follower {
             changes.push(Change::Routes { may_be_default: true });
         }
         if changes.iter().any(|change| self.may_change_default_routes(change)) {
-            match look_at_default_routes().await {
+            match look(default_routes).await {
                 Ok(devices) => {
                     self.default_devices.clone_from(&devices);
                     changes.push(Change::DefaultDevices(devices));
@@ -166,7 +165,7 @@ impl Follower {
             }
         }
         if changes.contains(&Change::Rules) {
-            match look_at_rules().await {
+            match look(rules).await {
                 Ok(is_policy_routed) => changes.push(Change::PolicyRouting(is_policy_routed)),
                 Err(error) => {
                     warn!("{error}; looking at everything anew");
@@ -227,19 +226,22 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlin
         .filter_map(|message| message.inspect_err(|error| debug!("a netlink message can't be read: {error}")).ok())
 }
 
-/// Everything that is there now. While the machine changes, the kernel may leave something out and say so: then it is asked again.
-async fn look() -> Result<NodeState, NetlinkError> {
+/// What is there now. While the machine changes, the kernel may leave something out and say so: then it is asked again.
+async fn look<T, F>(at: impl Fn() -> F) -> Result<T, NetlinkError>
+where
+    F: Future<Output = Result<(T, bool), NetlinkError>>,
+{
     for _ in 0..MOST_LOOKS {
-        let mut state = NodeState::default();
-        if look_once(&mut state).await? {
-            return Ok(state);
+        if let (seen, true) = at().await? {
+            return Ok(seen);
         }
     }
     Err(NetlinkError::Restless)
 }
 
-/// Whether it was looked at as a whole.
-async fn look_once(state: &mut NodeState) -> Result<bool, NetlinkError> {
+/// Everything, and whether it was looked at as a whole.
+async fn everything() -> Result<(NodeState, bool), NetlinkError> {
+    let mut state = NodeState::default();
     let socket = open().map_err(NetlinkError::Open)?;
     let questions = [
         ("devices", RouteNetlinkMessage::GetLink(LinkMessage::default())),
@@ -248,57 +250,45 @@ async fn look_once(state: &mut NodeState) -> Result<bool, NetlinkError> {
     ];
     let mut is_whole = true;
     for (what, question) in questions {
-        is_whole &= list(&socket, what, question, |message| take_in(state, message)).await?;
+        is_whole &= list(&socket, what, question, |message| take_in(&mut state, message)).await?;
     }
-    let devices = look_at_default_routes_once(&socket, &mut is_whole).await?;
+    let (devices, are_whole) = default_routes().await?;
+    is_whole &= are_whole;
     state.apply(Change::DefaultDevices(devices));
-    state.apply(Change::PolicyRouting(look_at_rules_once(&socket, &mut is_whole).await?));
-    Ok(is_whole)
+    let (is_policy_routed, are_whole) = rules().await?;
+    state.apply(Change::PolicyRouting(is_policy_routed));
+    Ok((state, is_whole && are_whole))
 }
 
-/// Whether there are rules for which [`is_policy`] is so.
-async fn look_at_rules() -> Result<bool, NetlinkError> {
-    for _ in 0..MOST_LOOKS {
-        let mut is_whole = true;
-        let socket = open().map_err(NetlinkError::Open)?;
-        let is_policy_routed = look_at_rules_once(&socket, &mut is_whole).await?;
-        if is_whole {
-            return Ok(is_policy_routed);
-        }
-    }
-    Err(NetlinkError::Restless)
-}
-
-async fn look_at_rules_once(socket: &TokioSocket, is_whole: &mut bool) -> Result<bool, NetlinkError> {
-    let mut is_policy_routed = false;
+/// Whether there are rules for which [`is_policy`] is so; and whether they were looked at as a whole.
+async fn rules() -> Result<(bool, bool), NetlinkError> {
+    let socket = open().map_err(NetlinkError::Open)?;
+    let (mut is_policy_routed, mut is_whole) = (false, true);
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RuleMessage::default();
         question.header.family = family;
-        *is_whole &= list(socket, "routing rules", RouteNetlinkMessage::GetRule(question), |message| {
+        is_whole &= list(&socket, "routing rules", RouteNetlinkMessage::GetRule(question), |message| {
             is_policy_routed |= matches!(message, RouteNetlinkMessage::NewRule(rule) if is_policy(&rule));
         })
         .await?;
     }
-    Ok(is_policy_routed)
+    Ok((is_policy_routed, is_whole))
 }
 
-/// The devices through which the main table's default routes lead.
-async fn look_at_default_routes() -> Result<BTreeSet<u32>, NetlinkError> {
-    for _ in 0..MOST_LOOKS {
-        let mut is_whole = true;
-        let socket = open().map_err(NetlinkError::Open)?;
-        let devices = look_at_default_routes_once(&socket, &mut is_whole).await?;
-        if is_whole {
-            return Ok(devices);
-        }
+/// The devices through which the main table's default routes lead; and whether they were looked at as a whole.
+async fn default_routes() -> Result<(BTreeSet<u32>, bool), NetlinkError> {
+    let socket = open().map_err(NetlinkError::Open)?;
+    // Else the kernel lists the routes of all tables.
+    if let Err(error) = socket.socket_ref().set_netlink_get_strict_chk(true) {
+        debug!("routes of all tables are listed: {error}");
     }
-    Err(NetlinkError::Restless)
-}
-
-async fn look_at_default_routes_once(socket: &TokioSocket, is_whole: &mut bool) -> Result<BTreeSet<u32>, NetlinkError> {
-    let (mut devices, mut objects) = (BTreeSet::new(), BTreeSet::new());
-    for question in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
-        *is_whole &= list(socket, "routes", RouteNetlinkMessage::GetRoute(question), |message| {
+    let (mut devices, mut objects, mut is_whole) = (BTreeSet::new(), BTreeSet::new(), true);
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        question.header.table = RouteHeader::RT_TABLE_MAIN;
+        // Where there is no such table yet, the list is an empty one.
+        is_whole &= list(&socket, "routes", RouteNetlinkMessage::GetRoute(question), |message| {
             if let RouteNetlinkMessage::NewRoute(route) = message
                 && is_default(&route)
             {
@@ -310,12 +300,12 @@ async fn look_at_default_routes_once(socket: &TokioSocket, is_whole: &mut bool) 
         .await?;
     }
     if !objects.is_empty() {
-        let listed = tokio::time::timeout(PATIENCE, next_hop_objects::list(socket)).await;
+        let listed = tokio::time::timeout(PATIENCE, next_hop_objects::list(&socket)).await;
         let listed = listed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let known = listed.map_err(|source| NetlinkError::List { what: "next-hop objects", source })?;
         devices.extend(objects.iter().flat_map(|id| next_hop_objects::devices(*id, &known)));
     }
-    Ok(devices)
+    Ok((devices, is_whole))
 }
 
 /// Asks for a list. Returns whether nothing was changed while the kernel went through it.
@@ -416,6 +406,31 @@ pub(super) mod tests {
         };
         let patience = Duration::from_secs(5);
         assert!(tokio::time::timeout(patience, follow).await.is_ok(), "{state:#?}");
+    }
+
+    /// One after the other is added. At first there is no table at all.
+    #[test]
+    fn default_routes_are_those_of_the_main_table_of_both_families() {
+        in_new_namespace(|| async {
+            assert_eq!(look(default_routes).await.unwrap(), BTreeSet::new());
+            for index in 20..24 {
+                ip(&format!("link add d{index} index {index} type veth peer name p{index}"));
+                ip(&format!("link set p{index} up"));
+                ip(&format!("link set d{index} up"));
+                ip(&format!("address add 192.0.{index}.1/24 dev d{index}"));
+            }
+            for (route, expected) in [
+                ("-4 route add default dev d20 table 100", vec![]),
+                ("-6 route add default dev d20 table 1000", vec![]),
+                ("-6 route add default dev d21", vec![21]),
+                ("-4 route add 198.51.100.0/24 dev d20", vec![21]),
+                ("-4 route add default dev d22 proto static", vec![21, 22]),
+                ("-4 route add default dev d23 proto boot metric 7", vec![21, 22, 23]),
+            ] {
+                ip(route);
+                assert_eq!(look(default_routes).await.unwrap(), BTreeSet::from_iter(expected), "{route}");
+            }
+        });
     }
 
     #[test]

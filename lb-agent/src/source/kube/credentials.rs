@@ -158,7 +158,13 @@ impl Following {
 
     async fn look(&self) {
         let stamp = stamp(self.origin.kubeconfig.clone()).await;
-        if self.with_held(|held| held.stamp == stamp) {
+        let is_same = self.with_held(|held| {
+            let is_same = held.stamp == stamp;
+            // They may have been others, or none, in between.
+            held.is_told &= !is_same;
+            is_same
+        });
+        if is_same {
             return;
         }
         let from = self.origin.text();
@@ -206,6 +212,34 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn files_that_come_back_as_they_were_are_good_again_and_the_next_failure_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
+        let text = json!({
+            "clusters": [{"name": "c", "cluster": {"server": "http://192.0.2.1"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        });
+        let write = || fs::write(&path, text.to_string()).unwrap();
+        write();
+        let (requests, asked) = (ApiRequests::default(), AskedPause::default());
+        let origin = Origin { kubeconfig: Some(path.clone()), requests, asked };
+        let client = origin.connect(origin.load().await.unwrap()).unwrap();
+        let stamp = stamp(Some(path.clone())).await;
+        let held = Held { client, stamp, looked: Instant::now(), is_doubtful: false, is_told: false };
+        let following = Following { origin, held: Arc::new(Mutex::new(held)) };
+        for _ in 0..2 {
+            fs::remove_file(&path).unwrap();
+            following.look().await;
+            assert!(following.with_held(|held| held.is_told));
+            write();
+            following.look().await;
+            assert!(!following.with_held(|held| held.is_told));
+        }
+    }
 
     #[test]
     fn a_change_of_any_file_is_seen_but_not_of_a_token_that_the_client_reads_itself() {
