@@ -11,7 +11,7 @@ use lb_common::{config::role, maps::programs};
 
 use crate::node::{
     roles::Duty,
-    state::{BRIDGE, VETH, is_tunnel},
+    state::{VETH, is_tunnel},
 };
 
 /// Where a program of ours runs on a device.
@@ -131,8 +131,6 @@ impl XdpMode {
             _ if !duty.is_main => {
                 XdpWish::No("not named by --uplink, and with neither a default route nor the node's address")
             }
-            // One that nobody has named may be an uplink, too: a bridge of containers is no mistake of the operator's.
-            Self::Driver if kind == BRIDGE => XdpWish::No("a bridge has no driver"),
             Self::Driver => XdpWish::Must(Door::XdpDriver),
             Self::Generic => XdpWish::Must(Door::XdpGeneric),
             // Local senders leave the checksum to a device that does not exist: XDP can't know, TC does.
@@ -167,7 +165,7 @@ mod tests {
         assert_eq!(XdpMode::Generic.wish(uplink, VETH), XdpWish::Must(Door::XdpGeneric));
         assert!(matches!(XdpMode::Driver.wish(main(role::POD), ""), XdpWish::No(_)));
         assert!(matches!(XdpMode::Driver.wish(uplink, "vxlan"), XdpWish::No(_)));
-        assert!(matches!(XdpMode::Driver.wish(uplink, "bridge"), XdpWish::No(_)));
+        assert_eq!(XdpMode::Driver.wish(uplink, "bridge"), XdpWish::Must(Door::XdpDriver));
         assert!(matches!(XdpMode::Off.wish(uplink, ""), XdpWish::No(_)));
     }
 
