@@ -3,6 +3,8 @@
 
 use core::num::NonZeroU64;
 
+use crate::bits::plain_bits;
+
 /// Declares [`Reason`] with its texts, so that a reason, its metric label and its explanation stand on one line.
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $index:literal, $label:literal;)+) => {
@@ -215,21 +217,9 @@ pub type Stage<T> = Result<T, Stop>;
 #[repr(transparent)]
 pub struct Packed(u64);
 
+plain_bits!(Packed);
+
 impl Packed {
-    /// As a plain number.
-    #[inline(always)]
-    #[must_use]
-    pub const fn to_bits(self) -> u64 {
-        self.0
-    }
-
-    /// From [`Packed::to_bits`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
     /// Packs a result.
     #[inline(always)]
     #[must_use]

@@ -5,6 +5,8 @@
 //! A [`Walk`] is one plain word that goes from step to step, so that each step can be a global function of the eBPF programs.
 //! Offsets count from the start of the IP header.
 
+use crate::bits::plain_bits;
+
 /// Extension headers that are followed.
 pub const MOST_HEADERS: u32 = 6;
 /// Bytes of extension headers that are followed.
@@ -53,6 +55,8 @@ pub enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk(u64);
 
+plain_bits!(Walk);
+
 impl Walk {
     const FIRST: u64 = 1 << 28;
     const LATER: u64 = 1 << 29;
@@ -82,20 +86,6 @@ impl Walk {
     pub const fn v6(version_and_class: u8, next_header: u8) -> Self {
         let fault = if version_and_class >> 4 == 6 { 0 } else { Self::MALFORMED };
         Self(fault | header_flag(next_header) | (V6_LEN as u64) << 8 | next_header as u64)
-    }
-
-    /// From [`Walk::to_bits`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    /// As a plain number.
-    #[inline(always)]
-    #[must_use]
-    pub const fn to_bits(self) -> u64 {
-        self.0
     }
 
     /// Whether an extension header stands at [`Walk::offset`] that is to be stepped over. Behind the header of a later

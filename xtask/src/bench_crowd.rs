@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `bench crowd`: builds the agent and the bench, and becomes the bench.
 
-use std::process::Command;
+use anyhow::Result;
 
-use anyhow::{Result, ensure};
-
-use crate::{
-    bench::Output,
-    bench_traffic::{self, PACKAGES},
-    packages, run, shell,
-};
+use crate::{bench::Output, bench_traffic};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -28,10 +22,7 @@ pub struct Arguments {
 
 /// Builds everything and becomes the bench: its exit status is ours.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(shell::is_root(), "the bench loads eBPF programs and makes network namespaces: run it as root");
-    packages::ensure(&PACKAGES, "run the bench's servers and clients")?;
-    bench_traffic::build()?;
-    let mut command = Command::new(run::built("shunt-bench-crowd")?);
+    let mut command = bench_traffic::prepare("shunt-bench-crowd")?;
     let Arguments { exchanges, seconds, connections, .. } = arguments;
     for (flag, value) in [("--exchanges", exchanges), ("--seconds", seconds), ("--connections", connections)] {
         command.args(value.iter().flat_map(|value| [flag.to_owned(), value.to_string()]));

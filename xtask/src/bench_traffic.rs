@@ -20,16 +20,12 @@ pub struct Arguments {
 }
 
 /// What the benches run: programs' packages on Debian and Ubuntu.
-pub const PACKAGES: [&str; 8] =
+const PACKAGES: [&str; 8] =
     ["iproute2", "nginx-light", "dnsmasq-base", "iperf3", "wrk", "ethtool", "nftables", "iptables"];
 
 /// Builds everything and becomes the bench: its exit status is ours.
 pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {
-    ensure!(shell::is_root(), "the bench loads eBPF programs and makes network namespaces: run it as root");
-    packages::ensure(&PACKAGES, "run the bench's servers and clients")?;
-    build()?;
-    let bench = run::built(bench)?;
-    let mut command = Command::new(&bench);
+    let mut command = prepare(bench)?;
     command.arg("--rounds").arg(arguments.rounds.to_string());
     if let Some(services) = &arguments.services {
         command.arg("--services").arg(services);
@@ -37,8 +33,16 @@ pub fn run(bench: &str, arguments: &Arguments) -> Result<()> {
     arguments.output.hand_over_to(&mut command)
 }
 
+/// Builds all that a bench with real traffic runs, and gives the command that starts it.
+pub fn prepare(bench: &str) -> Result<Command> {
+    ensure!(shell::is_root(), "the bench loads eBPF programs and makes network namespaces: run it as root");
+    packages::ensure(&PACKAGES, "run the bench's servers and clients")?;
+    build()?;
+    Ok(Command::new(run::built(bench)?))
+}
+
 /// Programs, agent and benches. What is measured runs in the kernel and in other programs, so nothing needs a release build.
-pub fn build() -> Result<()> {
+fn build() -> Result<()> {
     build_ebpf::build(&build_ebpf::Arguments::default())?;
     shell::run(shell::cargo().args(["build", "--package", "lb-agent", "--package", "shunt-tests", "--bins"]))
 }

@@ -9,6 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use super::{Direction, FlowKey, FlowState, flow_flags};
 use crate::{
     address::{Family, V4, V6},
+    bits::plain_bits,
     checksum::{Delta, negate},
 };
 
@@ -91,6 +92,8 @@ pub mod word {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Control(u64);
 
+plain_bits!(Control);
+
 impl Control {
     const STATE_SHIFT: u32 = 32;
     const FLAGS_SHIFT: u32 = 40;
@@ -100,20 +103,6 @@ impl Control {
 
     /// An empty slot that was never claimed.
     pub const NONE: Self = Self(0);
-
-    /// From the word.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    /// The word.
-    #[inline(always)]
-    #[must_use]
-    pub const fn to_bits(self) -> u64 {
-        self.0
-    }
 
     /// Tick of the last packet of this direction.
     #[inline(always)]

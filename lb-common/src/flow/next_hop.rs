@@ -7,7 +7,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::address::Family;
+use crate::{address::Family, bits::plain_bits};
 
 /// Elements of the table: 2 MiB per family. As many destinations can be in use at once without asking the kernel anew; with more, some
 /// packets ask.
@@ -42,26 +42,14 @@ pub struct NextHop {
 
 const _: () = assert!(size_of::<NextHop>() == 64);
 
-/// The generation in which an element was found, and a count that is odd while somebody writes (a sequence lock): a reader who finds another stamp afterwards has read two
-/// elements.
+/// The generation in which an element was found, and a count that is odd while somebody writes (a sequence lock): a reader who finds
+/// another stamp afterwards has read two elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u64);
 
+plain_bits!(Stamp);
+
 impl Stamp {
-    /// From [`NextHop::stamp`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    /// For [`NextHop::stamp`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn to_bits(self) -> u64 {
-        self.0
-    }
-
     /// The generation; 0 while it is being written, and before that.
     #[inline(always)]
     #[must_use]
