@@ -49,11 +49,26 @@ type Skip = (&'static str, &'static str, &'static [Kernel], &'static str);
 const FILTERS: &[Kernel] = &[Kernel::V6_1];
 
 const SKIPPED: [Skip; 10] = [
-    ("lb_agent", "dataplane::tests::a_device_that_comes_back_under_its_old_index_is_attached_anew", FILTERS, LINKS),
-    ("lb_agent", "dataplane::tests::a_link_that_takes_no_new_program_runs_until_there_is_another", FILTERS, LINKS),
+    (
+        "lb_agent",
+        "dataplane::tests::links::a_device_that_comes_back_under_its_old_index_is_attached_anew",
+        FILTERS,
+        LINKS,
+    ),
+    (
+        "lb_agent",
+        "dataplane::tests::links::a_link_that_takes_no_new_program_runs_until_there_is_another",
+        FILTERS,
+        LINKS,
+    ),
     ("lb_agent", "dataplane::tests::cleanup_removes_all_that_was_made", FILTERS, LINKS),
-    ("lb_agent", "dataplane::tests::links_outlive_the_agent_and_get_its_successor_s_programs", FILTERS, LINKS),
-    ("lb_agent", "dataplane::tests::programs_of_another_layout_run_on_until_they_are_taken_over", FILTERS, LINKS),
+    ("lb_agent", "dataplane::tests::links::links_outlive_the_agent_and_get_its_successor_s_programs", FILTERS, LINKS),
+    (
+        "lb_agent",
+        "dataplane::tests::links::programs_of_another_layout_run_on_until_they_are_taken_over",
+        FILTERS,
+        LINKS,
+    ),
     ("probes", "scans_find_the_open_port_and_harm_nothing", &[], "the machine's disk has no nmap"),
     ("packets", "adversarial::", &[], MANY_PACKETS),
     ("packets", "captured_frames_damaged_at_random", &[], MANY_PACKETS),

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The source against a small API server that answers by a script.
 
+mod lists;
+mod pauses;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -350,127 +353,6 @@ async fn a_watch_tells_changes() {
 }
 
 #[tokio::test]
-async fn rule_89_lists_are_streamed_by_servers_that_do_so() {
-    let gone = watched("ERROR", &status(410, "too old resource version"));
-    let lists = vec![streamed(&["web", "dns"]), streamed(&["dns"])];
-    let script = script(lists, vec![gone, Answer::Silence]);
-    script.lock().unwrap().streams_lists = true;
-    let mut events = follow_script(&script).await;
-    assert_eq!(until_synced(&mut events).await, ["apply web", "apply dns"]);
-    assert_eq!([next(&mut events).await, next(&mut events).await], ["apply dns", "delete web"]);
-    let requests = script.lock().unwrap().requests.clone();
-    assert!(requests.iter().all(|request| request.contains("watch=true")), "{requests:?}");
-}
-
-#[tokio::test]
-async fn rule_89_others_are_asked_for_plain_lists_at_once_which_they_have_in_their_cache() {
-    let script = script(vec![services(&["web"])], vec![]);
-    let (start, mut events) = (Instant::now(), follow_script(&script).await);
-    assert_eq!(until_synced(&mut events).await, ["apply web"]);
-    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
-    let requests = script.lock().unwrap().requests.clone();
-    let lists: Vec<_> = requests.iter().filter(|request| !request.contains("watch=true")).collect();
-    assert_eq!(lists.len(), usize::from(KINDS), "{requests:?}");
-    let is_cached = |list: &&String| list.contains("resourceVersion=0") && !list.contains("limit=");
-    assert!(lists.iter().all(is_cached), "{lists:?}");
-}
-
-#[tokio::test]
-async fn rule_89_a_server_whose_streamed_lists_come_to_no_end_is_asked_for_plain_ones() {
-    let cut = || watched("ADDED", &object("web"));
-    let script = script(vec![cut(), cut(), services(&["web", "dns"])], vec![]);
-    script.lock().unwrap().streams_lists = true;
-    let mut events = follow_script(&script).await;
-    let news = until_synced(&mut events).await;
-    assert_eq!(news.last().map(String::as_str), Some("apply dns"), "{news:?}");
-    let requests = script.lock().unwrap().requests.clone();
-    assert_eq!(
-        requests.iter().filter(|request| request.contains("/services?") && request.contains("sendInitial")).count(),
-        2
-    );
-}
-
-#[test]
-fn rule_89_streamed_lists_are_asked_for_again_an_hour_after_one_that_came_to_no_end() {
-    let (mut watch, now) = (Watch::new("services".into(), None, Need::Must), Instant::now());
-    assert!(watch.may_stream_lists(now));
-    assert!(watch.gives_up_streams(&Failure::End, now));
-    assert!(!watch.may_stream_lists(now + PLAIN_LISTS - Duration::from_secs(1)));
-    assert!(watch.may_stream_lists(now + PLAIN_LISTS));
-}
-
-/// One that takes two minutes, by a slow link, would never end.
-#[tokio::test(start_paused = true)]
-async fn rule_89_a_plain_list_has_minutes() {
-    let pauses = pauses(&script(vec![Answer::Silence, services(&["web"])], vec![]), 2).await;
-    assert!(pauses[0] >= Duration::from_secs(300), "{pauses:?}");
-}
-
-/// Another server's cache may be older than what we know.
-#[tokio::test]
-async fn rule_8_no_list_but_the_first_may_be_of_any_version() {
-    for streams_lists in [false, true] {
-        let gone = || watched("ERROR", &status(410, "too old resource version"));
-        let listed = |name: &'static str| if streams_lists { streamed(&[name]) } else { services(&[name]) };
-        let watches = vec![gone(), gone(), Answer::Silence];
-        let script = script(vec![listed("web"), listed("dns"), listed("tls")], watches);
-        script.lock().unwrap().streams_lists = streams_lists;
-        let mut events = follow_script(&script).await;
-        while next(&mut events).await != "apply tls" {}
-        let requests = script.lock().unwrap().requests.clone();
-        let is_list = |request: &&String| {
-            let is_streamed = request.contains("sendInitialEvents");
-            request.starts_with("/api/v1/services?") && (is_streamed || !request.contains("watch=true"))
-        };
-        let lists: Vec<_> = requests.iter().filter(is_list).collect();
-        let is_of_any = |list: &&&String| list.contains("resourceVersion=0");
-        assert_eq!((lists.len(), lists.iter().filter(is_of_any).count()), (3, 1), "{lists:#?}");
-        assert!(is_of_any(&&lists[0]), "{lists:#?}");
-        assert!(
-            lists.iter().all(|list| list.contains("labelSelector=") && list.contains("sendInitial") == streams_lists)
-        );
-    }
-}
-
-#[tokio::test]
-async fn rule_8_a_gap_in_the_watch_loses_no_delete() {
-    let gone = watched("ERROR", &status(410, "too old resource version"));
-    let script = script(vec![services(&["web", "dns"]), services(&["dns"])], vec![Answer::Silence]);
-    script.lock().unwrap().answers.get_mut(&("services", true)).unwrap().push_front(gone);
-    let mut events = follow_script(&script).await;
-    assert_eq!(until_synced(&mut events).await[..2], ["apply web", "apply dns"]);
-    let mut news = Vec::new();
-    while news.last().is_none_or(|last| last != "delete web") {
-        news.push(next(&mut events).await);
-    }
-    assert!(news.contains(&"apply dns".to_string()), "{news:?}");
-}
-
-#[tokio::test]
-async fn rule_18_who_has_gone_is_told_before_the_end_of_a_list_anew() {
-    let gone = watched("ERROR", &status(410, "too old resource version"));
-    let script = script(vec![services(&["web", "dns"]), services(&["dns"])], vec![gone, Answer::Silence]);
-    let mut events = follow_script(&script).await;
-    assert_eq!(until_synced(&mut events).await.len(), 2);
-    assert_eq!(next_event(&mut events).await, Event::Relisting(true));
-    assert_eq!([next(&mut events).await, next(&mut events).await], ["apply dns", "delete web"]);
-    assert_eq!(next_event(&mut events).await, Event::Relisting(false));
-}
-
-#[tokio::test]
-async fn http_410_at_the_start_of_a_watch_leads_to_a_list_and_not_to_a_loop() {
-    let gone = || failure(410, "too old resource version");
-    let script = script(vec![services(&["web"]), services(&["dns"])], vec![gone(), Answer::Silence]);
-    let mut events = follow_script(&script).await;
-    let mut news = Vec::new();
-    while news.last().is_none_or(|last| last != "apply dns") {
-        news.push(next(&mut events).await);
-    }
-    news.sort();
-    assert_eq!(news, ["apply dns", "apply web", "delete web", "synced"]);
-}
-
-#[tokio::test]
 async fn a_refusal_says_what_to_allow_and_is_said_once() {
     let forbidden = || failure(403, "services is forbidden");
     let mut events = follow_script(&script(vec![forbidden(), forbidden(), services(&["web"])], vec![])).await;
@@ -478,79 +360,6 @@ async fn a_refusal_says_what_to_allow_and_is_said_once() {
     assert!(problem.starts_with("Kubernetes API server http://127.0.0.1:"), "{problem}");
     assert!(problem.contains("can't list services: services is forbidden (HTTP 403); allow the user of"), "{problem}");
     assert_eq!(until_synced(&mut events).await, ["apply web"]);
-}
-
-/// Time between one request for Services and the next, of the first so many.
-async fn pauses(script: &Shared, requests: usize) -> Vec<Duration> {
-    pauses_of::<Lean<Service>>(script, requests, Need::Must).await
-}
-
-async fn pauses_of<K>(script: &Shared, requests: usize, need: Need) -> Vec<Duration>
-where
-    K: Resource<DynamicType = ()> + Into<Object> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    // No network: the clock is ours.
-    let client = Client::new(Router::new().fallback(answer).with_state(script.clone()), "default");
-    let (sender, mut events) = mpsc::channel(16);
-    let (url, origin, unlisted) = ("http://test".into(), "a test".into(), AtomicU8::new(1));
-    let server = Server { url, origin, events: sender, unlisted, asked: AskedPause::default() };
-    tokio::spawn(async move { server.follow::<K>(&client, watcher::Config::default(), None, need).await });
-    tokio::spawn(async move { while events.recv().await.is_some() {} });
-    let is_over = || script.lock().unwrap().times.len() >= requests;
-    for _ in 0..100_000 {
-        if is_over() {
-            break;
-        }
-        time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(is_over(), "{:?}", script.lock().unwrap().requests);
-    let times = script.lock().unwrap().times.clone();
-    times[..requests].windows(2).map(|pair| pair[1] - pair[0]).collect()
-}
-
-#[tokio::test(start_paused = true)]
-async fn pauses_grow_while_a_server_fails() {
-    let lists = (0..6).map(|_| failure(500, "no quorum")).chain([services(&["web"])]).collect();
-    let pauses = pauses(&script(lists, vec![]), 7).await;
-    assert!(pauses[5] > pauses[0] * 5, "{pauses:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn rule_6_what_may_not_be_read_is_asked_for_again_within_seconds_and_what_is_not_there_within_minutes() {
-    for (code, requests, longest) in [(403, 53, 30), (404, 11, 600)] {
-        let script = script(vec![], vec![]);
-        let refusals = (0..requests).map(|_| failure(code, "no"));
-        script.lock().unwrap().answers.insert(("servicecidrs", false), refusals.collect());
-        let pauses = pauses_of::<ServiceCIDR>(&script, requests, Need::May).await;
-        let last = *pauses.last().unwrap();
-        assert!(last <= Duration::from_secs(longest + 1) && last >= Duration::from_secs(longest / 4), "{pauses:?}");
-    }
-}
-
-/// A server whose history is shorter than a list takes.
-#[tokio::test(start_paused = true)]
-async fn pauses_grow_while_every_list_is_forgotten_at_once() {
-    let lists = (0..60).map(|_| services(&["web"])).collect();
-    let watches = (0..60).map(|_| failure(410, "too old resource version")).collect();
-    let pauses = pauses(&script(lists, watches), 120).await;
-    // List, watch, list ..: only the first list follows at once.
-    let before_lists: Vec<_> = pauses.iter().skip(1).step_by(2).collect();
-    assert!(*before_lists[0] < Duration::from_millis(100), "{before_lists:?}");
-    assert!(before_lists[1..].iter().all(|pause| **pause >= Duration::from_millis(400)), "{before_lists:?}");
-    assert!(**before_lists.last().unwrap() > Duration::from_secs(10), "{before_lists:?}");
-}
-
-/// `refuses` stands for what a server does while it is restarted, until it can tell that it has forgotten.
-#[tokio::test(start_paused = true)]
-async fn a_restarted_server_that_has_forgotten_is_listed_within_three_seconds() {
-    for refusals in [0, 1, 5, 25] {
-        let watches = (0..refusals).map(|_| failure(403, "not yet")).chain([failure(410, "too old")]).collect();
-        let script = script(vec![services(&["web"]), services(&["dns"])], watches);
-        let pauses = pauses(&script, refusals + 3).await;
-        let (last, refused) = pauses[1..].split_last().unwrap();
-        assert!(*last < Duration::from_millis(100), "{pauses:?}");
-        assert!(refused.iter().all(|pause| *pause <= Duration::from_secs(2) + Duration::from_millis(50)), "{pauses:?}");
-    }
 }
 
 #[tokio::test]
