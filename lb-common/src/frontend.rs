@@ -53,6 +53,18 @@ impl FrontendKey {
         (mixed ^ mixed >> 16) as u16
     }
 
+    /// Whether this is a NodePort.
+    #[must_use]
+    pub fn is_node_port(&self) -> bool {
+        [true, false].iter().any(|&is_v4| self.address == Self::any_address(is_v4))
+    }
+
+    /// The NodePort that a packet for this frontend is for where its address is one of the node's.
+    #[must_use]
+    pub fn to_node_port(&self) -> Self {
+        Self::node_port(self.address.is_v4(), self.port_be, self.protocol)
+    }
+
     /// The address under which NodePorts of a family stand.
     #[inline(always)]
     #[must_use]

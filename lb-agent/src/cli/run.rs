@@ -277,7 +277,8 @@ fn configuration(former: Config, args: &RunArgs, seed: Option<HashSeed>, clock: 
         ]
         .into_iter()
         .filter(|(_, is_set)| *is_set)
-        .fold(0, |flags, (flag, _)| flags | flag),
+        // The earlier agent's programs run on with it until the machine's rules have been looked at.
+        .fold(former.flags & config_flags::POLICY_ROUTING, |flags, (flag, _)| flags | flag),
         next_hop_generation: former.next_hop_generation.max(1),
         ..former
     })
@@ -390,10 +391,11 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_configuration_keeps_its_seed_and_generation() {
+    fn an_adopted_configuration_keeps_its_seed_its_generation_and_what_the_machine_does() {
         let first = configuration(Config::default(), &args(""), None, CLOCK).unwrap();
         assert_ne!(first.seed, [0; 2]);
-        let former = Config { next_hop_generation: 7, table_key: [3, 4], ..first };
+        let flags = config_flags::POLICY_ROUTING;
+        let former = Config { next_hop_generation: 7, table_key: [3, 4], flags, ..first };
         assert_eq!(configuration(former, &args(""), None, CLOCK).unwrap(), former);
     }
 

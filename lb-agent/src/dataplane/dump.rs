@@ -79,7 +79,7 @@ impl Maps {
         if frontend.is_some() || !self.has_node_ports(own.address)? {
             return Ok(frontend);
         }
-        self.frontends.get(&FrontendKey { address: FrontendKey::any_address(own.address.is_v4()), ..*own })
+        self.frontends.get(&own.to_node_port())
     }
 
     /// Whether NodePorts are served at an address.

@@ -5,7 +5,7 @@
 //! To end a flow is to make it look idle for too long: the time of last use is what anybody may store at any moment.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -15,17 +15,20 @@ use lb_common::{
 };
 use tracing::{debug, warn};
 
-use super::maps::Maps;
+use super::MapError;
 use crate::diff::{GRACE, Operation};
 
-/// Frontends whose flows are to be ended, and when.
+/// Between two walks over the flow tables, however many frontends go.
+const REST: Duration = Duration::from_secs(1);
+
+/// Frontends whose flows are to be ended.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// Since the last walk.
-    new: BTreeSet<FrontendKey>,
-    /// A packet may have been decided just before the change, and its flow be in the table only after the first walk; or it has
-    /// stored its time after that. So there is a second one.
-    again: Option<(Instant, BTreeSet<FrontendKey>)>,
+    /// When they are due for the second time; `None` where that was not even once. A packet may have been decided just before the
+    /// change, and its flow be in the table only after the first walk; or it has stored its time after that. So there is a second one.
+    waiting: BTreeMap<FrontendKey, Option<Instant>>,
+    /// When the tables may be walked over again.
+    rested: Option<Instant>,
 }
 
 impl Ended {
@@ -42,31 +45,32 @@ impl Ended {
             _ => return,
         };
         if key.protocol == protocol::UDP {
-            self.new.insert(*key);
+            self.waiting.insert(*key, None);
         }
     }
 
-    /// Ends what is to be ended. Returns when to come back.
-    pub fn end(&mut self, maps: &Maps, now: Instant) -> Option<Instant> {
-        let mut due = std::mem::take(&mut self.new);
-        let is_new = !due.is_empty();
-        let first = due.clone();
-        if let Some((_, again)) = self.again.take_if(|(at, _)| *at <= now) {
-            due.extend(again);
-        }
+    /// Ends what is to be ended, by a walk over the flow tables that gives the number of entries. Returns when to come back.
+    pub fn end(
+        &mut self,
+        now: Instant,
+        walk: impl FnOnce(&BTreeSet<FrontendKey>) -> Result<usize, MapError>,
+    ) -> Option<Instant> {
+        let may_walk = self.rested.is_none_or(|at| at <= now);
+        let is_due = |at: &Option<Instant>| at.is_none_or(|at| at <= now);
+        let due: BTreeSet<_> =
+            self.waiting.iter().filter(|(_, at)| may_walk && is_due(at)).map(|(key, _)| *key).collect();
         if !due.is_empty() {
-            match maps.end_udp_flows(&due) {
+            match walk(&due) {
                 Ok(0) => {}
                 Ok(count) => debug!("{count} entries of UDP flows ended: their frontends have gone"),
                 Err(error) => warn!("UDP flows of frontends that have gone go on until they are idle: {error}"),
             }
+            self.rested = Some(now + REST);
+            self.waiting.retain(|key, at| !due.contains(key) || at.is_none());
+            self.waiting.values_mut().for_each(|at| *at = Some(at.unwrap_or(now + GRACE)));
         }
-        if is_new {
-            let (at, again) = self.again.get_or_insert_with(|| (now + GRACE, BTreeSet::new()));
-            *at = (*at).max(now + Duration::from_secs(1));
-            again.extend(first);
-        }
-        self.again.as_ref().map(|(at, _)| *at)
+        let first = self.waiting.values().map(|at| at.unwrap_or(now)).min()?;
+        self.rested.map(|at| at.max(first))
     }
 }
 
@@ -90,7 +94,33 @@ mod tests {
         ] {
             let mut ended = Ended::default();
             ended.note(&operation, |_| before.map(of));
-            assert_eq!(!ended.new.is_empty(), is_noted, "{operation}");
+            assert_eq!(!ended.waiting.is_empty(), is_noted, "{operation}");
         }
+    }
+
+    #[test]
+    fn rule_85_each_frontend_is_seen_to_twice_and_none_waits_for_the_next() {
+        let key = |port: u16| FrontendKey::new(Address::UNSPECIFIED, port.to_be(), protocol::UDP);
+        let (start, mut ended) = (Instant::now(), Ended::default());
+        let mut walks: BTreeMap<FrontendKey, Vec<u64>> = BTreeMap::new();
+        // One goes each tenth of a second, for five seconds; then there is peace.
+        for tenth in 0..100_u64 {
+            if tenth < 50 {
+                ended.note(&Operation::RemoveFrontend { key: key(tenth as u16) }, |_| None);
+            }
+            let now = start + Duration::from_millis(100 * tenth);
+            ended.end(now, |due| {
+                due.iter().for_each(|&key| walks.entry(key).or_default().push(tenth));
+                Ok(0)
+            });
+        }
+        assert_eq!(walks.len(), 50);
+        for (number, times) in (0..).zip(walks.values()) {
+            let [first, second] = times[..] else { panic!("{number}: {times:?}") };
+            assert!(first - number <= 10 && (20..=30).contains(&(second - first)), "{number}: {times:?}");
+        }
+        let all: BTreeSet<_> = walks.values().flatten().collect();
+        assert!(all.len() <= 10, "{all:?}");
+        assert_eq!(ended.end(start + Duration::from_secs(60), |_| unreachable!()), None);
     }
 }

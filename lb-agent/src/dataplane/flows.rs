@@ -233,9 +233,8 @@ impl Maps {
             let is_ours = |entry: &Entry<F>| entry.protocol == protocol::UDP && entry.backend != NO_BACKEND;
             let Some(entry) = read::<F>(slot).filter(is_ours) else { continue };
             let key = asked(&entry);
-            let node_port = FrontendKey { address: FrontendKey::any_address(F::IS_V4), ..key };
-            let is_concerned =
-                frontends.contains(&key) || frontends.contains(&node_port) && self.has_node_ports(key.address)?;
+            let is_concerned = frontends.contains(&key)
+                || frontends.contains(&key.to_node_port()) && self.has_node_ports(key.address)?;
             if !is_concerned {
                 continue;
             }

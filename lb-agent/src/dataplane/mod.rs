@@ -380,7 +380,7 @@ impl Dataplane {
     /// Closes sockets of the node's own processes whose backends have gone, and ends UDP flows whose frontends have. Returns
     /// when to come back.
     pub fn close_orphans(&mut self, now: Instant) -> Option<Instant> {
-        let flows = self.ended.end(&self.maps, now);
+        let flows = self.ended.end(now, |due| self.maps.end_udp_flows(due));
         let sockets = self.orphans.as_mut().and_then(|orphans| orphans.close(&self.maps, now));
         flows.into_iter().chain(sockets).min()
     }

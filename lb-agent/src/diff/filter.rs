@@ -67,7 +67,7 @@ pub fn concern_of(key: &FrontendKey) -> Concern {
     let port = u16::from_be(key.port_be);
     if *key == FrontendKey::any_port(key.address) {
         Concern::ClusterIp(key.address)
-    } else if [true, false].iter().any(|&is_v4| FrontendKey::any_address(is_v4) == key.address) {
+    } else if key.is_node_port() {
         Concern::NodePort(port, key.protocol)
     } else {
         Concern::Frontend(key.address, key.port_be, key.protocol)

@@ -164,9 +164,10 @@ impl fmt::Display for FrontendText<'_> {
             return write!(f, "all of {}", key.address);
         }
         let (port, protocol) = (u16::from_be(key.port_be), ProtocolText(key.protocol));
-        match [true, false].into_iter().find(|&is_v4| FrontendKey::any_address(is_v4) == key.address) {
-            Some(is_v4) => write!(f, "node port {port}/{protocol} (IPv{})", if is_v4 { 4 } else { 6 }),
-            None => write!(f, "{}/{protocol}", std::net::SocketAddr::new(key.address.into(), port)),
+        if key.is_node_port() {
+            write!(f, "node port {port}/{protocol} (IPv{})", if key.address.is_v4() { 4 } else { 6 })
+        } else {
+            write!(f, "{}/{protocol}", std::net::SocketAddr::new(key.address.into(), port))
         }
     }
 }

@@ -354,11 +354,9 @@ fn unwritten_problem(key: &ServiceKey, error: &WriteError) -> Problem {
 
 /// NodePorts among the ports of source translation: replies to outside clients would be taken for new connections.
 fn source_port_problems(key: &ServiceKey, units: &BTreeMap<UnitId, Unit>, source_ports: SourcePorts) -> Vec<Problem> {
-    let is_node_port = |frontend: &&FrontendKey| {
-        [true, false].iter().any(|&is_v4| frontend.address == FrontendKey::any_address(is_v4))
-    };
     let frontends = units.values().flat_map(|unit| unit.frontends.keys());
-    let mut ports: Vec<u16> = frontends.filter(is_node_port).map(|frontend| u16::from_be(frontend.port_be)).collect();
+    let mut ports: Vec<u16> =
+        frontends.filter(|frontend| frontend.is_node_port()).map(|frontend| u16::from_be(frontend.port_be)).collect();
     ports.sort_unstable();
     ports.dedup();
     ports

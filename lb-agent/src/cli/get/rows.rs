@@ -244,7 +244,7 @@ fn idle_row(index: u32, service: ServiceRef, counters: &Counters) -> ServiceRow 
 }
 
 fn frontend_row(dump: &Dump, key: &FrontendKey, frontend: &Frontend) -> FrontendRow {
-    let is_node_port = [true, false].into_iter().any(|is_v4| FrontendKey::any_address(is_v4) == key.address);
+    let is_node_port = key.is_node_port();
     let [internal_backends, external_backends] = frontend.targets.map(|target| {
         let slots = table(dump, target).iter();
         slots.collect::<BTreeSet<_>>().len()
