@@ -13,6 +13,10 @@ pub const fn family_index(is_v4: bool) -> usize {
     if is_v4 { 0 } else { 1 }
 }
 
+/// The least [`Config::next_hop_generation`]: 0 marks a next hop that is nobody's or is being written, and with
+/// [`config_flags::POLICY_ROUTING`] those that only the agent reads are of the generation before.
+pub const FIRST_GENERATION: u32 = 2;
+
 /// The element of the configuration map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -21,8 +25,8 @@ pub struct Config {
     pub seed: [u64; 2],
     /// Key of the flow table's hash; this node's own, and the same for as long as its table lives.
     pub table_key: [u64; 2],
-    /// Counts changes of routes, neighbours and links: a cached next hop of another generation is looked up again.
-    /// Never 0, which marks a flow without a next hop.
+    /// Counts changes of routes, neighbours and links: a cached next hop of another generation is looked up again. Never below
+    /// [`FIRST_GENERATION`].
     pub next_hop_generation: u32,
     /// The ranges of ports for source translation.
     pub source_ports: [PortRange; 2],

@@ -53,8 +53,8 @@ pub struct Filter {
     pub nodes: [u64; NODE_CELLS as usize / 64],
     /// Devices that lead to pods of this node, by index.
     pub pods: [u64; DEVICE_BITS as usize / 64],
-    /// Clients, with port and protocol, of flows to a backend itself that got another source port, because a Service's flow has theirs. Set by
-    /// the programs, and never cleared: there are few.
+    /// Clients, with port and protocol, of flows to a backend itself that got another source port, because a Service's flow has
+    /// theirs. Set by the programs, and never cleared.
     pub directs: [u64; PORT_BITS as usize / 64],
 }
 

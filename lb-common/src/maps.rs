@@ -11,7 +11,7 @@ pub const LAYOUT_VERSION: u32 = 5;
 pub const CONFIG: &str = "CONFIG";
 /// Hash: [`crate::frontend::FrontendKey`] -> [`crate::frontend::Frontend`].
 pub const FRONTENDS: &str = "FRONTENDS";
-/// Array of [`crate::frontend::Backend`], memory-mapped. Index 0 is never used.
+/// Array of [`crate::frontend::Backend`], memory-mapped. Index 0 is nobody's ([`crate::frontend::NO_BACKEND`]).
 pub const BACKENDS: &str = "BACKENDS";
 /// Array of [`Chunk`], memory-mapped: all Maglev tables.
 pub const TABLES: &str = "TABLES";

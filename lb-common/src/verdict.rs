@@ -56,7 +56,8 @@ reasons! {
     NoRoute = 7, "no-route";
     /// No free source port in the reserved range among those that were tried.
     NoSourcePort = 8, "no-source-port";
-    /// The flow table refused an entry; the packet goes on without state. Counted beside the verdict.
+    /// The flow table refused an entry: a packet whose source is kept goes on without state, and this is counted beside the verdict;
+    /// another is dropped.
     FlowInsertFailed = 9, "flow-insert-failed";
     /// The kernel refused to change the packet.
     RewriteFailed = 10, "rewrite-failed";

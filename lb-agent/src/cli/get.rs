@@ -32,7 +32,7 @@ pub struct GetArgs {
 pub enum What {
     /// Service ports, their frontends, and what was decided for them
     Services,
-    /// Endpoints of the Service ports, and their traffic
+    /// Endpoints of the Service ports, their traffic, and their open flows
     Backends,
     /// Flows: how their packets arrive, and how they go on
     Flows,

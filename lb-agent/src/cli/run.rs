@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use ipnet::IpNet;
 use lb_common::{
     clock::Clock,
-    config::{Config, config_flags},
+    config::{Config, FIRST_GENERATION, config_flags},
     flow::FlowState,
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -279,7 +279,7 @@ fn configuration(former: Config, args: &RunArgs, seed: Option<HashSeed>, clock: 
         .filter(|(_, is_set)| *is_set)
         // The earlier agent's programs run on with it until the machine's rules have been looked at.
         .fold(former.flags & config_flags::POLICY_ROUTING, |flags, (flag, _)| flags | flag),
-        next_hop_generation: former.next_hop_generation.max(1),
+        next_hop_generation: former.next_hop_generation.max(FIRST_GENERATION),
         ..former
     })
 }
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(config.rejects_per_tick, 512, "a tick is 1.024 s");
         assert_eq!(config.source_ports.map(|range| (range.first, range.last)), [(10_240, 29_999), (61_000, 65_535)]);
         assert_eq!(config.seed, [1, 10]);
-        assert_eq!(config.next_hop_generation, 1);
+        assert_eq!(config.next_hop_generation, FIRST_GENERATION);
     }
 
     #[test]

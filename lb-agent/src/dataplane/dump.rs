@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the maps hold, read back: for adoption, and for `get`. (Flows: see `flows`.)
+//! What the maps hold, read back: for adoption, for `get`, and for whoever asks what a socket or a flow is of now. (Flows: see
+//! `flows`.)
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::Ordering};
 

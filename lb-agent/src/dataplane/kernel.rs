@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What this kernel has of what the programs and the agent can use, found at the start; and what it costs to do without.
 //!
-//! The oldest that serves is Linux 5.14. What is asked here is used where it is there, and replaced where it isn't.
+//! The oldest that is meant to serve is Linux 5.14. What is asked here is used where it is there, and replaced where it isn't.
 
 use std::fmt;
 
@@ -15,13 +15,15 @@ use super::{doors::Door, sys};
 pub enum Feature {
     /// `BPF_F_IPV6` of `bpf_l4_csum_replace`.
     Ipv6Checksum,
+    /// `BPF_FIB_LOOKUP_SRC`.
+    RoutedSource,
     /// Links of TC programs.
     TcLinks,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Ipv6Checksum, Self::TcLinks];
+    pub const ALL: [Self; 3] = [Self::Ipv6Checksum, Self::RoutedSource, Self::TcLinks];
 
     /// The kernel that brought it, and what serves in its place at what cost.
     const fn story(self) -> (&'static str, &'static str) {
@@ -30,6 +32,11 @@ impl Feature {
                 "6.16",
                 "no BPF_F_IPV6: translated IPv6 packets of devices that sum up whole packets may be summed up once more, \
                  and the kernel may log `hw csum failure`",
+            ),
+            Self::RoutedSource => (
+                "6.7",
+                "no BPF_FIB_LOOKUP_SRC: a translated source is an address of the device, whatever network the next hop is in and \
+                 whatever `src` the route has",
             ),
             Self::TcLinks => {
                 ("6.6", "no TC links: filters of a clsact qdisc serve; other filters of priority 1 may run before them")
@@ -41,6 +48,8 @@ impl Feature {
         match self {
             // No question would tell: old kernels pass over flags that they don't know.
             Self::Ipv6Checksum => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 16, 0)),
+            // Programs ask each time, and do without where the kernel refuses.
+            Self::RoutedSource => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 7, 0)),
             Self::TcLinks => {
                 let (attach_type, _) = Door::TcIngress.attach();
                 if_nametoindex("lo").is_ok_and(|loopback| sys::count_attached(loopback, attach_type).is_ok())

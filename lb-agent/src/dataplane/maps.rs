@@ -61,8 +61,11 @@ pub enum MapError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// The time can't be told.
-    #[error("asking the program shunt_clock for the time: {cause}; are you root?")]
+    /// The programs' time can't be told.
+    #[error(
+        "asking the kernel and the program {} for the time: {cause}; are you root?",
+        lb_common::maps::programs::CLOCK
+    )]
     Clock {
         /// What the kernel said.
         cause: io::Error,

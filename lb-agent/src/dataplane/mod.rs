@@ -52,7 +52,7 @@ use std::{
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
-    config::{Config, PortRange, config_flags},
+    config::{Config, FIRST_GENERATION, PortRange, config_flags},
     filter::Concern,
     flow::{protocol, table::WAYS},
     maps::{CONFIG, FILTER, SLOTS_PER_CHUNK},
@@ -316,10 +316,10 @@ impl Dataplane {
         self.maps.config.words().iter().zip(words).for_each(|(to, &from)| to.store(from, Ordering::Release));
     }
 
-    /// Makes every cached next hop be looked up again. Never makes the generation 0.
+    /// Makes every cached next hop be looked up again.
     pub fn bump_next_hops(&mut self) {
         let mut config = self.config();
-        config.next_hop_generation = config.next_hop_generation.wrapping_add(1).max(1);
+        config.next_hop_generation = config.next_hop_generation.wrapping_add(1).max(FIRST_GENERATION);
         self.set_config(&config);
     }
 

@@ -18,7 +18,7 @@ use std::{
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use lb_common::{
     address::V4,
-    config::{Config, PortRange, role},
+    config::{Config, FIRST_GENERATION, PortRange, role},
     filter::Concern,
     flow::{Control, Entry, FlowState, flow_flags, protocol},
     frontend::{Affinity, FrontendKey},
@@ -154,7 +154,7 @@ fn what_is_written_is_adopted_after_a_restart() {
     drop(dataplane);
 
     let dataplane = place.open();
-    assert_eq!(dataplane.config(), Config { next_hop_generation: 1, ..config });
+    assert_eq!(dataplane.config(), Config { next_hop_generation: FIRST_GENERATION, ..config });
     let dump = dataplane.maps().dump().unwrap();
     for (port, passes) in [(61_000, true), (61_009, true), (61_010, false)] {
         assert_eq!(dump.filter.contains(Concern::NodePort(port, protocol::SCTP)), passes, "{port}");

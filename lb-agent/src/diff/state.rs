@@ -132,7 +132,7 @@ impl State {
         self.records.get(service).map_or(&[], |record| &record.frontends)
     }
 
-    /// Of these, the Services whose frontend has changed hands.
+    /// The Services whose frontend has changed hands since the last question.
     pub fn take_affected(&mut self) -> BTreeSet<ServiceKey> {
         std::mem::take(&mut self.dirty)
     }

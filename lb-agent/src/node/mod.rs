@@ -3,7 +3,8 @@
 //!
 //! [`netlink`] follows the kernel and yields [`state::Change`]s; [`state::NodeState`] is what they add up to; [`roles`]
 //! and [`addresses`] are pure functions of it: which devices get our programs, and which addresses answer NodePorts.
-//! [`neighbours`] has the kernel ask for neighbours that only programs use, and [`service_cidrs`] keeps the routes that drop what is nobody's. Nothing here knows of Services or maps.
+//! [`neighbours`] has the kernel ask for neighbours that only programs use, and [`service_cidrs`] keeps the routes that drop what is
+//! nobody's. Nothing here knows of Services or maps.
 
 pub mod addresses;
 pub mod checks;

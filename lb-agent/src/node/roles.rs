@@ -49,8 +49,9 @@ impl Selection {
     ///
     /// Nothing but Ethernet devices can have one. A device with a default route is an uplink even if its name looks like a
     /// pod's, and so is one with the node's own address. A tunnel to other nodes is an uplink in any case: what
-    /// leaves by it has its address, to which the replies come; so is a macvlan on an uplink, to which frames for its own Ethernet address are left (VRRP's virtual routers). Of those that are
-    /// no pod's and not named, replies to outside clients may leave by any.
+    /// leaves by it has its address, to which the replies come; so is a macvlan on an uplink, to which frames for its own Ethernet
+    /// address are left (VRRP's virtual routers). Of those that are no pod's and not named, replies to outside clients may leave by
+    /// any.
     fn role(&self, node: &NodeState, ifindex: u32, link: &Link, around: &Surroundings) -> u16 {
         if link.is_loopback || !link.is_ethernet {
             return 0;

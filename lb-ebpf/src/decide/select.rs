@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Selection of a backend for a new flow (DNAT): session affinity, Maglev. The one that the client is used to, else Maglev's. The outcome is the
-//! original direction's entry, but for its source.
+//! Selection of a backend for a new flow (DNAT): session affinity, Maglev. The one that the client is used to, else Maglev's. The
+//! outcome is the original direction's entry, but for its source.
 
 use bytemuck::Zeroable as _;
 use lb_common::{

@@ -22,8 +22,8 @@ const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
-/// In the field of the buffer that queueing disciplines of old left to classifiers, which stays as it is from one device to the one that stands
-/// on it: the packet was translated at the first.
+/// In the field of the buffer that queueing disciplines of old left to classifiers, which stays as it is from one device to the one
+/// that stands on it: the packet was translated at the first.
 const TRANSLATED: u32 = 0x5348;
 
 /// What the program that answers is asked for.

@@ -58,7 +58,8 @@ impl Hook {
 pub enum Direct {
     /// Nothing.
     No,
-    /// If it is UDP or opens a connection, perhaps the first one of a pod to a backend itself: the client's port may be that of a Service's flow to that backend.
+    /// If it is UDP or opens a connection, perhaps the first one of a pod to a backend itself: the client's port may be that of a
+    /// Service's flow to that backend.
     First,
     /// Perhaps one of such a flow that got another port.
     Flow,

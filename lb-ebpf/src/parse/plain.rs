@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Parses plain TCP and UDP: frame to 5-tuple. Traffic of no Service leaves here, after one bit of the address filter.
+//! Parses plain TCP and UDP: frame to 5-tuple. Traffic of no Service leaves here, after two bits of the filter.
 
 use lb_common::{
     flow::{FlowKey, protocol, tcp_flags},
@@ -43,6 +43,8 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
         protocol::UDP => false,
         protocol::SCTP if known != 0 => return Err(Stop::RARE),
         protocol::SCTP => return Err(Stop::NOT_OURS),
+        // What a pod sends to a backend itself is ours only where it has ports. (Behind extension headers they may come yet.)
+        protocol::ICMP | protocol::ICMPV6 if known == 0 && hook == Hook::Ingress => return Err(Stop::NOT_OURS),
         _ => return Err(if F::may_be_icmp(&frame) { Stop::RARE } else { Stop::NOT_OURS }),
     };
     let l4_frame = frame.behind(l4);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! The socket door (connect-time load balancing, socket LB): a Service's address becomes a backend's when a socket connects, or sends by UDP; what the application
-//! is shown afterwards is the Service again. No packet is touched, and no flow entry made.
+//! The socket door (connect-time load balancing, socket LB): a Service's address becomes a backend's when a socket connects, or sends by
+//! UDP; what the application is shown afterwards is the Service again. No packet is touched, and no flow entry made.
 //!
 //! ```text
 //!  connect:              whose socket? -> frontend -> admit -> select -> remember -> address of the backend
@@ -13,9 +13,9 @@
 //! uses the packets' scratch space, and counters are added to in one instruction.
 //!
 //! **Left to the packet doors** are sockets of pods that need attention after they are connected: UDP, which follows its
-//! Service packet by packet there (with session affinity all of it), and TCP that is to be reset when its backend goes. The same for pods where the source
-//! address decides and is not known yet. No packet door sees the packets of the node's own processes: their sockets are
-//! translated here, and closed by the agent.
+//! Service packet by packet there (with session affinity all of it), and TCP that is to be reset when its backend goes. The same
+//! for pods where the source address decides and is not known yet. No packet door sees the packets of the node's own processes:
+//! their sockets are translated here, and closed by the agent.
 
 pub mod context;
 mod datagram;

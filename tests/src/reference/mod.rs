@@ -3,8 +3,8 @@
 //!
 //! Slow and obvious on purpose: bytes are read through slices, checksums are summed over the whole packet, flows stand in
 //! a `BTreeMap`, routes are searched from end to end. Of `lb_common` it takes the names that both sides must share
-//! (reasons, flow states, flags) and the hashes of the address filter and of shares, and none of the arithmetic. It knows nothing of BPF, nor of
-//! the other modules here: `tests/fuzz` compiles it alone.
+//! (reasons, flow states, flags) and the hashes of the address filter and of shares, and none of the arithmetic. It knows nothing
+//! of BPF, nor of the other modules here: `tests/fuzz` compiles it alone.
 
 mod affinity;
 mod answer;
