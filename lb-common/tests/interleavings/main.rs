@@ -16,6 +16,11 @@ use lb_common::{
 use loom::thread;
 use memory::{Memory, Rules, SETS, TICK, Way, Ways, explore, finds_a_fault, flow, key, wanted};
 
+/// What the assertions say that refuse a broken protocol.
+const TWICE: &str = "is live twice";
+const TORN: &str = "was read in part";
+const CHANGED: &str = "was changed by a late store";
+
 /// Claims a slot, writes an entry, publishes it.
 fn insert<'a>(table: Ways<'a>, entry: &Entry<V4>) -> Option<Place<Way<'a>>> {
     let place = table::claim::<V4, _>(table, SETS, &wanted(), &mut Candidates::default())?;
@@ -56,7 +61,7 @@ fn check(memory: &Memory, written: &[Entry<V4>]) {
         let of = |one: &Entry<V4>| Entry { control: entry.control, ..*one } == *entry;
         assert!(written.iter().any(of), "nobody has written {entry:?}");
         let twin = entries[..number].iter().find(|(_, other)| other.key() == entry.key());
-        assert!(twin.is_none(), "{:?} stands at {index} and {twin:?}", entry.key());
+        assert!(twin.is_none(), "{:?} {TWICE}, at {index} and as {twin:?}", entry.key());
     }
 }
 
@@ -89,12 +94,13 @@ fn a_tuple_that_three_cpus_insert_is_live_once() {
 
 #[test]
 fn without_the_barrier_a_tuple_would_be_live_twice() {
-    assert!(finds_a_fault(Some(2), one_tuple_by_many(2, Rules::NoBarrier, |table, entry| _ = insert(table, entry))));
+    let program = one_tuple_by_many(2, Rules::NoBarrier, |table, entry| _ = insert(table, entry));
+    assert!(finds_a_fault(Some(2), TWICE, program));
 }
 
 #[test]
 fn without_a_look_for_a_twin_a_tuple_would_be_live_twice() {
-    assert!(finds_a_fault(Some(2), one_tuple_by_many(2, Rules::Kept, insert_blindly)));
+    assert!(finds_a_fault(Some(2), TWICE, one_tuple_by_many(2, Rules::Kept, insert_blindly)));
 }
 
 /// Two clients' flows that want to be answered under one tuple: one of them gets it, and the other leaves nothing.
@@ -155,7 +161,7 @@ fn reading(read: fn(&Place<Way<'_>>) -> Option<Entry<V4>>) -> impl Fn() + Send +
                 for (client, written) in [(1, old), (2, half_open(2))] {
                     let Some(place) = table::find::<V4, _>(memory.table(), &key(client), SETS) else { continue };
                     if let Some(read) = read(&place) {
-                        assert_eq!(read, Entry { control: read.control, ..written });
+                        assert_eq!(read, Entry { control: read.control, ..written }, "{TORN}");
                     }
                 }
             })
@@ -183,7 +189,7 @@ fn without_a_second_look_a_torn_entry_would_be_used() {
         let words: [u64; word::count::<V4>()] = std::array::from_fn(|index| table::Slot::load(place.slot, index));
         Some(bytemuck::cast(words))
     };
-    assert!(finds_a_fault(Some(3), reading(read)));
+    assert!(finds_a_fault(Some(3), TORN, reading(read)));
 }
 
 /// What a CPU stores that has found an entry just before it yielded harms nobody.
@@ -210,7 +216,7 @@ fn late_stores(rules: Rules) -> impl Fn() + Send + Sync {
         let written = if inserted { new } else { old };
         let expected =
             Entry { control: entry.control, next_hop: entry.next_hop, peer_seen: entry.peer_seen, ..written };
-        assert_eq!(*entry, expected);
+        assert_eq!(*entry, expected, "{CHANGED}");
         assert_eq!(entry.control.state(), written.control.state());
     }
 }
@@ -222,7 +228,7 @@ fn a_late_store_harms_no_other_flow() {
 
 #[test]
 fn a_next_hop_that_was_stored_with_its_neighbours_would_change_another_flows_protocol() {
-    assert!(finds_a_fault(Some(3), late_stores(Rules::WideNextHop)));
+    assert!(finds_a_fault(Some(3), CHANGED, late_stores(Rules::WideNextHop)));
 }
 
 /// Both ends' FINs at once, in both entries, while times are noted down (review A16).

@@ -212,7 +212,13 @@ pub fn explore(preemptions: Option<usize>, program: impl Fn() + Sync + Send + 's
     builder.check(program);
 }
 
-/// Whether an interleaving is found that a program's own assertions refuse.
-pub fn finds_a_fault(preemptions: Option<usize>, program: impl Fn() + Sync + Send + 'static) -> bool {
-    panic::catch_unwind(panic::AssertUnwindSafe(|| explore(preemptions, program))).is_err()
+/// Whether an interleaving is found that an assertion of the program refuses, by the text that only this assertion has: not one of
+/// loom's own, nor another of the program's.
+pub fn finds_a_fault(preemptions: Option<usize>, text: &str, program: impl Fn() + Sync + Send + 'static) -> bool {
+    let Err(panic) = panic::catch_unwind(panic::AssertUnwindSafe(|| explore(preemptions, program))) else {
+        return false;
+    };
+    let formatted = panic.downcast_ref::<String>().map(String::as_str);
+    let said = formatted.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    said.contains(text)
 }
