@@ -42,6 +42,31 @@ pub struct Config {
     pub cluster_cidrs: [Cidr; 2],
     /// [`config_flags`].
     pub flags: u32,
+    /// The net under the doors.
+    pub net: Net,
+}
+
+/// The net: a device of our own to which the addresses of Services are routed, so that packets for them that no door has translated
+/// meet a program there. All zero where there is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Net {
+    /// Index of the device; 0 where there is none.
+    pub ifindex: u32,
+    /// Its Ethernet address twice, as destination and source, as they stand at the start of a frame that arrives by it.
+    pub macs: [u32; 3],
+    /// Addresses of nobody that are routed to the device, IPv4 and IPv6: the source of packets to backends here, whose replies
+    /// come back by it.
+    pub sources: [Address; 2],
+}
+
+impl Net {
+    /// Whether there is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_there(&self) -> bool {
+        self.ifindex != 0
+    }
 }
 
 /// A range of ports, host byte order; empty where the last one is 0.
@@ -143,6 +168,8 @@ pub mod role {
     /// Runs our programs so that packets of flows that are there are translated wherever they cross the machine; nothing is
     /// decided for new ones.
     pub const RETURN: u16 = 8;
+    /// Runs the programs of the net: its own device, and the loopback device.
+    pub const NET: u16 = 16;
 }
 
 /// A network device, by its index.
@@ -161,7 +188,7 @@ pub struct Interface {
     pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 184);
+const _: () = assert!(size_of::<Config>() == 232);
 const _: () = assert!(size_of::<Interface>() == 48);
 
 #[cfg(test)]

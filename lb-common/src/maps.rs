@@ -5,7 +5,7 @@ use crate::flow::{Entry, table::WAYS};
 
 /// Goes into the path of every pin: re-using a pinned map checks nothing, so maps of another layout must not be found.
 /// Raise it with every change of a key, a value or their meaning.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Configuration: array of one [`crate::config::Config`], memory-mapped.
 pub const CONFIG: &str = "CONFIG";
@@ -107,6 +107,12 @@ pub mod programs {
     pub const TC_EGRESS_RARE: &str = "shunt_tc_egress_rare";
     /// TC: turns a refused packet into the answer to it.
     pub const TC_ANSWER: &str = "shunt_tc_answer";
+    /// The net, packets that leave by its device or by the loopback device.
+    pub const NET: &str = "shunt_net";
+    /// The net, packets that are not plain.
+    pub const NET_RARE: &str = "shunt_net_rare";
+    /// The net, packets that arrive by its device.
+    pub const NET_ARRIVAL: &str = "shunt_net_arrival";
     /// Socket door: a socket connects.
     pub const CONNECT4: &str = "shunt_connect4";
     /// The same, IPv6.
@@ -129,11 +135,12 @@ pub mod programs {
     pub const CLOCK: &str = "shunt_clock";
 
     /// Where programs go on: map, index and program.
-    pub const TAILS: [(&str, u32, &str); 4] = [
+    pub const TAILS: [(&str, u32, &str); 5] = [
         (super::XDP_PROGRAMS, super::tail::XDP_RARE, XDP_RARE),
         (super::TC_PROGRAMS, super::tail::TC_INGRESS_RARE, TC_INGRESS_RARE),
         (super::TC_PROGRAMS, super::tail::TC_EGRESS_RARE, TC_EGRESS_RARE),
         (super::TC_PROGRAMS, super::tail::TC_ANSWER, TC_ANSWER),
+        (super::TC_PROGRAMS, super::tail::NET_RARE, NET_RARE),
     ];
 }
 
@@ -151,8 +158,10 @@ pub mod tail {
     pub const TC_ANSWER: u32 = 2;
     /// The agent's program that asks conntrack, for TC.
     pub const TC_CONNTRACK: u32 = 3;
+    /// [`super::programs::NET_RARE`].
+    pub const NET_RARE: u32 = 4;
     /// Length of the longer array.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// Slots in one element of the table array: elements of a memory-mapped array are rounded up to 8 bytes, so a lone

@@ -146,9 +146,20 @@ pub enum Direction {
     Reply,
 }
 
+/// Where packets meet a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// They arrive by a device.
+    Ingress,
+    /// They leave by one.
+    Egress,
+    /// They leave by the net's device, or by the loopback device.
+    Net,
+}
+
 /// Bits of [`Control::flags`].
 pub mod flow_flags {
-    use super::Direction;
+    use super::{Direction, Hook};
 
     /// This entry is the reply's.
     pub const REPLY: u8 = 1;
@@ -161,6 +172,10 @@ pub mod flow_flags {
     pub const ANSWERED: u8 = 8;
     /// The flow was picked up in mid-connection.
     pub const PICKED_UP: u8 = 16;
+    /// The flow is the net's: its client's packets are translated there, and no door must do so before. Both directions' packets
+    /// go on as ones that arrive by the net's device; with [`SNAT`] those to the backend, which is elsewhere, are forwarded, and its
+    /// replies arrive at a door.
+    pub const NET: u8 = 32;
     /// The slot is being written.
     pub const CLAIMED: u8 = 64;
     /// The slot holds an entry.
@@ -180,11 +195,42 @@ pub mod flow_flags {
         flags & SNAT != 0
     }
 
-    /// Whether the entry applies where packets leave towards the client's side, not where they arrive.
+    const NETS_FORWARDED: u8 = NET | SNAT;
+    const NETS_REPLY: u8 = NET | REPLY;
+
+    /// Where packets of an entry with these flags are translated.
     #[inline(always)]
     #[must_use]
-    pub const fn is_at_egress(flags: u8) -> bool {
-        flags & (REPLY | SNAT) == REPLY
+    pub const fn hook(flags: u8) -> Hook {
+        match flags & (REPLY | SNAT | NET) {
+            NET | NETS_FORWARDED | NETS_REPLY => Hook::Net,
+            REPLY => Hook::Egress,
+            _ => Hook::Ingress,
+        }
+    }
+
+    /// Whether that is at a hook. All flags that the answer depends on are below bit 6, so that one bit of a constant is it: no
+    /// branch in a packet's way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_at(flags: u8, at: Hook) -> bool {
+        const fn entries_at(at: Hook) -> u64 {
+            let (mut entries, mut flags) = (0, 0);
+            while flags < 64 {
+                entries |= (hook(flags) as u64 == at as u64) as u64 * (1 << flags);
+                flags += 1;
+            }
+            entries
+        }
+        const AT: [u64; 3] = [entries_at(Hook::Ingress), entries_at(Hook::Egress), entries_at(Hook::Net)];
+        AT[at as usize] >> (flags & 63) & 1 != 0
+    }
+
+    /// Whether packets go on as ones that arrive by the net's device.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_handed_to_net(flags: u8) -> bool {
+        flags & NET != 0 && flags & (SNAT | REPLY) != SNAT
     }
 }
 
@@ -228,5 +274,26 @@ mod tests {
         let v6 = FlowKey::<V6>::new([1, 2, 3, 4], [5, 6, 7, 8], 9, 10, protocol::UDP);
         assert_eq!(v4.keyed_hash(&seed), reference(bytemuck::bytes_of(&v4)));
         assert_eq!(v6.keyed_hash(&seed), reference(bytemuck::bytes_of(&v6)));
+    }
+
+    #[test]
+    fn each_entry_is_translated_at_one_hook() {
+        use flow_flags::{ANSWERED, LIVE, NET, REPLY, RESET, SNAT, hook, is_at, is_handed_to_net};
+        for (flags, at, is_handed) in [
+            (0, Hook::Ingress, false),
+            (REPLY, Hook::Egress, false),
+            (SNAT, Hook::Ingress, false),
+            (SNAT | REPLY, Hook::Ingress, false),
+            (NET, Hook::Net, true),
+            (NET | REPLY, Hook::Net, true),
+            (NET | SNAT, Hook::Net, false),
+            (NET | SNAT | REPLY, Hook::Ingress, true),
+        ] {
+            let flags = flags | LIVE | RESET | ANSWERED;
+            assert_eq!((hook(flags), is_handed_to_net(flags)), (at, is_handed), "{flags:#b}");
+            for other in [Hook::Ingress, Hook::Egress, Hook::Net] {
+                assert_eq!(is_at(flags, other), other == at, "{flags:#b} {other:?}");
+            }
+        }
     }
 }
