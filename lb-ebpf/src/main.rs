@@ -11,6 +11,7 @@
 #![expect(missing_docs, reason = "a program has no API: doc comments here are for whoever reads the code")]
 
 mod answer;
+mod arrival;
 mod decide;
 mod flow;
 mod kernel;
@@ -27,7 +28,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Family, V4, V6},
-    maps::tail::{TC_EGRESS_RARE, TC_INGRESS_RARE},
+    maps::tail::{NET_RARE, TC_EGRESS_RARE, TC_INGRESS_RARE},
 };
 
 use crate::{
@@ -111,6 +112,41 @@ pub fn shunt_tc_egress_rare(context: TcContext) -> i32 {
         _ => SkbPacket::PASS,
     };
     tail::go_on_tc(&context, next, TC_EGRESS_RARE)
+}
+
+/// The net, for packets that leave by its device untranslated, and by the loopback device to NodePorts of this node.
+#[classifier]
+pub fn shunt_net(context: TcContext) -> i32 {
+    let mut packet = SkbPacket::new(context.skb.skb);
+    let next = match ethertype(&packet) {
+        Some(V4::ETHERTYPE_BE) => pipeline::plain_net::<_, V4>(&mut packet),
+        Some(V6::ETHERTYPE_BE) => pipeline::plain_net::<_, V6>(&mut packet),
+        _ => SkbPacket::PASS,
+    };
+    tail::go_on_tc(&context, next, NET_RARE)
+}
+
+/// Its program for packets that are not plain.
+#[classifier]
+pub fn shunt_net_rare(context: TcContext) -> i32 {
+    let mut packet = SkbPacket::new(context.skb.skb);
+    let next = match ethertype(&packet) {
+        Some(V4::ETHERTYPE_BE) => pipeline::rare_net::<_, V4>(&mut packet, ETHERNET_LEN as u32),
+        Some(V6::ETHERTYPE_BE) => pipeline::rare_net::<_, V6>(&mut packet, ETHERNET_LEN as u32),
+        _ => SkbPacket::PASS,
+    };
+    tail::go_on_tc(&context, next, NET_RARE)
+}
+
+/// The net's device, for packets that the net's program has made arrive by it.
+#[classifier]
+pub fn shunt_net_arrival(context: TcContext) -> i32 {
+    let packet = SkbPacket::new(context.skb.skb);
+    match ethertype(&packet) {
+        Some(V4::ETHERTYPE_BE) => arrival::go_on::<V4>(&packet),
+        Some(V6::ETHERTYPE_BE) => arrival::go_on::<V6>(&packet),
+        _ => SkbPacket::PASS,
+    }
 }
 
 /// The program that answers refused packets: TC only. Other programs go on here once they have counted why.

@@ -18,6 +18,7 @@
 
 use lb_common::{
     filter::{Filter, WHOLE},
+    flow::Hook,
     verdict::{Fate, Reason, Stage, Stop},
 };
 
@@ -35,7 +36,6 @@ use crate::{
     },
     parse::{
         dissect::{self, MOST_BYTES},
-        filter::Hook,
         fragment, plain,
     },
     send::{self, Sending, next_hop, rewrite, sctp},
@@ -56,6 +56,13 @@ pub fn plain_egress<P: Packet, F: Header>(packet: &mut P) -> i32 {
     conclude(packet, result, || ETHERNET_LEN + F::HEADER_LEN)
 }
 
+/// A plain packet that leaves by the net's device, or by the loopback device.
+#[inline(always)]
+pub fn plain_net<P: Packet, F: Header>(packet: &mut P) -> i32 {
+    let result = process_plain::<P, F>(packet, Hook::Net);
+    conclude(packet, result, || ETHERNET_LEN + F::HEADER_LEN)
+}
+
 /// A packet that arrives and is not the fast path's, with its IP header at `l3`.
 #[inline(always)]
 pub fn rare_ingress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
@@ -70,6 +77,15 @@ pub fn rare_ingress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
 pub fn rare_egress<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
     match find_out::<P, F>(packet, l3, Hook::Egress) {
         Ok(()) => transmit_egress::<P, F>(packet),
+        Err(stop) => conclude(packet, Err(stop), dissected_l4::<F>),
+    }
+}
+
+/// One at the net.
+#[inline(always)]
+pub fn rare_net<P: Packet, F: Header>(packet: &mut P, l3: u32) -> i32 {
+    match find_out::<P, F>(packet, l3, Hook::Net) {
+        Ok(()) => transmit_net::<P, F>(packet),
         Err(stop) => conclude(packet, Err(stop), dissected_l4::<F>),
     }
 }
@@ -126,7 +142,13 @@ fn find_or_decide<P: Packet, F: Header>(packet: &P, hook: Hook) -> Stage<()> {
         result => result,
     };
     match found {
-        Ok(()) if instruction.is_at_egress() != is_egress => Err(Stop::NOT_OURS),
+        Ok(()) if !instruction.is_at(hook) => {
+            if is_egress || find::is_anothers(instruction, hook)? {
+                Err(Stop::NOT_OURS)
+            } else {
+                decide_global::<P, F>(packet)
+            }
+        }
         Err(stop) if stop.fate() == Fate::NotOurs && !is_egress => decide_global::<P, F>(packet),
         Err(_) if is_egress => Err(Stop::NOT_OURS),
         result => {
@@ -151,6 +173,13 @@ fn transmit_egress<P: Packet, F: Header>(packet: &mut P) -> i32 {
     conclude(packet, result, dissected_l4::<F>)
 }
 
+/// The same for packets at the net.
+#[inline(never)]
+fn transmit_net<P: Packet, F: Header>(packet: &mut P) -> i32 {
+    let result = transmit::<P, F>(packet, Hook::Net);
+    conclude(packet, result, dissected_l4::<F>)
+}
+
 /// Follows the instruction in the scratch space, wherever the packet's headers are.
 #[inline(always)]
 fn transmit<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<i32> {
@@ -172,9 +201,9 @@ fn resolve<P: Packet, F: Header>(
     l4: u32,
 ) -> Stage<Sending> {
     let sending = match hook {
-        Hook::Ingress => {
+        Hook::Ingress | Hook::Net => {
             let sending = next_hop::resolve(packet, flow, parsed, l4)?;
-            if sending.exit == Exit::Stack && stays_a_services(flow, parsed.key.protocol)? {
+            if !sending.exit.is_forwarded() && stays_a_services(flow, parsed.key.protocol)? {
                 packet.note_translated()?;
             }
             sending

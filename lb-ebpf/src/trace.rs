@@ -47,8 +47,8 @@ pub fn note_flow<P: Packet>(packet: &P, backend: u32) {
 pub fn note_exit<P: Packet>(packet: &P, exit: Exit, ifindex: u32, flags: u32) {
     const SHOWN: u8 = flow_flags::REPLY | flow_flags::SNAT | flow_flags::RESET;
     note(packet, |record| {
-        record.verdict = if exit == Exit::Stack { trace_verdict::TRANSLATED } else { trace_verdict::FORWARDED };
-        record.ifindex = if exit == Exit::Stack { 0 } else { ifindex };
+        record.verdict = if exit.is_forwarded() { trace_verdict::FORWARDED } else { trace_verdict::TRANSLATED };
+        record.ifindex = if exit.is_forwarded() { ifindex } else { 0 };
         record.flow_flags = flags & u32::from(SHOWN);
     });
 }

@@ -14,7 +14,7 @@ use lb_common::{
     verdict::{Reason, Stage, Stop},
 };
 
-use super::icmp::Icmp;
+use super::{icmp::Icmp, is_at_net};
 use crate::{
     kernel::{
         bounds::opaque,
@@ -50,7 +50,8 @@ pub fn turn_into_error<F: Icmp>(packet: &mut SkbPacket, request: Request) -> Sta
         return Err(Stop::drop(Reason::RejectLimit));
     }
     let node = config.node_addresses[family_index(F::IS_V4)];
-    let source = if node.is_unspecified() { service } else { F::narrow(&node) };
+    // From an address of this node the net's device takes nothing.
+    let source = if node.is_unspecified() || is_at_net(packet) { service } else { F::narrow(&node) };
 
     let quote = work::quote().ok_or(Stop::drop(Reason::MapMissing))?;
     let Quoted { len: quote_len, late } = quote_packet(packet, quote, request)?;

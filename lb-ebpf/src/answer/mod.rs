@@ -7,12 +7,16 @@ mod error;
 mod icmp;
 mod reset;
 
-use lb_common::verdict::{Fate, Packed};
+use lb_common::{
+    config::role,
+    verdict::{Fate, Packed},
+};
 
 use self::icmp::Icmp;
 use crate::{
     kernel::maps,
-    packet::{Exit, Packet, SkbPacket, skb::Request},
+    packet::{Exit, Packet, SkbPacket, header::ETHERNET_LEN, skb::Request},
+    send::next_hop::way_of_net,
 };
 
 /// Turns the packet round.
@@ -21,12 +25,26 @@ pub fn answer<F: Icmp>(packet: &mut SkbPacket) -> i32 {
     let request = packet.request();
     let result = if request.is_reset { reset::<F>(packet, request) } else { reject::<F>(packet, request) };
     match result.unpack() {
+        Ok(()) if is_at_net(packet) => hand_to_net(packet),
         Ok(()) => packet.send(packet.ifindex(), Exit::Wire),
         Err(stop) => {
             maps::count_reason(stop.reason());
             if stop.fate() == Fate::Pass { SkbPacket::PASS } else { SkbPacket::DROP }
         }
     }
+}
+
+/// Whether the packet was refused at the net: its sender is this node, or the stack knows the way to it.
+#[inline(always)]
+fn is_at_net(packet: &SkbPacket) -> bool {
+    maps::find_interface(packet.ifindex()).is_some_and(|device| device.role & role::NET != 0)
+}
+
+#[inline(always)]
+fn hand_to_net(packet: &SkbPacket) -> i32 {
+    let (Ok(net), Some(frame)) = (way_of_net(), packet.frame(ETHERNET_LEN)) else { return SkbPacket::DROP };
+    frame.store(0, net.way.macs);
+    packet.send(net.way.ifindex, net.exit)
 }
 
 // verifier: not inlined, for the stack.

@@ -29,7 +29,8 @@ global_fn! {
 #[inline(always)]
 fn admit<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
-    let comes_from_pod = comes_from_pod(packet)?;
+    let comes_from_pod =
+        if !P::IS_XDP && scratch.is_net != 0 { comes_from_inside(packet) } else { comes_from_pod(packet)? };
     let parsed = &scratch.parsed;
     let key = &mut scratch.frontend_key;
     *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
@@ -55,8 +56,11 @@ fn admit<P: Packet, F: Header>(packet: &P) -> Stage<()> {
         Err(stop) => return Err(refuse(packet, frontend.service, stop)),
     };
     let list = u32::from(frontend.list(scope));
-    let class =
-        if comes_from_pod { class_of_device(packet.ifindex()) } else { class_of_source::<F>(&scratch.parsed.key.src) };
+    let class = if comes_from_pod {
+        class_of_device(packet.arrived_by())
+    } else {
+        class_of_source::<F>(&scratch.parsed.key.src)
+    };
     let comes_from_pod = u32::from(comes_from_pod);
     scratch.admitted = Admitted { frontend, target, list, comes_from_pod, class: class.into() };
     Ok(())
@@ -104,6 +108,12 @@ fn comes_from_pod<P: Packet>(packet: &P) -> Stage<bool> {
         Some(interface) if interface.role & role::UPLINK != 0 && packet.is_for_device(interface.mac) => Ok(false),
         _ => Err(Stop::NOT_OURS),
     }
+}
+
+/// Whether a packet at the net is of this node's processes, or of a pod. A device that no pattern matches may lead to one.
+#[inline(always)]
+fn comes_from_inside<P: Packet>(packet: &P) -> bool {
+    maps::find_interface(packet.arrived_by()).is_none_or(|device| device.role & role::UPLINK == 0)
 }
 
 /// Pods are internal clients, those of this node by the device that they come by and those of others by their address;

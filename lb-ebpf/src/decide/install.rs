@@ -7,7 +7,7 @@
 
 use lb_common::{
     flow::{
-        Control, flow_flags, protocol,
+        Control, Entry, flow_flags, protocol,
         table::{self, Slot as _, Table as _, halves},
         word,
     },
@@ -50,7 +50,7 @@ pub fn install<P: Packet, F: Header>(start: u32) -> Stage<()> {
         }
         attempt += 1;
     }
-    if work::scratch::<F>()?.original.flags() & flow_flags::SNAT == 0 {
+    if !needs_state(&work::scratch::<F>()?.original) {
         return without_state::<P, F>();
     }
     // The client will send again.
@@ -81,16 +81,21 @@ const NEW: u32 = 4;
 
 const NO_SOURCE_PORT: Stage<()> = Err(Stop::drop(Reason::NoSourcePort));
 
+/// Whether nobody would be found by the replies but for the flow's entries.
+#[inline(always)]
+fn needs_state<F: Header>(original: &Entry<F>) -> bool {
+    original.flags() & (flow_flags::SNAT | flow_flags::NET) != 0
+}
+
 /// Never a drop where the packet can go on: one whose source is kept meets the same backend by Maglev (cilium 35010). The reply to one
 /// whose source is translated would find nobody: XDP leaves it to TC, which drops it.
 #[inline(always)]
 fn without_state<P: Packet, F: Header>() -> Stage<()> {
     let original = &mut work::scratch::<F>()?.original;
-    let is_snat = original.flags() & flow_flags::SNAT != 0;
-    if is_snat && P::IS_XDP {
+    if needs_state(original) && P::IS_XDP {
         return Err(Stop::LEAVE_TO_TC);
     }
-    if is_snat {
+    if needs_state(original) {
         return Err(Stop::drop(Reason::FlowInsertFailed));
     }
     // Nobody would translate another port back.

@@ -64,6 +64,9 @@ fn decide<P: Packet, F: Header>(packet: &P) -> Stage<()> {
         return Ok(());
     }
     installed?;
+    if !P::IS_XDP && scratch.parsed.is_trace == 0 {
+        source::let_reply_pass(&scratch.original);
+    }
     log::debug!(
         packet,
         "service {}: decided for backend {}",

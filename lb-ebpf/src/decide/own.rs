@@ -51,8 +51,9 @@ pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>) -> Stage<()
     if has_socket {
         return Err(Stop::NOT_OURS);
     }
-    // A question of `trace` is answered by this program alone.
-    if maps::config()?.flags & config_flags::ASKS_CONNTRACK == 0 || packet.is_trace() {
+    // A question of `trace` is answered by this program alone. At the net whatever this node receives is for a socket.
+    let is_net = !P::IS_XDP && scratch.is_net != 0;
+    if maps::config()?.flags & config_flags::ASKS_CONNTRACK == 0 || packet.is_trace() || is_net {
         return Ok(());
     }
     ask_conntrack_global::<F>()

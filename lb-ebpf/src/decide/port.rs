@@ -55,8 +55,8 @@ fn choose<F: Header>(start: u32) -> u32 {
     scratch.take_from = if is_new { NOBODY } else { OWN };
     (scratch.holder_urge, scratch.best_port_be, scratch.ports_to_be_had) = (0, 0, 0);
     let enough = if is_new { 1 } else { PLENTY };
-    // A flow that keeps its client's address would like to keep the port as well.
-    if scratch.original.flags() & flow_flags::SNAT == 0 {
+    // A flow that keeps its client's address would like to keep the port as well; and at the net, each.
+    if scratch.original.flags() & (flow_flags::SNAT | flow_flags::NET) != flow_flags::SNAT {
         let holder = probe_global::<F>(scratch.original.sport_be);
         if holder >= scratch.take_from {
             return holder;

@@ -4,7 +4,7 @@
 //! that.
 
 use lb_common::{
-    config::{config_flags, family_index},
+    config::{config_flags, family_index, role},
     flow::{Entry, flow_flags},
     frontend::backend_flags,
     verdict::{Reason, Stage, Stop},
@@ -29,6 +29,9 @@ global_fn! {
 #[inline(always)]
 fn translate<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
+    if !P::IS_XDP && scratch.is_net != 0 {
+        return translate_at_net_global::<P, F>(packet);
+    }
     let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let is_elsewhere = scratch.admitted.comes_from_pod == 0 && backend.flags & backend_flags::LOCAL == 0;
     let is_hairpin = scratch.original.new_dst == scratch.parsed.key.src;
@@ -58,8 +61,66 @@ fn is_of_node<F: Header>(address: &F::Addr) -> bool {
 
 #[inline(always)]
 fn set_translated<F: Header>(entry: &mut Entry<F>, is_translated: bool) {
-    let flags = entry.flags() & !flow_flags::SNAT | if is_translated { flow_flags::SNAT } else { 0 };
-    entry.control = entry.control.with(entry.control.state(), flags);
+    set_flags(entry, flow_flags::SNAT, if is_translated { flow_flags::SNAT } else { 0 });
+}
+
+/// Sets some flags anew.
+#[inline(always)]
+fn set_flags<F: Header>(entry: &mut Entry<F>, which: u8, flags: u8) {
+    entry.control = entry.control.with(entry.control.state(), entry.flags() & !which | flags);
+}
+
+global_fn! {
+    /// [`translate_at_net`].
+    fn translate_at_net_global<P: Packet, F: Header>(packet: &P) -> Stage<()>
+        = translate_at_net => translate_at_net_xdp_v4 | translate_at_net_xdp_v6 | translate_at_net_tc_v4 | translate_at_net_tc_v6
+}
+
+/// The same at the net, where it depends on the way that the reply will come. From elsewhere it comes by a device with a door, which
+/// knows it again, so that the client is seen as it is; and a loopback address can't be. From here nothing tells replies from other
+/// packets for the client, but that they are for an address which is routed to the net.
+#[inline(always)]
+fn translate_at_net<P: Packet, F: Header>(packet: &P) -> Stage<()> {
+    let scratch = work::scratch::<F>()?;
+    let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
+    let client = scratch.parsed.key.src;
+    let is_here = backend.flags & backend_flags::LOCAL != 0 || scratch.original.new_dst == client;
+    if !is_here && leads_to_door::<P, F>(packet, scratch) {
+        if F::widen(&client).is_loopback() {
+            take_address(packet, scratch)?;
+        }
+        set_flags(&mut scratch.original, 0, flow_flags::NET | flow_flags::SNAT);
+        return Ok(());
+    }
+    let source = &maps::config()?.net.sources[family_index(F::IS_V4)];
+    if source.is_unspecified() {
+        return Err(Stop::drop(Reason::NoSourceAddress));
+    }
+    scratch.original.new_src = F::narrow(source);
+    set_flags(&mut scratch.original, flow_flags::SNAT, flow_flags::NET);
+    Ok(())
+}
+
+/// Whether packets to the backend leave by a device whose programs see the replies, and one that leads to no pod.
+#[inline(always)]
+fn leads_to_door<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> bool {
+    scratch.next_hop_dst = scratch.original.new_dst;
+    scratch.next_hop_src = scratch.original.new_src;
+    // No way, or one to this node itself: then the stack knows.
+    let found = look_up_global::<P, F>(packet, scratch.parsed.key.protocol, Instruction::<F>::NO_SLOT).is_ok();
+    let device = if found { maps::find_interface(scratch.way.ifindex) } else { None };
+    device.is_some_and(|device| device.role & (role::UPLINK | role::RETURN) != 0)
+}
+
+/// Lets the reply's packets pass the filter of the door that they come to. Once the flow stands in the table: whoever sweeps the filter
+/// looks there.
+#[inline(always)]
+pub fn let_reply_pass<F: Header>(entry: &Entry<F>) {
+    const FORWARDED: u8 = flow_flags::NET | flow_flags::SNAT;
+    if entry.flags() & FORWARDED == FORWARDED {
+        let bit = F::filter_port_bit(&entry.new_src, entry.new_sport_be, entry.protocol);
+        maps::let_pass(F::filter_bit(&entry.new_src), bit);
+    }
 }
 
 /// Finds the way to the backend, and takes the address that the kernel would take there; the node's own, where the device has none.

@@ -7,7 +7,7 @@
 use lb_common::{
     clock::elapsed,
     flow::{
-        Control, Direction, FlowState, flow_flags, is_step, protocol,
+        Control, Direction, FlowState, Hook, flow_flags, is_step, protocol,
         table::{self, Place, Sets, Slot as _, Table as _, halves, refresh_ticks},
         tcp_flags, word,
     },
@@ -26,7 +26,6 @@ use crate::{
         work::{self, Instruction, Parsed, kind},
     },
     packet::header::Header,
-    parse::filter::Hook,
 };
 
 /// TCP flags that may move a flow to another state.
@@ -45,8 +44,8 @@ pub fn find<F: Header>(parsed: &Parsed<F>, hook: Hook) -> Stage<Instruction<F>> 
     // Nothing is decided for a packet that leaves.
     let place = found.ok_or(if hook == Hook::Egress { Stop::NOT_OURS } else { Stop::RARE })?;
     let flow = instruction::<F>(&place).ok_or(Stop::RARE)?;
-    if flow.is_at_egress() != (hook == Hook::Egress) {
-        return Err(Stop::NOT_OURS);
+    if !flow.is_at(hook) {
+        return Err(if is_anothers(&flow, hook)? { Stop::NOT_OURS } else { Stop::RARE });
     }
     let control = place.control;
     let is_udp = parsed.key.protocol == protocol::UDP;
@@ -63,6 +62,17 @@ pub fn find<F: Header>(parsed: &Parsed<F>, hook: Hook) -> Stage<Instruction<F>> 
         note_sequence::<F>(place.slot, parsed);
     }
     Ok(flow)
+}
+
+/// Whether packets that are not translated at this hook are left to another. What has come untranslated to the net nobody else will
+/// translate; and a flow of the net is anybody's where there is none any more.
+#[inline(always)]
+pub fn is_anothers<F: Header>(flow: &Instruction<F>, hook: Hook) -> Stage<bool> {
+    Ok(match hook {
+        Hook::Egress => true,
+        Hook::Ingress => !flow.is_nets() || maps::config()?.net.is_there(),
+        Hook::Net => false,
+    })
 }
 
 /// Notes that the flow lives, at its first packet in a tick. Now and then there is more to do then.
@@ -128,7 +138,7 @@ fn look_again<F: Header>(hook: Hook) -> Stage<()> {
     let place = lookup(&scratch.parsed.key).ok_or(Stop::NOT_OURS)?;
     scratch.is_known = 1;
     scratch.instruction = instruction::<F>(&place).ok_or(Stop::NOT_OURS)?;
-    if scratch.instruction.is_at_egress() != (hook == Hook::Egress) {
+    if !scratch.instruction.is_at(hook) {
         return Ok(());
     }
     match judge(&scratch.parsed, &scratch.instruction, place.control.state()) {
@@ -214,7 +224,7 @@ global_fn! {
 fn find_related<F: Header>(hook: Hook) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     match lookup(&scratch.parsed.key).and_then(|place| instruction::<F>(&place)) {
-        Some(found) if found.is_at_egress() == (hook == Hook::Egress) => {
+        Some(found) if found.is_at(hook) => {
             scratch.instruction = found;
             Ok(())
         }

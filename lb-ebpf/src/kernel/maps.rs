@@ -20,7 +20,7 @@ use lb_common::{
     config::{Config, Interface},
     conntrack::Question,
     counters::{BackendCounters, RejectBudget, ServiceCounters, place},
-    filter::{Filter, PORT_BITS},
+    filter::{ADDRESS_CELLS, Filter, KNOWN, PORT_BITS},
     flow::Evicted,
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags},
@@ -190,15 +190,30 @@ pub fn filter() -> Option<&'static Filter> {
 pub fn note_direct(bit: u32) {
     let Some(filter) = FILTER.get_ptr_mut(0) else { return };
     let word = (bit >> 6) as usize & (PORT_BITS as usize / 64 - 1);
-    // SAFETY: the map's element, of which the word is a live, aligned one; other CPUs set bits by the same instruction, and the agent
-    // stores nothing here.
+    // SAFETY: the map's element.
+    set_bits(unsafe { &raw mut (*filter).directs[word] }, 1 << (bit & 63));
+}
+
+/// Lets packets pass that are for the address of this cell, with the port and protocol of this bit: as
+/// [`Concern::Frontend`](lb_common::filter::Concern::Frontend).
+#[inline(always)]
+pub fn let_pass(cell: u32, bit: u32) {
+    let Some(filter) = FILTER.get_ptr_mut(0) else { return };
+    let destination = (cell >> 5) as usize & (2 * ADDRESS_CELLS as usize / 64 - 1);
+    // SAFETY: the map's element.
+    set_bits(unsafe { &raw mut (*filter).destinations[destination] }, KNOWN << (2 * (cell & 31)));
+    let word = (bit >> 6) as usize & (PORT_BITS as usize / 64 - 1);
+    // SAFETY: as above.
+    set_bits(unsafe { &raw mut (*filter).frontends[word] }, 1 << (bit & 63));
+}
+
+/// Sets bits of a word of the filter.
+#[inline(always)]
+fn set_bits(word: *mut u64, bits: u64) {
+    // SAFETY: a live, aligned word of the map's element; other CPUs set bits by the same instruction, and so does the agent where it
+    // does not sweep.
     unsafe {
-        asm!(
-            "lock *(u64 *)({word} + 0) |= {bit}",
-            word = in(reg) (&raw mut (*filter).directs[word]),
-            bit = in(reg) 1_u64 << (bit & 63),
-            options(nostack, preserves_flags)
-        );
+        asm!("lock *(u64 *)({word} + 0) |= {bits}", word = in(reg) word, bits = in(reg) bits, options(nostack, preserves_flags));
     }
 }
 

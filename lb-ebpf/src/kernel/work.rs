@@ -10,7 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     address::{Family, V4, V6},
     flow::{
-        Control, Entry, FlowKey, flow_flags,
+        Control, Entry, FlowKey, Hook, flow_flags,
         next_hop::NextHop,
         protocol,
         table::{Candidates, Sets},
@@ -112,10 +112,22 @@ impl<F: Family> Instruction<F> {
         flow_flags::is_forwarded(self.flags as u8)
     }
 
-    /// Whether it applies where packets leave towards the client's side.
+    /// Whether packets are translated at this hook.
     #[inline(always)]
-    pub fn is_at_egress(&self) -> bool {
-        flow_flags::is_at_egress(self.flags as u8)
+    pub fn is_at(&self, hook: Hook) -> bool {
+        flow_flags::is_at(self.flags as u8, hook)
+    }
+
+    /// Whether the flow is the net's.
+    #[inline(always)]
+    pub fn is_nets(&self) -> bool {
+        self.flags & u32::from(flow_flags::NET) != 0
+    }
+
+    /// Whether packets go on as ones that arrive by the net's device.
+    #[inline(always)]
+    pub fn is_handed_to_net(&self) -> bool {
+        flow_flags::is_handed_to_net(self.flags as u8)
     }
 
     /// Whether it is the reply's.
@@ -265,7 +277,8 @@ pub struct Scratch<F: Family> {
     pub best_port_be: u32,
     /// How many of the ports that were tried can be had.
     pub ports_to_be_had: u32,
-    pub pad: u32,
+    /// Whether the packet is at the net.
+    pub is_net: u32,
     /// Whether the packet is no Service's, but one of a pod to a backend itself.
     pub is_direct: u32,
     /// Whether the packet's key stands in the table.

@@ -30,12 +30,29 @@ pub enum Exit {
     Wire = 1,
     /// Out of the flow's device, to a neighbour that the kernel must resolve first. TC only.
     Neighbour = 2,
+    /// To the network stack, as one that arrives by the net's device. TC only.
+    Net = 3,
+}
+
+impl Exit {
+    /// Whether the packet leaves this node, as a router would send it on.
+    #[inline(always)]
+    pub fn is_forwarded(self) -> bool {
+        matches!(self, Self::Wire | Self::Neighbour)
+    }
+
+    /// Whether its Ethernet addresses are those of the way.
+    #[inline(always)]
+    pub fn has_macs(self) -> bool {
+        matches!(self, Self::Wire | Self::Net)
+    }
 }
 
 number!(Exit: u32, value => value as u32, bits => match bits {
     0 => Self::Stack,
     1 => Self::Wire,
-    _ => Self::Neighbour,
+    2 => Self::Neighbour,
+    _ => Self::Net,
 });
 
 /// A packet at one of the doors.
@@ -53,6 +70,8 @@ pub trait Packet {
     fn len(&self) -> u32;
     /// The device of arrival (ingress) or departure (egress).
     fn ifindex(&self) -> u32;
+    /// The device by which it has come to this node; 0 where it has begun here.
+    fn arrived_by(&self) -> u32;
     /// Whether the frame is for the device by which it has arrived, of this Ethernet address, alone.
     fn is_for_device(&self, mac: [u8; 6]) -> bool;
     /// Makes the first `len` bytes directly accessible, as far as the packet has them.

@@ -4,7 +4,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_pull_data, bpf_skb_vlan_pop,
     },
@@ -120,6 +120,12 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn arrived_by(&self) -> u32 {
+        // SAFETY: as in `data`.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
     fn is_for_device(&self, _mac: [u8; 6]) -> bool {
         // SAFETY: as in `data`.
         unsafe { (*self.context).pkt_type == PACKET_HOST }
@@ -211,6 +217,8 @@ impl Packet for SkbPacket {
             Exit::Stack => Self::PASS,
             // SAFETY: plain arguments.
             Exit::Wire => unsafe { bpf_redirect(ifindex, 0) as i32 },
+            // SAFETY: as above.
+            Exit::Net => unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 },
             // SAFETY: no parameters: the helper routes by the packet's own addresses.
             Exit::Neighbour => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 },
         }

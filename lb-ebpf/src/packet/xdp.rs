@@ -78,6 +78,11 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn arrived_by(&self) -> u32 {
+        self.ifindex()
+    }
+
+    #[inline(always)]
     fn is_for_device(&self, mac: [u8; 6]) -> bool {
         let [a, b, c, d, e, f] = mac;
         let (first, rest) = (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]));
@@ -140,7 +145,7 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn send(&self, ifindex: u32, exit: Exit) -> i32 {
         match exit {
-            Exit::Stack | Exit::Neighbour => Self::PASS,
+            Exit::Stack | Exit::Neighbour | Exit::Net => Self::PASS,
             Exit::Wire if ifindex == self.ifindex() => xdp_action::XDP_TX as i32,
             // SAFETY: plain arguments.
             Exit::Wire => unsafe { bpf_redirect(ifindex, 0) as i32 },

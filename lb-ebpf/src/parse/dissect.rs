@@ -3,13 +3,13 @@
 //! [`plain`](super::plain); the outcome is [`Dissected`] and a 5-tuple in the scratch space.
 
 use lb_common::{
-    flow::{FlowKey, protocol, sctp_chunk, tcp_flags},
+    flow::{FlowKey, Hook, protocol, sctp_chunk, tcp_flags},
     verdict::{Reason, Stage, Stop},
     walk::{Fault, MOST_OFFSET, Part},
 };
 
 use super::{
-    filter::{Hook, is_cluster_ip, may_be_direct},
+    filter::{concerns, is_cluster_ip, knows, may_be_direct},
     fragment,
     plain::read_tcp,
     quote,
@@ -43,14 +43,14 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     let ip = ip_at::<F>(packet, l3).ok_or(Stop::NOT_OURS)?;
     let (src, dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
     let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
-    let known = hook.knows::<F>(filter, &src, &dst);
+    let known = knows::<F>(hook, filter, &src, &dst);
     let is_known = known != 0;
     let may_be_direct = may_be_direct::<P, F>(packet, filter, hook, &dst);
     // Any router may send an error about a packet of ours.
-    if !is_known && !may_be_direct && (hook == Hook::Ingress || !F::may_be_icmp(&ip)) {
+    if !is_known && !may_be_direct && (hook != Hook::Egress || !F::may_be_icmp(&ip)) {
         return Err(Stop::NOT_OURS);
     }
-    if hook == Hook::Ingress && packet.is_translated() {
+    if hook != Hook::Egress && packet.is_translated() {
         // By another door.
         return Err(Stop::NOT_OURS);
     }
@@ -68,7 +68,7 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     if let Some(fault) = walk.fault() {
         return Err(if is_known && !is_stub { stop_of(fault, scratch) } else { Stop::NOT_OURS });
     }
-    scratch.is_direct = 0;
+    (scratch.is_direct, scratch.is_net) = (0, u32::from(hook == Hook::Net));
     if !is_known && may_be_direct {
         return dissect_direct(packet, scratch, walk.part(), is_stub);
     }
@@ -79,7 +79,7 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
             Part::Later => Err(MALFORMED),
             part => {
                 read_ports(packet, scratch, part)?;
-                if !hook.concerns(filter, known, &scratch.parsed.key) {
+                if !concerns(hook, filter, known, &scratch.parsed.key) {
                     return if may_be_direct {
                         dissect_direct(packet, scratch, walk.part(), is_stub)
                     } else {
@@ -90,9 +90,7 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
                 read_segment(packet, scratch)
             }
         },
-        protocol
-            if is_icmp::<F>(protocol) && hook == Hook::Ingress && is_echo::<_, F>(packet, scratch, walk.part()) =>
-        {
+        protocol if is_icmp::<F>(protocol) && hook != Hook::Egress && is_echo::<_, F>(packet, scratch, walk.part()) => {
             // Nobody has that address (rule 44).
             Err(if is_cluster_ip(scratch) { Stop::reject(Reason::UndefinedPort) } else { Stop::NOT_OURS })
         }

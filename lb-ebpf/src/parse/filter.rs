@@ -2,8 +2,9 @@
 //! Whether a packet may be of a Service: the address filter, a bitmap with one hash (Bloom filter), and ClusterIPs.
 
 use lb_common::{
-    filter::{Filter, WHOLE},
-    flow::FlowKey,
+    config::family_index,
+    filter::{Filter, KNOWN, WHOLE},
+    flow::{FlowKey, Hook},
     frontend::FrontendKey,
 };
 
@@ -12,44 +13,37 @@ use crate::{
     packet::{Packet, header::Header},
 };
 
-/// Which way a packet crosses the device.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// Into this node.
-    Ingress,
-    /// Out of it.
-    Egress,
-}
-
-number!(Hook: u32, value => u32::from(value == Self::Egress), bits => match bits {
+number!(Hook: u32, value => value as u32, bits => match bits {
     0 => Self::Ingress,
-    _ => Self::Egress,
+    1 => Self::Egress,
+    _ => Self::Net,
 });
 
-impl Hook {
-    /// What the filter knows of a packet's addresses: 0 where it is of no Service.
-    #[inline(always)]
-    pub fn knows<F: Header>(self, filter: &Filter, src: &F::Addr, dst: &F::Addr) -> u64 {
-        match self {
-            Self::Ingress => filter.destination(F::filter_bit(dst)),
-            Self::Egress => u64::from(filter.has_source(F::filter_bit(src))),
-        }
+/// What the filter knows of the addresses of a packet at a hook: 0 where it is of no Service.
+#[inline(always)]
+pub fn knows<F: Header>(hook: Hook, filter: &Filter, src: &F::Addr, dst: &F::Addr) -> u64 {
+    match hook {
+        Hook::Net if is_net_source::<F>(dst) => KNOWN | WHOLE,
+        Hook::Ingress | Hook::Net => filter.destination(F::filter_bit(dst)),
+        Hook::Egress => u64::from(filter.has_source(F::filter_bit(src))),
     }
+}
 
-    /// Whether a packet may be of a Service by its ports, too. `known` is what the filter knows of its addresses.
-    #[inline(always)]
-    pub fn concerns<F: Header>(self, filter: &Filter, known: u64, key: &FlowKey<F>) -> bool {
-        match self {
-            Self::Ingress => {
-                known & WHOLE != 0
-                    || filter.has_port(
-                        F::filter_port_bit(&key.dst, key.dport_be, key.protocol),
-                        key.dport_be,
-                        key.protocol,
-                    )
-            }
-            Self::Egress => filter.has_backend(F::filter_port_bit(&key.src, key.sport_be, key.protocol)),
+/// Whether an address is the source that the net gives to packets for backends here.
+#[inline(always)]
+fn is_net_source<F: Header>(address: &F::Addr) -> bool {
+    maps::config().is_ok_and(|config| F::narrow(&config.net.sources[family_index(F::IS_V4)]) == *address)
+}
+
+/// Whether a packet may be of a Service by its ports, too. `known` is what the filter knows of its addresses.
+#[inline(always)]
+pub fn concerns<F: Header>(hook: Hook, filter: &Filter, known: u64, key: &FlowKey<F>) -> bool {
+    match hook {
+        Hook::Ingress | Hook::Net => {
+            known & WHOLE != 0
+                || filter.has_port(F::filter_port_bit(&key.dst, key.dport_be, key.protocol), key.dport_be, key.protocol)
         }
+        Hook::Egress => filter.has_backend(F::filter_port_bit(&key.src, key.sport_be, key.protocol)),
     }
 }
 

@@ -4,11 +4,12 @@
 
 use lb_common::{
     clock::elapsed,
+    flow::Hook,
     fragment::{FRAGMENT_TICKS, Fragment, FragmentKey},
     verdict::{Reason, Stage, Stop},
 };
 
-use super::filter::{Hook, is_cluster_ip};
+use super::filter::is_cluster_ip;
 use crate::{
     kernel::{
         clock, global_fn, maps,

@@ -2,11 +2,11 @@
 //! Parses plain TCP and UDP: frame to 5-tuple. Traffic of no Service leaves here, after two bits of the filter.
 
 use lb_common::{
-    flow::{FlowKey, protocol, tcp_flags},
+    flow::{FlowKey, Hook, protocol, tcp_flags},
     verdict::{Fate, Reason, Stage, Stop},
 };
 
-use super::filter::{Direct, Hook, direct, may_be_direct};
+use super::filter::{Direct, concerns, direct, knows, may_be_direct};
 use crate::{
     kernel::{maps, work::Parsed},
     packet::{
@@ -24,13 +24,13 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
     let frame = packet.frame(l4 + UDP_LEN).ok_or(Stop::RARE)?;
     let (src, dst) = (F::src(&frame), F::dst(&frame));
     let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
-    let known = hook.knows::<F>(filter, &src, &dst);
+    let known = knows::<F>(hook, filter, &src, &dst);
     if known == 0 && !may_be_direct::<P, F>(packet, filter, hook, &dst) {
         // Routers send ICMP errors under addresses of their own.
         let may_concern = hook == Hook::Egress && F::may_be_icmp(&frame);
         return Err(if may_concern { Stop::RARE } else { Stop::NOT_OURS });
     }
-    if hook == Hook::Ingress && packet.is_translated() {
+    if hook != Hook::Egress && packet.is_translated() {
         // By another door, for a frontend of the same address and port as the backend's.
         return Err(Stop::NOT_OURS);
     }
@@ -44,12 +44,12 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
         protocol::SCTP if known != 0 => return Err(Stop::RARE),
         protocol::SCTP => return Err(Stop::NOT_OURS),
         // What a pod sends to a backend itself is ours only where it has ports. (Behind extension headers they may come yet.)
-        protocol::ICMP | protocol::ICMPV6 if known == 0 && hook == Hook::Ingress => return Err(Stop::NOT_OURS),
+        protocol::ICMP | protocol::ICMPV6 if known == 0 && hook != Hook::Egress => return Err(Stop::NOT_OURS),
         _ => return Err(if F::may_be_icmp(&frame) { Stop::RARE } else { Stop::NOT_OURS }),
     };
     let l4_frame = frame.behind(l4);
     let key = FlowKey::new(src, dst, l4_frame.get::<_, 0>(), l4_frame.get::<_, 2>(), network.protocol);
-    if known == 0 || !hook.concerns(filter, known, &key) {
+    if known == 0 || !concerns(hook, filter, known, &key) {
         return Err(match direct::<P, F>(packet, filter, hook, &key) {
             Direct::Flow => Stop::RARE,
             Direct::First if !is_tcp || is_opening(packet, l4) => Stop::RARE,

@@ -6,12 +6,12 @@
 //! direction get: the instruction of the flow entry under the quoted tuple reversed.
 
 use lb_common::{
-    flow::{FlowKey, protocol},
+    flow::{FlowKey, Hook, protocol},
     verdict::{Stage, Stop},
     walk::Part,
 };
 
-use super::{filter::Hook, walk::walk};
+use super::{filter::knows, walk::walk};
 use crate::{
     kernel::{
         maps,
@@ -39,7 +39,7 @@ pub fn find<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, hook: Ho
     }
     let ip = ip_at::<F>(packet, l3).ok_or(Stop::NOT_OURS)?;
     let (src, dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
-    let is_known = maps::filter().is_some_and(|filter| hook.knows::<F>(filter, &dst, &src) != 0);
+    let is_known = maps::filter().is_some_and(|filter| knows::<F>(hook, filter, &dst, &src) != 0);
     if hook == Hook::Egress && !is_known {
         return Err(Stop::NOT_OURS);
     }

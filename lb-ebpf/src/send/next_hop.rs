@@ -46,6 +46,9 @@ pub fn resolve<P: Packet, F: Header>(
     parsed: &Parsed<F>,
     l4: u32,
 ) -> Stage<Sending> {
+    if flow.is_handed_to_net() {
+        return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { way_of_net() };
+    }
     if !flow.is_forwarded() {
         return Ok(Sending { exit: Exit::Stack, way: Way::NONE });
     }
@@ -80,6 +83,13 @@ pub fn resolve<P: Packet, F: Header>(
         return Err(Stop::LEAVE_TO_TC);
     }
     Ok(Sending { exit: Exit::Wire, way })
+}
+
+/// The way back into this node, by the net's device.
+#[inline(always)]
+pub fn way_of_net() -> Stage<Sending> {
+    let net = &maps::config()?.net;
+    Ok(Sending { exit: Exit::Net, way: Way { ifindex: net.ifindex, macs: net.macs, mtu: 0, flags: Way::RESOLVED } })
 }
 
 /// The way that an element of the table stands for, if it is for this destination and from this generation.
@@ -275,14 +285,24 @@ fn ask_for_source<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<u32> 
     Ok(result)
 }
 
+/// What the kernel says of the way from and to these addresses.
+#[inline(always)]
+pub fn ask_for_way<P: Packet, F: Header>(packet: &P, src: &F::Addr, dst: &F::Addr) -> Stage<u32> {
+    let scratch = work::scratch::<F>()?;
+    (scratch.next_hop_src, scratch.next_hop_dst) = (*src, *dst);
+    ask::<P, F>(packet, 0, 1, 0)
+}
+
 /// The kernel's refusal of flags that it does not know.
 const EINVAL: u32 = (-22_i32).cast_unsigned();
 
-/// The device whose routes are asked for: a bridge routes what comes by its ports.
+/// The device whose routes are asked for: a bridge routes what comes by its ports, and the net's device what leaves by the loopback
+/// device as well.
 #[inline(always)]
 fn routing_device(ifindex: u32) -> u32 {
     match maps::find_interface(ifindex) {
         Some(port) if port.bridge != 0 => port.bridge,
+        Some(net) if net.role & role::NET != 0 => maps::config().map_or(ifindex, |config| config.net.ifindex),
         _ => ifindex,
     }
 }

@@ -14,7 +14,7 @@ use super::Sending;
 use crate::{
     kernel::work::{Dissected, Instruction, Offsets, Scratch},
     packet::{
-        Exit, Packet,
+        Packet,
         header::{Header, ICMP_LEN, PORTS_LEN, tcp, udp},
         layout::{Headers, Layout, ip_at},
     },
@@ -35,13 +35,13 @@ pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, sending: 
 
     let mut change = rewrite_quoted_layer_4(packet, quote, end, scratch.parsed.key.protocol, flow)?;
     F::write_addresses(&quoted_ip, &flow.dst, &flow.src, flow.address_delta, false);
-    if sending.exit == Exit::Wire {
+    if sending.exit.has_macs() {
         ethernet.store(0, sending.way.macs);
     }
     let (old_src, old_dst): (F::Addr, F::Addr) = (ip.load(F::SRC), ip.load(F::DST));
     let src = source(&scratch.parsed.key, &old_src, flow);
     let addresses = Delta::ZERO.replace_address::<F>(&old_src, &src).replace_address::<F>(&old_dst, &flow.dst).fold();
-    F::write_addresses(&ip, &src, &flow.dst, addresses, sending.exit != Exit::Stack);
+    F::write_addresses(&ip, &src, &flow.dst, addresses, sending.exit.is_forwarded());
     if !F::IS_V4 {
         // No header checksum makes up for the quoted addresses, and a pseudo-header counts the others.
         change = change.add(flow.address_delta).add(addresses);

@@ -13,7 +13,7 @@ use super::Sending;
 use crate::{
     kernel::work::{Dissected, Instruction, Scratch},
     packet::{
-        Exit, Packet,
+        Packet,
         header::{ETHERNET_LEN, Header, TCP_LEN, UDP_LEN, tcp, udp},
         layout::{Headers, Layout},
     },
@@ -117,13 +117,13 @@ fn set_field<P: Packet, F: Header>(packet: &P, layout: impl Layout<F>, is_tcp: b
 /// Writes what both doors write alike: Ethernet addresses, TTL, IP addresses and IP checksum, ports.
 #[inline(always)]
 pub fn write_headers<F: Header>(headers: &Headers<'_>, flow: &Instruction<F>, sending: &Sending) {
-    if sending.exit == Exit::Wire {
+    if sending.exit.has_macs() {
         let [first, second, third] = sending.way.macs;
         headers.ethernet.put::<u32, 0>(first);
         headers.ethernet.put::<u32, 4>(second);
         headers.ethernet.put::<u32, 8>(third);
     }
-    F::write_addresses(&headers.ip, &flow.src, &flow.dst, flow.address_delta, sending.exit != Exit::Stack);
+    F::write_addresses(&headers.ip, &flow.src, &flow.dst, flow.address_delta, sending.exit.is_forwarded());
     headers.l4.put::<u32, 0>(flow.ports);
 }
 
@@ -135,10 +135,10 @@ pub fn translate_fragment<P: Packet, F: Header>(packet: &mut P, scratch: &Scratc
     let flow = &scratch.instruction;
     let Some(ethernet) = packet.frame(ETHERNET_LEN) else { return Err(FAILED) };
     let Some(ip) = at.ip::<F>(packet) else { return Err(FAILED) };
-    if sending.exit == Exit::Wire {
+    if sending.exit.has_macs() {
         ethernet.store(0, sending.way.macs);
     }
-    F::write_addresses(&ip, &flow.src, &flow.dst, flow.address_delta, sending.exit != Exit::Stack);
+    F::write_addresses(&ip, &flow.src, &flow.dst, flow.address_delta, sending.exit.is_forwarded());
     if !F::IS_V4 {
         packet.add_to_sum(flow.address_delta);
     }

@@ -217,6 +217,9 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
         record.service = frontend.service;
         record.internal = 1;
     }
+    if is_of_node && call == Call::Connect && protocol == protocol::UDP && record.is_none() && is_nets(&address)? {
+        return Err(Stop::NOT_OURS);
+    }
     let needs_attention = match protocol {
         // One that is connected may be connected to this very Service, by packets. To session affinity a pod is one client, by its
         // packets' source, whether its sockets are connected or not.
@@ -275,6 +278,13 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
     count_flow(frontend.service, chosen.index);
     socket.set_peer(&backend_address, backend_port_be);
     Ok(())
+}
+
+/// Whether what is sent to an address of a Service is translated by the net: a connected socket's datagrams go to whatever backend there
+/// is then, and the socket hears of no change. No packet to a loopback address is.
+#[inline(always)]
+fn is_nets(address: &Address) -> Stage<bool> {
+    Ok(maps::config()?.net.is_there() && !address.is_this_machine())
 }
 
 /// A Service's address, a NodePort on an address of this node, or a NodePort on localhost (rule 30): that is the node's own
