@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{answer, told_to_stop};
 use crate::{
     dataplane::{DEFAULT_BPFFS, remove_all},
-    node::service_cidrs,
+    node::net,
 };
 
 /// Flags of `cleanup`.
@@ -38,9 +38,9 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
         printed = std::mem::replace(&mut printed, Ok(())).and(result);
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    for range in runtime.block_on(service_cidrs::remove_all(args.dry_run))? {
+    for item in runtime.block_on(net::remove_all(args.dry_run))? {
         count += 1;
-        let result = answer::print(&format!("{verb} route blackhole {range}"));
+        let result = answer::print(&format!("{verb} {item}"));
         printed = std::mem::replace(&mut printed, Ok(())).and(result);
     }
     if count == 0 {

@@ -14,7 +14,6 @@ mod values;
 use std::{env, fs, path::Path};
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
 use lb_common::{
     clock::Clock,
     config::{Config, FIRST_GENERATION, config_flags},
@@ -29,7 +28,7 @@ use self::{config_file::Completed, tasks::Tasks, values::SourceSpec};
 use crate::{
     about::{self, About},
     cli::told_to_stop,
-    dataplane::{self, Capacities, Dataplane, Options, Part, Pins, Repair, SocketOptions},
+    dataplane::{self, Capacities, Dataplane, Options, Pins, SocketOptions},
     diff::State,
     events::{self, Recorder},
     hash_seed::HashSeed,
@@ -38,9 +37,9 @@ use crate::{
     memory::{Bill, mebibytes},
     metrics::{self, Metrics},
     model::Model,
-    node::{checks, neighbours, netlink::Follower, service_cidrs},
+    node::{checks, neighbours, net, netlink::Follower},
     source::{self, KubeOptions, SourceError},
-    sync::{self, Devices, Inputs, Loop, LoopError, Maps, Notice, Reporter, Services},
+    sync::{self, Devices, Inputs, Loop, LoopError, Maps, Net, Notice, Reporter, Services},
 };
 
 /// Events and changes that may wait for the loop.
@@ -126,7 +125,7 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     recorder.tell_start();
     let former = dataplane.config();
     dataplane.set_config(&configuration(former, &args, given_seed, dataplane.maps().ticker.clock())?);
-    let (tell_lost, notices) = notices(&mut dataplane);
+    let (tell_net, notices) = notices(&mut dataplane);
     let counters = dataplane.shared_maps();
     let dump = dataplane.maps().dump()?;
 
@@ -146,9 +145,10 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     tasks.spawn("the port of /healthz", http::serve(healthz, pages, connections()));
     let pages = metrics::router(&metrics, request_sender, counters).merge(about::router(About::new(flags)));
     tasks.spawn("the port of /metrics", http::serve(metricsz, pages, connections()));
-    let agent = Loop::new(services, devices, maps, health, metrics).reporting(reporter);
+    let net = Net::new(args.net.options());
+    let agent = Loop::new(services, devices, maps, health, metrics).reporting(reporter).with_net(net);
     tasks.spawn("the asking for neighbours", neighbours::ask(agent.neighbours()));
-    tasks.spawn("the following of ServiceCIDRs", service_cidrs::follow(agent.service_cidrs(), tell_lost));
+    tasks.spawn("the keeping of the net", net::follow(agent.net(), tell_net));
     tokio::select! {
         ended = agent.run(Inputs { events, changes, requests, notices }) => match ended {
             // The source itself knows why.
@@ -162,18 +162,15 @@ async fn work(completed: Completed) -> anyhow::Result<()> {
     }
 }
 
-/// Where it is told that something of ours has been taken out of the kernel: by the directories of pins, and by whoever hears of
-/// a route that was lost.
-fn notices(dataplane: &mut Dataplane) -> (impl Fn(&IpNet) + Send + 'static, mpsc::Receiver<Notice>) {
+/// Where it is told what becomes of things of ours in the kernel: by the directories of pins, and by whoever keeps the net.
+fn notices(dataplane: &mut Dataplane) -> (impl Fn(net::Told) + Send + 'static, mpsc::Receiver<Notice>) {
     let (sender, notices) = mpsc::channel(QUEUE_LENGTH);
     let removals = sender.clone();
     // Where it is full, a notice is waiting already, and one is as good as many.
     dataplane.tell_of_removals(move || drop(removals.try_send(Notice::Removal)));
-    let tell_lost = move |range: &IpNet| {
-        let repair = Repair { part: Part::Route, name: format!("blackhole {range}") };
-        drop(sender.try_send(Notice::Repair(repair)));
-    };
-    (tell_lost, notices)
+    // The net is looked at again, and told of.
+    let tell_net = move |told| drop(sender.try_send(Notice::Net(told)));
+    (tell_net, notices)
 }
 
 /// Returns when there is a configuration file and it has changed (rule 76).

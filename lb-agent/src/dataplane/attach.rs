@@ -10,6 +10,7 @@ use std::{
 };
 
 use aya::{Ebpf, programs::ProgramError};
+use lb_common::config::role;
 use nix::{libc, net::if_::if_nametoindex};
 use tracing::warn;
 
@@ -261,8 +262,13 @@ impl Links {
         duty: Duty,
         kind: &str,
     ) -> Result<Attachment, AttachError> {
-        self.check(ifindex, name)?;
-        let has_tc_links = self.attach_tc(ebpf, ifindex, name)?;
+        let is_loopback = self.check(ifindex, name, duty)?;
+        let doors = Door::of_device(name, is_loopback);
+        let has_tc_links = self.attach_tc(ebpf, (ifindex, name), doors)?;
+        for door in Door::ALL.into_iter().filter(|door| door.is_tc() && !doors.contains(door)) {
+            // The device had another name.
+            self.unpin(door, ifindex);
+        }
         let wish = self.xdp.wish(duty, kind);
         for door in [Door::XdpDriver, Door::XdpGeneric] {
             if wish != XdpWish::Must(door) && wish != XdpWish::May(door) && self.is_open(door, ifindex) {
@@ -331,7 +337,7 @@ impl Links {
     }
 
     fn audit_filters(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str, audit: &mut Audit) {
-        let lost = filters::missing(ifindex);
+        let lost = filters::missing(ifindex, name);
         let is_marked = self.filtered.get(&ifindex).is_some_and(|(place, _)| filters::is_marked(place, ifindex));
         if lost.is_empty() && is_marked {
             return;
@@ -357,28 +363,34 @@ impl Links {
         }
     }
 
-    fn check(&self, ifindex: u32, name: &str) -> Result<(), AttachError> {
-        const ARPHRD_ETHER: u16 = 1;
+    /// Whether it is the loopback device. Its packets begin like those of Ethernet devices, and nothing but the net wants them.
+    fn check(&self, ifindex: u32, name: &str, duty: Duty) -> Result<bool, AttachError> {
         let gone = || AttachError::Gone { name: name.to_owned(), ifindex };
         if if_nametoindex(name) != Ok(ifindex) {
             return Err(gone());
         }
         match sys::hardware_type(name) {
-            Ok(ARPHRD_ETHER) => Ok(()),
+            Ok(sys::ARPHRD_ETHER) => Ok(false),
+            Ok(sys::ARPHRD_LOOPBACK) if duty.role == role::NET => Ok(true),
             Ok(hardware) => Err(AttachError::NotEthernet { name: name.to_owned(), hardware }),
             Err(_) => Err(gone()),
         }
     }
 
     /// Whether by links; else by filters.
-    fn attach_tc(&mut self, ebpf: &mut Ebpf, ifindex: u32, name: &str) -> Result<bool, AttachError> {
+    fn attach_tc(
+        &mut self,
+        ebpf: &mut Ebpf,
+        (ifindex, name): (u32, &str),
+        doors: &[Door],
+    ) -> Result<bool, AttachError> {
         match self.filtered.get(&ifindex) {
             Some((_, false)) => return Ok(false),
             // Replaced in place, or made anew on a device that has come back.
             Some((_, true)) => return self.filter(ebpf, ifindex, name).map(|()| false),
             None => {}
         }
-        for door in [Door::TcIngress, Door::TcEgress] {
+        for &door in doors {
             match self.open_or_fail(door, ifindex, name) {
                 // A kernel before 6.6 does not know this kind of link.
                 Err(AttachError::Link { cause, .. }) if cause.raw_os_error() == Some(libc::EINVAL) => {

@@ -19,14 +19,24 @@ pub enum Part {
     SocketLink,
     /// An element of a map.
     Map,
-    /// A blackhole route.
+    /// A device of our own.
+    Device,
+    /// A route to that device, or a rule that leads to those routes.
     Route,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Directory, Self::Pin, Self::Link, Self::Filter, Self::SocketLink, Self::Map, Self::Route];
+    pub const ALL: [Self; 8] = [
+        Self::Directory,
+        Self::Pin,
+        Self::Link,
+        Self::Filter,
+        Self::SocketLink,
+        Self::Map,
+        Self::Device,
+        Self::Route,
+    ];
 
     /// Its name as a metric's label.
     #[must_use]
@@ -38,6 +48,7 @@ impl Part {
             Self::Filter => "filter",
             Self::SocketLink => "socket-link",
             Self::Map => "map",
+            Self::Device => "device",
             Self::Route => "route",
         }
     }
@@ -51,6 +62,7 @@ impl Part {
             Self::Filter => "TC filters",
             Self::SocketLink => "programs on the cgroup",
             Self::Map => "map elements",
+            Self::Device => "devices",
             Self::Route => "routes",
         }
     }

@@ -10,6 +10,7 @@ use aya_obj::generated::{
 use lb_common::{config::role, maps::programs};
 
 use crate::node::{
+    net::DEVICE,
     roles::Duty,
     state::{VETH, is_tunnel},
 };
@@ -25,11 +26,32 @@ pub enum Door {
     XdpDriver,
     /// XDP in the network stack, for drivers without.
     XdpGeneric,
+    /// The net, packets that its program has made arrive by its device (TC).
+    NetArrival,
+    /// The net, packets that leave by its device, or by the loopback device (TC).
+    Net,
 }
 
 impl Door {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::TcIngress, Self::TcEgress, Self::XdpDriver, Self::XdpGeneric];
+    pub const ALL: [Self; 6] =
+        [Self::TcIngress, Self::TcEgress, Self::XdpDriver, Self::XdpGeneric, Self::NetArrival, Self::Net];
+
+    /// Those at TC of a device.
+    #[must_use]
+    pub fn of_device(name: &str, is_loopback: bool) -> &'static [Self] {
+        match name {
+            _ if is_loopback => &[Self::Net],
+            DEVICE => &[Self::NetArrival, Self::Net],
+            _ => &[Self::TcIngress, Self::TcEgress],
+        }
+    }
+
+    /// Whether it is one at TC.
+    #[must_use]
+    pub const fn is_tc(self) -> bool {
+        !matches!(self, Self::XdpDriver | Self::XdpGeneric)
+    }
 
     /// Start of the pin's name. The kernel does not tell how XDP was attached, so the name has to.
     const fn prefix(self) -> &'static str {
@@ -38,6 +60,8 @@ impl Door {
             Self::TcEgress => "tc-egress",
             Self::XdpDriver => "xdp",
             Self::XdpGeneric => "xdp-generic",
+            Self::NetArrival => "net-arrival",
+            Self::Net => "net",
         }
     }
 
@@ -62,6 +86,8 @@ impl Door {
             Self::TcIngress => programs::TC_INGRESS,
             Self::TcEgress => programs::TC_EGRESS,
             Self::XdpDriver | Self::XdpGeneric => programs::XDP,
+            Self::NetArrival => programs::NET_ARRIVAL,
+            Self::Net => programs::NET,
         }
     }
 
@@ -69,8 +95,8 @@ impl Door {
     #[must_use]
     pub const fn attach(self) -> (u32, u32) {
         match self {
-            Self::TcIngress => (BPF_TCX_INGRESS as u32, BPF_F_BEFORE),
-            Self::TcEgress => (BPF_TCX_EGRESS as u32, BPF_F_BEFORE),
+            Self::TcIngress | Self::NetArrival => (BPF_TCX_INGRESS as u32, BPF_F_BEFORE),
+            Self::TcEgress | Self::Net => (BPF_TCX_EGRESS as u32, BPF_F_BEFORE),
             Self::XdpDriver => (BPF_XDP as u32, XDP_FLAGS_DRV_MODE),
             Self::XdpGeneric => (BPF_XDP as u32, XDP_FLAGS_SKB_MODE),
         }
@@ -84,6 +110,8 @@ impl fmt::Display for Door {
             Self::TcEgress => "TC egress",
             Self::XdpDriver => "XDP in the driver",
             Self::XdpGeneric => "generic XDP",
+            Self::NetArrival => "the net's ingress",
+            Self::Net => "the net's egress",
         })
     }
 }
@@ -149,6 +177,7 @@ mod tests {
         for door in Door::ALL {
             assert_eq!(Door::of_pin(&door.pin_name(7)), Some((door, 7)));
         }
+        assert_eq!(Door::Net.pin_name(7), "net-7");
         for other in ["xdp", "xdp-", "xdp-x", "tc-7", "filter-7"] {
             assert_eq!(Door::of_pin(other), None, "{other}");
         }

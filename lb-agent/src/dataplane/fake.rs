@@ -209,7 +209,13 @@ impl fmt::Display for Fake {
         }
         for (ifindex, interface) in &self.interfaces {
             write!(f, "interface {ifindex}")?;
-            let roles = [(role::POD, "pod"), (role::UPLINK, "uplink"), (role::XDP, "xdp"), (role::RETURN, "return")];
+            let roles = [
+                (role::POD, "pod"),
+                (role::UPLINK, "uplink"),
+                (role::XDP, "xdp"),
+                (role::RETURN, "return"),
+                (role::NET, "net"),
+            ];
             for (_, name) in roles.into_iter().filter(|(bit, _)| interface.role & bit != 0) {
                 write!(f, " {name}")?;
             }

@@ -16,7 +16,6 @@ use aya::{
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
 };
-use lb_common::maps::programs;
 use nix::libc;
 use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
@@ -27,7 +26,7 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use super::{pins::Pins, sys};
+use super::{doors::Door, pins::Pins, sys};
 
 /// Ahead of other filters: a lower number runs earlier, and 1 is the lowest.
 const PRIORITY: u16 = 1;
@@ -35,12 +34,17 @@ const PRIORITY: u16 = 1;
 const HANDLE_NUMBER: u16 = 0x5348;
 const HANDLE: TcHandle = TcHandle::new(0, HANDLE_NUMBER);
 
-const FILTERS: [(&str, TcAttachType); 2] =
-    [(programs::TC_INGRESS, TcAttachType::Ingress), (programs::TC_EGRESS, TcAttachType::Egress)];
+/// Programs and hooks of a device's filters.
+fn filters_of(name: &str) -> impl Iterator<Item = (&'static str, TcAttachType)> {
+    Door::of_device(name, sys::is_loopback(name)).iter().map(|door| {
+        let is_ingress = matches!(door, Door::TcIngress | Door::NetArrival);
+        (door.program(), if is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress })
+    })
+}
 
 const MARK: &str = "filter-";
 
-/// Puts both filters on a device, or replaces those of an earlier agent in place.
+/// Puts all its filters on a device, or replaces those of an earlier agent in place.
 pub fn attach(ebpf: &mut Ebpf, pins: &Pins, name: &str, ifindex: u32) -> Result<(), ProgramError> {
     match tc::qdisc_add_clsact(name) {
         Err(error) if errno(&error) != Some(libc::EEXIST) => return Err(error.into()),
@@ -50,7 +54,7 @@ pub fn attach(ebpf: &mut Ebpf, pins: &Pins, name: &str, ifindex: u32) -> Result<
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
         _ => {}
     }
-    for (program, hook) in FILTERS {
+    for (program, hook) in filters_of(name) {
         let program = ebpf.program_mut(program).ok_or(ProgramError::NotLoaded)?;
         attach_one(program.try_into()?, name, hook)?;
     }
@@ -72,12 +76,12 @@ fn attach_one(program: &mut SchedClassifier, name: &str, hook: TcAttachType) -> 
 }
 
 /// Which of our filters a device has not got.
-pub fn missing(ifindex: u32) -> Vec<&'static str> {
+pub fn missing(ifindex: u32, name: &str) -> Vec<&'static str> {
     let is_missing = |(program, hook): &(&str, TcAttachType)| {
         let names = programs_of(ifindex, *hook).unwrap_or_default();
         !names.iter().any(|name| name == program)
     };
-    FILTERS.iter().filter(|filter| is_missing(filter)).map(|(program, _)| *program).collect()
+    filters_of(name).filter(is_missing).map(|(program, _)| program).collect()
 }
 
 /// The names of the programs of the filter at our place; none where there is no such filter, or not even a clsact qdisc.
@@ -121,7 +125,7 @@ fn programs_of(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<String>> {
 /// Removes our filters from a device. Returns the hooks that had one.
 pub fn detach(name: &str) -> Vec<&'static str> {
     let removed = |&(program, hook): &(&str, TcAttachType)| tc::qdisc_detach_program(name, hook, program).is_ok();
-    FILTERS.iter().filter(|filter| removed(filter)).map(|(program, _)| *program).collect()
+    filters_of(name).filter(removed).map(|(program, _)| program).collect()
 }
 
 /// The devices that have filters of ours, as far as marks in a directory of links tell.

@@ -15,6 +15,8 @@ use super::{Operation, filter::Filter};
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// How often a frontend has come or gone.
+    pub frontend_changes: u64,
     backends: Vec<Backend>,
     /// Service ports that have a name.
     pub names: BTreeSet<u32>,
@@ -80,10 +82,12 @@ impl Mirror {
                 self.names.insert(*service);
             }
             Operation::UpsertFrontend { key, frontend } => {
-                self.frontends.insert(*key, *frontend);
+                let former = self.frontends.insert(*key, *frontend);
+                self.frontend_changes += u64::from(former.is_none());
             }
             Operation::RemoveFrontend { key } => {
-                self.frontends.remove(key);
+                let former = self.frontends.remove(key);
+                self.frontend_changes += u64::from(former.is_some());
             }
             Operation::UpsertSourceRange(key) => {
                 self.source_ranges.entry(key.range.service).or_default().insert(*key);

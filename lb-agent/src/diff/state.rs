@@ -291,6 +291,23 @@ impl State {
         self.units().flat_map(|(id, unit)| unit.backends.iter().map(move |(key, &index)| (index, id, key)))
     }
 
+    /// How often a frontend has come or gone.
+    #[must_use]
+    pub const fn frontend_changes(&self) -> u64 {
+        self.mirror.frontend_changes
+    }
+
+    /// The addresses at which there are frontends, those for all addresses of this node aside; each as often as it has ports.
+    pub fn frontend_addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        self.mirror.frontends.keys().filter(|key| !key.is_node_port()).map(|key| key.address)
+    }
+
+    /// The addresses of all backends; each as often as it is one.
+    pub fn backend_addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        let live = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE);
+        live.map(|backend| backend.address)
+    }
+
     /// The backends of one Service.
     pub fn backends_of(&self, service: &ServiceKey) -> impl Iterator<Item = &BackendKey> {
         let units = self.records.get(service).into_iter().flat_map(|record| record.units.values());

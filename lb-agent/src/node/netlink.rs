@@ -6,7 +6,6 @@
 
 use std::{collections::BTreeSet, io, time::Duration};
 
-use ipnet::IpNet;
 use nix::libc;
 use rtnetlink::{
     MulticastGroup,
@@ -71,25 +70,12 @@ pub enum NetlinkError {
         /// Why not.
         source: io::Error,
     },
-    /// Routes that could not be listed.
-    #[error("can't list this machine's routes: {0}")]
-    Routes(#[source] rtnetlink::Error),
     /// No list could be read while nothing changed.
     #[error("this machine's devices, addresses, routes or neighbours change too fast to be listed")]
     Restless,
     /// The kernel took a question, and did not answer.
     #[error("the kernel does not answer")]
     NoAnswer,
-    /// A route that could not be changed.
-    #[error("can't {verb} the route blackhole {range}: {source}")]
-    Route {
-        /// What was to be done.
-        verb: &'static str,
-        /// The route's destination.
-        range: IpNet,
-        /// Why not.
-        source: rtnetlink::Error,
-    },
 }
 
 /// A subscription to the kernel's reports. They are read no faster than they are taken: what waits meanwhile waits in the
@@ -227,7 +213,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlin
 }
 
 /// What is there now. While the machine changes, the kernel may leave something out and say so: then it is asked again.
-async fn look<T, F>(at: impl Fn() -> F) -> Result<T, NetlinkError>
+pub(super) async fn look<T, F>(at: impl Fn() -> F) -> Result<T, NetlinkError>
 where
     F: Future<Output = Result<(T, bool), NetlinkError>>,
 {
@@ -309,7 +295,7 @@ async fn default_routes() -> Result<(BTreeSet<u32>, bool), NetlinkError> {
 }
 
 /// Asks for a list. Returns whether nothing was changed while the kernel went through it.
-async fn list(
+pub(super) async fn list(
     socket: &TokioSocket,
     what: &'static str,
     question: RouteNetlinkMessage,

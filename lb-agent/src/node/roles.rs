@@ -12,6 +12,7 @@ use lb_common::{
 };
 
 use super::{
+    net::{DEVICE, PEER},
     pattern::Pattern,
     state::{BRIDGE, Link, LocalAddress, NodeState, VETH, is_tunnel},
 };
@@ -47,13 +48,20 @@ struct Surroundings {
 impl Selection {
     /// The device's [`role`], 0 for none. It follows from what there is now, never from what was before.
     ///
-    /// Nothing but Ethernet devices can have one. A device with a default route is an uplink even if its name looks like a
+    /// The device of the net has its own, and with it the loopback device, and they have no other. Else nothing but Ethernet devices
+    /// can have one. A device with a default route is an uplink even if its name looks like a
     /// pod's, and so is one with the node's own address. A tunnel to other nodes is an uplink in any case: what
     /// leaves by it has its address, to which the replies come; so is a macvlan on an uplink, to which frames for its own Ethernet
     /// address are left (VRRP's virtual routers). Of those that are no pod's and not named, replies to outside clients may leave by
     /// any.
     fn role(&self, node: &NodeState, ifindex: u32, link: &Link, around: &Surroundings) -> u16 {
-        if link.is_loopback || !link.is_ethernet {
+        if link.is_loopback {
+            return if net_device(node).is_some() { role::NET } else { 0 };
+        }
+        if link.name == DEVICE {
+            return role::NET;
+        }
+        if !link.is_ethernet || link.name == PEER {
             return 0;
         }
         if around.main_uplinks.contains(&ifindex) || is_tunnel(&link.kind) {
@@ -144,11 +152,13 @@ impl Selection {
     #[must_use]
     pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
         let around = self.surroundings(node, internal);
-        let devices = node.links().iter().filter(|(_, link)| !link.is_loopback);
+        let devices = node.links().iter().map(|(&ifindex, link)| (ifindex, link, self.role(node, ifindex, link, &around)));
         devices
-            .map(|(&ifindex, link)| {
-                let addresses = [true, false].map(|is_v4| first_address(node.addresses(ifindex), is_v4));
-                let role = self.role(node, ifindex, link, &around);
+            .filter(|(_, link, role)| !link.is_loopback || *role != 0)
+            .map(|(ifindex, link, role)| {
+                // Nothing is sent with an address of the net's devices.
+                let own = if role == role::NET { &[] } else { node.addresses(ifindex) };
+                let addresses = [true, false].map(|is_v4| first_address(own, is_v4));
                 let bridge = if is_port_of(node, link, BRIDGE) { link.controller } else { 0 };
                 (ifindex, Interface { addresses, mac: link.mac, role, bridge, pad: 0 })
             })
@@ -182,6 +192,13 @@ impl Selection {
             )
         })
     }
+}
+
+/// The device of the net, and its index.
+#[must_use]
+pub fn net_device(node: &NodeState) -> Option<(u32, &Link)> {
+    let mut links = node.links().iter().map(|(&ifindex, link)| (ifindex, link));
+    links.find(|(_, link)| link.name == DEVICE)
 }
 
 /// The driver of devices that stand on another one, with an Ethernet address of their own.
@@ -321,6 +338,31 @@ mod tests {
         // By what is there now, whatever was before.
         node.apply(Change::DefaultDevices([2].into()));
         assert_eq!(roles(&selection(&[]), &node)[5], (7, pod));
+    }
+
+    #[test]
+    fn the_nets_device_and_the_loopback_device_have_its_role_and_no_other() {
+        let mut node = node(&[(1, "lo", &["127.0.0.1", "192.0.2.1"]), (2, "eth0", &["192.0.2.1"])]);
+        assert_eq!(roles(&selection(&[]), &node), [(2, role::UPLINK)]);
+        for kind in ["dummy", "netkit", "ifb", VETH] {
+            for (ifindex, name) in [(7, "shunt0"), (8, "shunt0-peer")] {
+                let (name, kind, lower) = (name.into(), kind.into(), 15 - ifindex);
+                let link = Link { name, kind, lower, is_ethernet: true, is_up: true, ..Link::default() };
+                node.apply(Change::Link { ifindex, link });
+            }
+            // Nor because of what others have done with it.
+            let address = LocalAddress { ip: "192.0.2.1".parse().unwrap(), is_global: true, is_secondary: false };
+            node.apply(Change::Address { ifindex: 7, address });
+            node.apply(Change::DefaultDevices([2, 7].into()));
+            for names in [&[] as &[&str], &["eth0"], &["eth0", "shunt0"]] {
+                let expected = [(1, role::NET), (2, role::UPLINK), (7, role::NET), (8, 0)];
+                assert_eq!(roles(&selection(names), &node), expected, "{kind} {names:?}");
+            }
+            let interfaces = selection(&[]).interfaces(&node, &["192.0.2.1".parse().unwrap()]);
+            assert_eq!([interfaces[&1], interfaces[&7]].map(|own| own.addresses), [[Address::UNSPECIFIED; 2]; 2]);
+            assert_eq!(net_device(&node).map(|(ifindex, _)| ifindex), Some(7));
+            assert!(node.held_addresses().is_empty());
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::{
     net::IpAddr,
 };
 
+use super::net::DEVICE;
+
 /// A network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -17,7 +19,7 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Whether its frames begin with an Ethernet header: the programs parse nothing else.
     pub is_ethernet: bool,
-    /// Whether it is a loopback device, which never gets our programs.
+    /// Whether it is a loopback device, which leads nowhere.
     pub is_loopback: bool,
     /// Whether it is administratively up.
     pub is_up: bool,
@@ -177,7 +179,7 @@ impl NodeState {
     #[must_use]
     pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
         let leads_nowhere =
-            |link: &&Link| matches!(&*link.kind, "dummy" | "ifb") && !IPVS_DEVICES.contains(&&*link.name);
+            |link: &&Link| matches!(&*link.kind, "dummy" | "ifb") && !IPVS_DEVICES.contains(&&*link.name) && link.name != DEVICE;
         let links = self.links.iter().map(|(&ifindex, link)| (ifindex, link)).filter(|(_, link)| leads_nowhere(link));
         links.flat_map(|(ifindex, link)| self.addresses(ifindex).iter().map(|own| (own.ip, &*link.name))).collect()
     }

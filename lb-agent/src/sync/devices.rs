@@ -28,7 +28,8 @@ use crate::{
     health::HealthPorts,
     node::{
         addresses::{NodePortAddresses, local_addresses},
-        roles::{Duty, Selection, primary_addresses},
+        net,
+        roles::{Duty, Selection, net_device, primary_addresses},
         state::{Change, NodeState},
     },
     problem::Problem,
@@ -64,6 +65,14 @@ pub struct Devices {
     filtered: BTreeSet<Address>,
     are_devices_dirty: bool,
     are_next_hops_dirty: bool,
+    /// How often something of the devices, or of what the sources say of this node, has changed.
+    changes: u64,
+    /// How often something may have been taken away from the net.
+    net_hint: u64,
+    /// What packets of this node may have as a source, IPv4 and IPv6.
+    primary: [Option<IpAddr>; 2],
+    /// The least MTU of devices of pods and uplinks decides that of the net's.
+    net_mtu: u32,
     /// Local addresses that answer NodePorts.
     node_port_addresses: BTreeSet<Address>,
 }
@@ -92,6 +101,10 @@ impl Devices {
             filtered: BTreeSet::new(),
             are_devices_dirty: true,
             are_next_hops_dirty: true,
+            changes: 0,
+            net_hint: 0,
+            primary: [None; 2],
+            net_mtu: net::mtu([].into_iter()),
             node_port_addresses: BTreeSet::new(),
         }
     }
@@ -104,7 +117,9 @@ impl Devices {
             Change::Resync(_) => self.attached.clear(),
             _ => {}
         }
+        self.net_hint += u64::from(self.concerns_net(&change));
         let effect = self.node.apply(change);
+        self.changes += u64::from(effect.devices);
         self.are_devices_dirty |= effect.devices;
         self.are_next_hops_dirty |= effect.next_hops;
     }
@@ -114,6 +129,7 @@ impl Devices {
         if self.told != told {
             self.told = told;
             self.are_devices_dirty = true;
+            self.changes += 1;
         }
     }
 
@@ -125,6 +141,62 @@ impl Devices {
     /// Addresses at which somebody on this node answers, with the names of the devices that hold them.
     pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
         self.node.held_addresses()
+    }
+
+    /// Whether a change may have taken something away from the net: its routes go with its device, with their source, or when the
+    /// device is shut.
+    fn concerns_net(&self, change: &Change) -> bool {
+        let is_nets = |ifindex: &u32| net_device(&self.node).is_some_and(|(own, _)| own == *ifindex);
+        match change {
+            Change::Link { ifindex, link } => is_nets(ifindex) && self.node.links().get(ifindex) != Some(link),
+            Change::LinkGone { ifindex } => is_nets(ifindex),
+            Change::AddressGone { .. } | Change::Rules | Change::Resync(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Index and Ethernet address of the net's device, if it has its programs.
+    #[must_use]
+    pub fn served_net_device(&self) -> Option<(u32, [u8; 6])> {
+        let (ifindex, link) = net_device(&self.node)?;
+        self.attached.contains_key(&ifindex).then_some((ifindex, link.mac))
+    }
+
+    /// Another number says that something of the net may have been lost.
+    #[must_use]
+    pub const fn net_hint(&self) -> u64 {
+        self.net_hint
+    }
+
+    /// The MTU of the net's device.
+    #[must_use]
+    pub const fn net_mtu(&self) -> u32 {
+        self.net_mtu
+    }
+
+    /// Another number says that devices or addresses may be different now.
+    #[must_use]
+    pub const fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// All addresses that are this node's, those of its Node object among them.
+    #[must_use]
+    pub fn all_local_addresses(&self) -> BTreeSet<IpAddr> {
+        let told = self.told.internal_addresses.iter().chain(&self.told.external_addresses).copied();
+        self.node.all_addresses().map(|own| own.ip).chain(told).collect()
+    }
+
+    /// The node's address of each family, if it holds it.
+    #[must_use]
+    pub fn sources(&self) -> [Option<IpAddr>; 2] {
+        self.primary.map(|own| own.filter(|ip| self.node.all_addresses().any(|own| own.ip == *ip)))
+    }
+
+    /// The families of which the node has addresses, IPv4 and IPv6.
+    #[must_use]
+    pub fn families(&self) -> [bool; 2] {
+        self.node.families()
     }
 
     /// The neighbours that cached next hops stand for, as far as the kernel can be made to ask for them again.
@@ -153,6 +225,7 @@ impl Devices {
         }
         let wanted = self.choose();
         if is_dirty {
+            self.net_mtu = self.mtu_of(&wanted);
             self.detach_others(&wanted, &mut maps.doors, reporter);
             let mut errors = self.describe(&wanted, maps);
             if self.told.is_synced {
@@ -210,6 +283,12 @@ impl Devices {
         Duty { role: interface.role, is_main: self.main_uplinks.contains(&ifindex) }
     }
 
+    /// The least MTU by which packets for pods and from outside go.
+    fn mtu_of(&self, wanted: &BTreeMap<u32, Interface>) -> u32 {
+        let served = wanted.iter().filter(|(_, interface)| interface.role & (role::UPLINK | role::POD) != 0);
+        net::mtu(served.filter_map(|(ifindex, _)| self.node.links().get(ifindex)).map(|link| link.mtu))
+    }
+
     fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
         // What an earlier agent chose otherwise runs on until the maps are complete.
         let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_synced;
@@ -256,6 +335,7 @@ impl Devices {
 
     fn write_addresses(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
         let primary = primary_addresses(&self.node, wanted, &self.own_addresses());
+        self.primary = primary;
         maps.doors.set_node_addresses(primary.map(|ip| ip.map_or(Address::UNSPECIFIED, Address::from)));
         self.node_port_addresses = self.node_ports.select(&self.node, primary);
         let operations = maps.state.plan_node_addresses(&self.node_port_addresses);
@@ -311,6 +391,7 @@ impl Devices {
                 let kind = match interface.role {
                     role if role & role::UPLINK != 0 => "uplink",
                     role if role & role::POD != 0 => "pod interface",
+                    role if role & role::NET != 0 => "device of the net",
                     _ => "device for replies",
                 };
                 info!("{kind} {}: {}", link.name, attached.text);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use lb_common::{
     address::Address,
-    config::{Config, config_flags},
+    config::{Config, Net, config_flags},
     maps::LAYOUT_VERSION,
     verdict::Reason,
 };
@@ -62,6 +62,12 @@ pub trait Doors: Writer {
 
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);
+
+    /// What the programs are told of the net.
+    fn net(&self) -> Net;
+
+    /// Tells them.
+    fn set_net(&mut self, net: Net);
 
     /// Sets the key of the flow hash. Flows that there are stay where they are.
     fn set_hash_seed(&mut self, seed: HashSeed);
@@ -180,6 +186,14 @@ impl Doors for Dataplane {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.set_config(&Config { node_addresses: addresses, ..self.config() });
+    }
+
+    fn net(&self) -> Net {
+        self.config().net
+    }
+
+    fn set_net(&mut self, net: Net) {
+        self.set_config(&Config { net, ..self.config() });
     }
 
     fn set_hash_seed(&mut self, seed: HashSeed) {

@@ -18,6 +18,7 @@ mod devices;
 pub mod doors;
 mod exhaustion;
 mod neighbours;
+mod net;
 mod no_local;
 mod queue;
 mod report;
@@ -28,13 +29,11 @@ mod tests;
 mod triggers;
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     pin::pin,
     time::Instant,
 };
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 use lb_common::filter::Concern;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -50,15 +49,19 @@ use self::{
     report::Scope,
     sweep::{Sweep, sweep},
 };
-pub use self::{devices::Devices, no_local::PolicyKind, report::Reporter, services::Services};
+pub use self::{
+    devices::Devices,
+    net::{Net, NetOptions},
+    no_local::PolicyKind, report::Reporter, services::Services,
+};
 use crate::{
     compile::BackendKey,
-    dataplane::{Repair, source_ports},
+    dataplane::source_ports,
     diff::State,
     health::{Health, NodeStatus},
     metrics::{Directory, Metrics},
     model::Model,
-    node::state::Change,
+    node::{net as node_net, state::Change},
     source::Event,
 };
 
@@ -86,17 +89,17 @@ pub struct Inputs {
     pub changes: mpsc::Receiver<Change>,
     /// From scrapes of the metrics.
     pub requests: mpsc::Receiver<oneshot::Sender<Directory>>,
-    /// From those who see that something has been taken out of the kernel.
+    /// From those who look after something in the kernel.
     pub notices: mpsc::Receiver<Notice>,
 }
 
-/// Something of ours has been taken out of the kernel.
+/// What others see of what was made in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Something, perhaps: it is worth while to look.
+    /// Something has been taken out of it, perhaps: it is worth while to look.
     Removal,
-    /// This, and it has been put back.
-    Repair(Repair),
+    /// What came of a look at the net.
+    Net(node_net::Told),
 }
 
 /// Takes in what the sources tell while the data plane is opened: nothing is written before they have told all there is.
@@ -144,7 +147,7 @@ pub struct Loop<D> {
     exhaustion: Exhaustion,
     audits: Schedule,
     neighbours: Neighbours,
-    service_cidrs: watch::Sender<Option<BTreeSet<IpNet>>>,
+    net: Net,
     was_done: bool,
 }
 
@@ -163,16 +166,21 @@ impl<D: Doors> Loop<D> {
             exhaustion: Exhaustion::default(),
             audits: Schedule::default(),
             neighbours: Neighbours::default(),
-            service_cidrs: watch::Sender::new(None),
+            net: Net::default(),
             was_done: false,
         }
     }
 
-    /// Tells in which ranges addresses that are nobody's shall be dropped; `None` until the maps are complete, and while
-    /// nobody knows.
+    /// With the net as its flags want it.
     #[must_use]
-    pub fn service_cidrs(&self) -> watch::Receiver<Option<BTreeSet<IpNet>>> {
-        self.service_cidrs.subscribe()
+    pub fn with_net(self, net: Net) -> Self {
+        Self { net, ..self }
+    }
+
+    /// Tells what is wanted of the net.
+    #[must_use]
+    pub fn net(&self) -> watch::Receiver<node_net::Wanted> {
+        self.net.wanted()
     }
 
     /// Tells which neighbours shall be asked for, each time when it is time to ask.
@@ -232,7 +240,7 @@ impl<D: Doors> Loop<D> {
     fn take_notice(&mut self, notice: Notice, now: Instant) {
         match notice {
             Notice::Removal => self.audits.hint(now),
-            Notice::Repair(repair) => self.tell_repairs(&[repair], now),
+            Notice::Net(told) => self.take_net(told, now),
         }
     }
 
@@ -279,7 +287,7 @@ impl<D: Doors> Loop<D> {
         self.metrics.set_not_programmed(self.services.count_not_programmed());
         self.audit(now);
         self.services.tell_conflicts(&mut self.reporter, now);
-        self.tell_service_cidrs();
+        self.work_net();
         let (ports, reminder) = (self.watch_ports(now), self.reporter.remind(now));
         self.metrics.set_problems(self.reporter.standing(), self.reporter.total());
         if let Some(problems) = self.reporter.changed() {
@@ -297,19 +305,6 @@ impl<D: Doors> Loop<D> {
         let (services, devices, maps) = (self.services.wake_at(), self.devices.wake_at(), self.maps.state.wake_at());
         let timers = [services, devices, maps, self.sweep.wake_at(), orphans, ports, reminder, self.audits.wake_at()];
         timers.into_iter().flatten().chain([neighbours]).min()
-    }
-
-    /// Tells from which ranges ClusterIPs are allocated: none where the node's own processes reach Services by the kernel's
-    /// routes. kube-proxy's rules for them come after the look-up of a route, which must find one.
-    fn tell_service_cidrs(&self) {
-        let is_open = self.maps.doors.is_socket_door_open();
-        let ranges = || if is_open { self.services.model().service_cidrs() } else { Some(BTreeSet::new()) };
-        let ranges = self.health.is_synced().then(ranges).flatten();
-        self.service_cidrs.send_if_modified(|held| {
-            let is_new = *held != ranges;
-            *held = ranges;
-            is_new
-        });
     }
 
     /// Whether source ports run out. Returns when to look again.

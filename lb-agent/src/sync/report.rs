@@ -37,6 +37,8 @@ pub enum Scope {
     SourcePorts,
     /// What was made in the kernel, and somebody else has taken out of it.
     Kernel,
+    /// The net under the doors.
+    Net,
     /// A Service.
     Service(ServiceKey),
     /// Frontends that a Service does not get.
@@ -90,7 +92,7 @@ impl Reporter {
     fn record(&self, scope: &Scope, problem: &Problem) {
         match scope {
             Scope::Service(key) | Scope::Frontends(key) => self.recorder.warn(key, problem),
-            Scope::SourcePorts | Scope::Kernel => self.recorder.warn_node(problem),
+            Scope::SourcePorts | Scope::Kernel | Scope::Net => self.recorder.warn_node(problem),
             Scope::Device(_) | Scope::Uplinks | Scope::Addresses => {}
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::NodeAddress;
 use lb_common::{
     address::Address,
-    config::role,
+    config::{self, role},
     maps::{FRONTENDS, INTERFACES},
 };
 use nix::libc;
@@ -43,6 +43,7 @@ mod audit;
 mod devices;
 mod frontends;
 mod health;
+mod net;
 mod uplinks;
 mod writes;
 
@@ -57,6 +58,7 @@ struct FakeDoors {
     bumps: usize,
     hash_seed: Option<HashSeed>,
     node_addresses: [Address; 2],
+    net: config::Net,
     writes: usize,
     sweeps: usize,
     /// The maps at each time.
@@ -118,6 +120,14 @@ impl Doors for FakeDoors {
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
         self.node_addresses = addresses;
+    }
+
+    fn net(&self) -> config::Net {
+        self.net
+    }
+
+    fn set_net(&mut self, net: config::Net) {
+        self.net = net;
     }
 
     fn set_hash_seed(&mut self, seed: HashSeed) {
@@ -371,44 +381,11 @@ fn the_filter_is_swept_hourly_but_only_when_too_much_has_gathered() {
 }
 
 #[test]
-fn rule_6_service_cidrs_are_told_once_the_sources_have_synced() {
-    let mut world = World::new(fake_doors());
-    let mut told = world.agent.service_cidrs();
-    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).settle();
-    assert!(!told.has_changed().unwrap());
-    world.event(Event::Synced).settle();
-    assert!(world.health.is_synced());
-    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::from(["10.96.0.0/12".parse().unwrap()])));
-    world.events(web()).settle();
-    assert!(!told.has_changed().unwrap());
-    world.event(deleted(Kind::ServiceCidr, "kubernetes")).settle();
-    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()));
-}
-
-#[test]
-fn rule_44_routes_stay_while_service_cidrs_may_not_be_read() {
-    let mut world = World::new(fake_doors());
-    let mut told = world.agent.service_cidrs();
-    world.event(Event::ServiceCidrsUnknown(true)).event(Event::Synced).settle();
-    assert_eq!(*told.borrow_and_update(), None, "what an earlier agent made stays");
-    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).event(Event::ServiceCidrsUnknown(false)).settle();
-    assert_eq!(*told.borrow_and_update(), Some(["10.96.0.0/12".parse().unwrap()].into()));
-}
-
-#[test]
 fn the_seed_that_the_source_knows_is_the_programs() {
     let mut world = World::new(fake_doors());
     let seed = "0123456789abcdeffedcba9876543210".parse().unwrap();
     world.event(Event::HashSeed(seed)).settle();
     assert_eq!(world.agent.maps.doors.hash_seed, Some(seed));
-}
-
-#[test]
-fn rule_44_no_range_is_dropped_where_processes_need_routes_to_services() {
-    let mut world = World::new(FakeDoors { has_no_socket_door: true, ..fake_doors() });
-    let mut told = world.agent.service_cidrs();
-    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).event(Event::Synced).settle();
-    assert_eq!(*told.borrow_and_update(), Some(BTreeSet::new()), "what an earlier agent made goes");
 }
 
 /// Threads kubernetes 139513 and 48107: what a change costs does not grow with the cluster. Writes are counted, not time.

@@ -14,8 +14,15 @@ use crate::{
     dataplane::{SocketMode, XdpMode},
     diff::Capacities,
     hash_seed::HashSeed,
-    node::{addresses::NodePortAddresses, pattern::Pattern, ports::SourcePorts, roles::Selection},
+    node::{
+        addresses::NodePortAddresses,
+        net::{NetSources, ServiceRange},
+        pattern::Pattern,
+        ports::SourcePorts,
+        roles::Selection,
+    },
     source::SecretName,
+    sync::NetOptions,
 };
 
 /// Flags of `run`.
@@ -37,6 +44,9 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would take a comment here for the help of the whole command")]
     pub devices: DeviceArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "as above")]
+    pub net: NetArgs,
     /// Directory of the pinned maps and programs, on a bpffs that is mounted there if none is; one per agent
     #[arg(long, value_name = "DIR", default_value = crate::dataplane::DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
@@ -98,6 +108,44 @@ impl DeviceArgs {
     #[must_use]
     pub fn selection(&self) -> Selection {
         Selection { uplinks: self.uplink.clone(), pods: self.pod_interface.clone() }
+    }
+}
+
+/// Flags about the net under the doors.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NetArgs {
+    /// A device of the agent's own, shunt0, to which Services' addresses are routed: what no door has translated is served there, and
+    /// what is for no Service goes no further
+    #[arg(long, value_enum, default_value_t = NetMode::Auto)]
+    pub net: NetMode,
+    /// Ranges from which ClusterIPs are allocated, beside those of ServiceCIDR objects (Kubernetes before 1.33 has none): they are
+    /// routed to shunt0 as a whole. Services outside of all ranges are by their addresses
+    #[arg(long, value_name = "CIDR,..", value_delimiter = ',')]
+    pub service_cidr: Vec<ServiceRange>,
+    /// Addresses of nobody, one of each family, which backends on this node see as the client where shunt0 serves it
+    #[arg(long, value_name = "IPV4,IPV6", default_value_t = NetSources::default())]
+    pub net_sources: NetSources,
+}
+
+/// The flag `--net`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetMode {
+    /// Where the kernel has such a device
+    #[default]
+    Auto,
+    /// Not at all: what is there of it is taken away
+    Off,
+}
+
+impl NetArgs {
+    /// What the net should be.
+    #[must_use]
+    pub fn options(&self) -> NetOptions {
+        NetOptions {
+            is_off: self.net == NetMode::Off,
+            ranges: self.service_cidr.iter().map(|range| range.0).collect(),
+            sources: self.net_sources,
+        }
     }
 }
 
@@ -249,6 +297,17 @@ mod tests {
     }
 
     #[test]
+    fn the_net_is_there_unless_it_is_off() {
+        let options = |flags: &[&str]| run(&[&["--source", "kube"], flags].concat()).map(|args| args.net.options());
+        assert_eq!(options(&[]).unwrap(), NetOptions::default());
+        let flags = ["--net", "off", "--service-cidr", "10.96.0.0/12,fd00:96::/108", "--net-sources", "192.0.2.9,fd00::9"];
+        let given = options(&flags).unwrap();
+        assert!(given.is_off);
+        assert_eq!(given.ranges.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.0/12", "fd00:96::/108"]);
+        assert_eq!(given.sources.to_string(), "192.0.2.9,fd00::9");
+    }
+
+    #[test]
     fn flags_of_earlier_versions_are_taken() {
         let args = run(&[
             "--source",
@@ -272,6 +331,9 @@ mod tests {
             (["--hash-seed", "12"], "32 hex digits"),
             (["--udp-stream-timeout", "3"], "90s"),
             (["--source-ports", "9"], "61000-65535"),
+            (["--service-cidr", "0.0.0.0/0"], "10.96.0.0/12"),
+            (["--net-sources", "192.0.2.9"], "169.254.96.1"),
+            (["--net", "on"], "auto"),
         ] {
             let text = run(&args).unwrap_err().to_string();
             assert!(text.contains(wanted), "{text}");

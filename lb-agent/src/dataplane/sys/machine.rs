@@ -18,6 +18,16 @@ use nix::{
     },
 };
 
+/// The link-layer type of Ethernet devices.
+pub const ARPHRD_ETHER: u16 = 1;
+/// The link-layer type of the loopback device.
+pub const ARPHRD_LOOPBACK: u16 = 772;
+
+/// Whether that is the loopback device's name.
+pub fn is_loopback(name: &str) -> bool {
+    hardware_type(name).is_ok_and(|hardware| hardware == ARPHRD_LOOPBACK)
+}
+
 /// The link-layer type of a device (`ARPHRD_*`), by its name in this network namespace. From the socket and not from
 /// sysfs, which may belong to another network namespace.
 pub fn hardware_type(name: &str) -> io::Result<u16> {
