@@ -14,7 +14,7 @@ use lb_common::{
     address::{Address, Family, V4, V6},
     config::family_index,
     filter::{self, Concern},
-    flow::{Control, Direction, Entry, FlowState, flow_flags, protocol, table::WAYS, table::is_expired, word},
+    flow::{Control, Direction, Entry, FlowState, Hook, flow_flags, protocol, table::WAYS, table::is_expired, word},
     frontend::{Backend, FrontendKey, NO_BACKEND, backend_state},
     maps::FlowSet,
 };
@@ -270,7 +270,8 @@ impl Maps {
 
     /// Takes out of the filter what nothing needs any more: neither `needed`, nor a flow. Returns what is left.
     ///
-    /// A flow that begins meanwhile belongs to a frontend and backend of now, and those are in `needed`.
+    /// A flow that begins meanwhile belongs to a frontend and backend of now, and those are in `needed`. But of clients of the net only
+    /// the flow tells, for which the programs have set the bits after it stood in the table: they are looked for once more.
     pub fn sweep_filter(&self, needed: &Filter) -> Filter {
         let mut keep = needed.clone();
         self.flows_v4.entries().flat_map(|entry| concerns::<V4>(&entry)).for_each(|concern| keep.insert(concern));
@@ -278,6 +279,17 @@ impl Maps {
         let words = self.filter.long_words().iter().zip(keep.words()).enumerate();
         let of_agent = words.filter(|(index, _)| !filter::Filter::is_programs(*index));
         of_agent.for_each(|(_, (word, &keep))| word.store(keep, Ordering::Release));
+        let mut let_pass = |concern| {
+            if !keep.contains(concern) {
+                self.pass(concern);
+                keep.insert(concern);
+            }
+        };
+        let is_nets = |flags: u8| flags & flow_flags::NET != 0;
+        let v4 = self.flows_v4.entries().filter(|entry| is_nets(entry.flags()));
+        v4.flat_map(|entry| concerns::<V4>(&entry)).for_each(&mut let_pass);
+        let v6 = self.flows_v6.entries().filter(|entry| is_nets(entry.flags()));
+        v6.flat_map(|entry| concerns::<V6>(&entry)).for_each(&mut let_pass);
         keep
     }
 }
@@ -295,8 +307,14 @@ fn concerns_of_direction<F: Family>(entry: &Entry<F>) -> impl Iterator<Item = Co
         // To the backend itself: the programs know of it.
         Direction::Original if entry.backend == NO_BACKEND => (None, None),
         Direction::Original => (Some(Concern::Frontend(dst, entry.dport_be, entry.protocol)), None),
-        Direction::Reply if flow_flags::is_at_egress(entry.flags()) => {
+        Direction::Reply if flow_flags::is_at(entry.flags(), Hook::Egress) => {
             (Some(Concern::Backend(src, entry.sport_be, entry.protocol)), None)
+        }
+        // By the net's device.
+        Direction::Reply if flow_flags::is_at(entry.flags(), Hook::Net) => (None, None),
+        // From elsewhere to a client of the net, whose address and port may be any.
+        Direction::Reply if entry.flags() & flow_flags::NET != 0 => {
+            (Some(Concern::Frontend(dst, entry.dport_be, entry.protocol)), None)
         }
         // To a source port.
         Direction::Reply => {

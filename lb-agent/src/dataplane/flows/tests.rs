@@ -156,7 +156,7 @@ proptest! {
         let mut peer = own;
         own.write_peer(&mut peer);
         for entry in [own, peer] {
-            let passes = if flow_flags::is_at_egress(entry.flags()) {
+            let passes = if flow_flags::is_at(entry.flags(), Hook::Egress) {
                 filter.has_source(cell(entry.src)) && filter.has_backend(bit(entry.src, entry.sport_be))
             } else {
                 let is_known = filter.destination(cell(entry.dst)) != 0;

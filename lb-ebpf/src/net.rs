@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+//! The net's device beside the pipeline: what leaves by it and is no Service's, and what arrives by it.
+//!
+//! Knows `packet`, and of `send` how to ask for a route.
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT,
+};
+use lb_common::filter::WHOLE;
+
+use crate::{
+    kernel::{maps, work},
+    packet::{
+        Exit, Packet, SkbPacket,
+        header::{ETHERNET_LEN, Header},
+    },
+    send::next_hop::ask_for_way,
+};
+
+/// Index of the loopback device, the first of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// The action for a packet that leaves by the net's device, or by the loopback device, and is no Service's. An address with frontends may
+/// be somebody's who answers at other ports: what is for him takes the way that it would have taken without the net. A ClusterIP is
+/// nobody's, nor is an address without frontends: the device drops what is left to it.
+#[inline(always)]
+pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
+    let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
+    let (src, dst) = (F::src(&frame), F::dst(&frame));
+    let known = maps::filter().map_or(0, |filter| filter.destination(F::filter_bit(&dst)));
+    let is_at_device = maps::config().is_ok_and(|config| config.net.ifindex == packet.ifindex());
+    if known == 0 || known & WHOLE != 0 || !is_at_device {
+        return SkbPacket::PASS;
+    }
+    // The main table: the net's own leads here.
+    match ask_for_way::<_, F>(packet, &src, &dst, BPF_FIB_LOOKUP_DIRECT) {
+        Ok(BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) => {
+            let way_out = work::scratch::<F>().map_or(0, |scratch| scratch.fib.ifindex);
+            packet.send(way_out, Exit::Neighbour)
+        }
+        _ => SkbPacket::PASS,
+    }
+}
+
+/// The action for a packet that arrives by the net's device, where the net's program has sent it: the stack forwards it. But what is for
+/// this node itself goes on by the loopback device, from where a packet may have an address of this node, and firewalls let it in.
+#[inline(always)]
+pub fn arrive<F: Header>(packet: &SkbPacket) -> i32 {
+    let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
+    let (src, dst) = (F::src(&frame), F::dst(&frame));
+    let is_own = F::widen(&dst).is_loopback() || may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst);
+    if is_own { packet.send(LOOPBACK, Exit::Neighbour) } else { SkbPacket::PASS }
+}
+
+/// Whether an address may be this node's, by the filter.
+#[inline(always)]
+fn may_be_own<F: Header>(address: &F::Addr) -> bool {
+    maps::filter().is_some_and(|filter| filter.is_node(F::filter_bit(address)))
+}
+
+/// Whether the kernel would receive the packet, and not forward it.
+#[inline(always)]
+fn is_own<F: Header>(packet: &SkbPacket, src: &F::Addr, dst: &F::Addr) -> bool {
+    ask_for_way::<_, F>(packet, src, dst, 0).is_ok_and(|result| result == BPF_FIB_LKUP_RET_NOT_FWDED)
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The net: whoever reaches a Service's address untranslated is served all the same. Without socket doors that is the nodes' own
+//! processes; and it is pods whose devices have no door, as they were born while no agent ran.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use shunt_tests::{
+    load::{
+        Protocol,
+        talk::{self, Outcome, Talk},
+    },
+    world::{
+        Echo, Family, LinkKind, Namespace, Options, World, for_each_kind, kinds, objects, wait_for, wait_to_meet,
+        wait_until,
+    },
+};
+
+const NAME: &str = "shop";
+const HOST: u8 = 96;
+const NODE_PORT: u16 = 30_096;
+const ALL: [&str; 3] = ["web-1", "web-2", "web-3"];
+/// Born while no agent runs, with a server: bridged and routed.
+const LATE: [(&str, u16, LinkKind); 2] = [("late-1", 55, LinkKind::Bridged), ("late-2", 155, LinkKind::Routed)];
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// An address outside the ServiceCIDRs, which a load balancer has given.
+fn load_balancer(family: Family) -> IpAddr {
+    family.pick("198.51.100.96", "2001:db8:96::1")
+}
+
+fn service() -> serde_json::Value {
+    let ingress = Family::BOTH.map(|family| json!({ "ip": load_balancer(family) }));
+    let spec = json!({ "type": "LoadBalancer", "ports": objects::ports(Some(NODE_PORT)) });
+    objects::service(NAME, HOST, &json!({ "spec": spec, "status": { "loadBalancer": { "ingress": ingress } } }))
+}
+
+fn world(options: Options) -> Result<World> {
+    let world = World::with_echoes(options, &["--nodeport-addresses", "all"])?;
+    world.put([service()].into_iter().chain(world.slices(NAME, &ALL)))?;
+    Ok(world)
+}
+
+/// Every way to the Service from inside a node.
+fn ways(world: &World, family: Family) -> [SocketAddr; 3] {
+    [
+        objects::cluster_ip(HOST, family),
+        SocketAddr::new(load_balancer(family), objects::ECHO_PORT),
+        SocketAddr::new(world.node("node-a").address(family), NODE_PORT),
+    ]
+}
+
+/// New flows from a namespace are answered by all these, each way.
+fn meets_all(world: &World, from: &Namespace, servers: &[&str]) -> Result<()> {
+    for_each_kind(|protocol, family| {
+        let mut ways = ways(world, family).into_iter();
+        ways.try_for_each(|to| wait_to_meet(from, protocol, to, servers))
+    })
+}
+
+/// Packets whose source can't be right, and those of no connection, go nowhere; nor do any for the node that it has not asked for.
+fn be_strict(node: &Namespace) -> Result<()> {
+    let devices = ["all", "default", "eth0", "cni0", "shunt0"];
+    for device in devices {
+        node.sysctl(&[(&format!("net/ipv4/conf/{device}/rp_filter"), "1")])?;
+    }
+    let invalid = "ct state invalid drop";
+    node.run(
+        "nft",
+        &[&format!(
+            "table inet strict {{
+                 chain raw {{ type filter hook prerouting priority -300; meta nfproto ipv6 fib saddr . iif oif missing drop; }}
+                 chain input {{ type filter hook input priority 0; policy drop; {invalid}; iif lo accept; \
+                     ct state established,related accept; icmpv6 type {{ 133-136 }} accept; icmp type echo-request accept; }}
+                 chain forward {{ type filter hook forward priority 0; {invalid}; }}
+                 chain output {{ type filter hook output priority 0; {invalid}; }}
+             }}"
+        )],
+    )?;
+    Ok(())
+}
+
+/// Rules 27 to 33, by packets: no socket door is open.
+#[test]
+fn the_nodes_own_processes_are_served() -> Result<()> {
+    let world = world(Options::TC)?;
+    let node = world.node("node-a").namespace();
+    meets_all(&world, node, &ALL)?;
+    be_strict(node)?;
+    meets_all(&world, node, &ALL)
+}
+
+#[test]
+fn the_nodes_own_processes_are_served_with_xdp() -> Result<()> {
+    let world = world(Options::XDP)?;
+    meets_all(&world, world.node("node-a").namespace(), &ALL)
+}
+
+/// Where the backend is the node itself the packet must reach it by a device from which firewalls let it in.
+#[test]
+fn a_backend_in_the_nodes_network_is_served() -> Result<()> {
+    let mut world = world(Options::TC)?;
+    let echo = Echo::start(world.node("node-a").namespace(), "node-a")?;
+    let slices = Family::BOTH.map(|family| {
+        let mut slice = world.slices(NAME, &["web-1"])[usize::from(family == Family::V6)].clone();
+        slice["endpoints"][0]["addresses"] = json!([world.node("node-a").address(family)]);
+        slice["endpoints"][0]["nodeName"] = json!("node-a");
+        slice
+    });
+    world.put(slices)?;
+    let node = world.node("node-a").namespace();
+    be_strict(node)?;
+    meets_all(&world, node, &["node-a"])?;
+    world.node_mut("node-a").agent_mut().kill()?;
+    add_late_pods(&mut world)?;
+    for (name, ..) in LATE {
+        meets_all(&world, world.pod(name).namespace(), &["node-a"])?;
+    }
+    drop(echo);
+    Ok(())
+}
+
+/// Rule 40 and rule 44: nobody serves, and who asks hears so at once; to an address that is nobody's nothing goes out.
+#[test]
+fn the_nodes_own_processes_are_refused() -> Result<()> {
+    let world = world(Options::TC)?;
+    let node = world.node("node-a").namespace();
+    world.put(world.slices(NAME, &[]))?;
+    for (protocol, family) in kinds() {
+        for to in ways(&world, family) {
+            wait_for(node, protocol, to, &Outcome::Refused)?;
+        }
+        let nobody = SocketAddr::new(family.pick("10.96.77.77", "fd00:96::7777"), 7);
+        if family == Family::V4 || protocol == Protocol::Udp {
+            // Nobody has told the agent of a range, in this world: the packet may go where it likes, but not come back.
+            ensure!(talk::attempt(node, protocol, nobody)? != Outcome::Answered("web-1".into()), "{nobody}");
+        }
+    }
+    Ok(())
+}
+
+/// A connected UDP socket of the node follows the Service: to another backend, to none, and back, without an error in between.
+#[test]
+fn a_connected_udp_socket_of_the_node_follows_the_service() -> Result<()> {
+    for options in [Options::TC, Options::HOST_SOCKETS] {
+        let world = world(options)?;
+        world.node("node-a").namespace().enter(|| follows(&world))??;
+    }
+    Ok(())
+}
+
+fn follows(world: &World) -> Result<()> {
+    for family in Family::BOTH {
+        for to in ways(world, family) {
+            let mut talk = Talk::begin(Protocol::Udp, to, PATIENCE)?;
+            for servers in [&["web-1"][..], &["web-2"], &["web-3"], &["web-1"]] {
+                world.put(world.slices(NAME, servers))?;
+                wait_until(&format!("{servers:?} answering at {to}"), Duration::from_secs(10), || {
+                    let answer = talk.ask().with_context(|| format!("{servers:?} {to}"))?;
+                    Ok(servers.contains(&answer.server.as_str()))
+                })?;
+            }
+            world.put(world.slices(NAME, &[]))?;
+            wait_until(&format!("a refusal at {to}"), Duration::from_secs(10), || {
+                Ok(talk.ask().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
+            })?;
+            world.put(world.slices(NAME, &["web-2"]))?;
+            wait_until(&format!("web-2 answering again at {to}"), Duration::from_secs(10), || {
+                Ok(talk.ask().is_ok_and(|answer| answer.server == "web-2"))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn add_late_pods(world: &mut World) -> Result<()> {
+    for (name, host, link) in LATE {
+        world.add_pod(name, "node-a", host, link)?;
+        let echo = Echo::start(world.pod(name).namespace(), name)?;
+        world.pod_mut(name).run(echo);
+    }
+    Ok(())
+}
+
+/// Issue 12: kube-proxy's rules are global. Both ends may have been born without an agent; and nothing is lost when one comes.
+#[test]
+fn pods_that_are_born_while_no_agent_runs_are_served() -> Result<()> {
+    let mut world = world(Options::TC)?;
+    // The agent knows them as endpoints before they are.
+    add_late_pods(&mut world)?;
+    let servers = ["late-1", "late-2", "web-1", "web-2", "web-3"];
+    world.put(world.slices(NAME, &servers))?;
+    meets_all(&world, world.pod("client").namespace(), &servers)?;
+    world.node_mut("node-a").agent_mut().kill()?;
+    for (name, ..) in LATE {
+        world.remove_pod(name)?;
+    }
+    add_late_pods(&mut world)?;
+    for strict in [false, true] {
+        if strict {
+            be_strict(world.node("node-a").namespace())?;
+        }
+        for (name, ..) in LATE {
+            meets_all(&world, world.pod(name).namespace(), &servers)?;
+        }
+        // By doors, to backends without.
+        meets_all(&world, world.pod("client").namespace(), &servers)?;
+        meets_all(&world, world.node("node-a").namespace(), &servers)?;
+    }
+    // Flows go on when the doors open, and when they have.
+    let mut talks = Vec::new();
+    for (name, (protocol, family)) in LATE.into_iter().flat_map(|(name, ..)| kinds().map(move |kind| (name, kind))) {
+        for to in ways(&world, family) {
+            for _ in 0..8 {
+                let talk = world.pod(name).namespace().enter(|| Talk::begin(protocol, to, PATIENCE))??;
+                talks.push((name, protocol, to, talk));
+            }
+        }
+    }
+    let ask_all = |talks: &mut Vec<(&str, Protocol, SocketAddr, Talk)>, when: &str| {
+        talks.iter_mut().try_for_each(|(name, protocol, to, talk)| {
+            talk.ask().map(drop).with_context(|| format!("{name} {protocol:?} {to} {when}"))
+        })
+    };
+    ask_all(&mut talks, "before the agent starts")?;
+    let xdp = world.options().xdp;
+    world.node_mut("node-a").start_agent(xdp)?;
+    ask_all(&mut talks, "while the agent starts")?;
+    world.node("node-a").agent().wait_ready()?;
+    for _ in 0..3 {
+        ask_all(&mut talks, "when the doors are open")?;
+        std::thread::sleep(Duration::from_millis(700));
+    }
+    for (name, ..) in LATE {
+        meets_all(&world, world.pod(name).namespace(), &servers)?;
+    }
+    Ok(())
+}
+
+/// A pod that reaches itself through its Service (rule 49).
+#[test]
+fn a_pod_without_a_door_reaches_itself() -> Result<()> {
+    let mut world = world(Options::TC)?;
+    add_late_pods(&mut world)?;
+    for (name, host, link) in LATE {
+        world.put(world.slices(NAME, &[name]))?;
+        meets_all(&world, world.pod("client").namespace(), &[name])?;
+        world.node_mut("node-a").agent_mut().kill()?;
+        world.remove_pod(name)?;
+        world.add_pod(name, "node-a", host, link)?;
+        let echo = Echo::start(world.pod(name).namespace(), name)?;
+        world.pod_mut(name).run(echo);
+        meets_all(&world, world.pod(name).namespace(), &[name])?;
+        let xdp = world.options().xdp;
+        world.node_mut("node-a").start_agent(xdp)?;
+        world.node("node-a").agent().wait_ready()?;
+    }
+    Ok(())
+}
+
+/// Nothing of it is left behind, and without it nobody is served by it.
+#[test]
+fn cleanup_takes_the_net_away() -> Result<()> {
+    let mut world = world(Options::TC)?;
+    let has = |world: &World, what: &str, arguments: &[&str]| -> Result<bool> {
+        Ok(world.node("node-a").namespace().run("ip", arguments)?.contains(what))
+    };
+    ensure!(has(&world, "shunt0", &["link"])?, "no device");
+    ensure!(has(&world, "lookup 83", &["rule"])? && has(&world, "lookup 83", &["-6", "rule"])?, "no rule");
+    world.node_mut("node-a").agent_mut().terminate()?;
+    let dry = world.node("node-a").lb_agent("cleanup --dry-run")?;
+    ensure!(dry.contains("shunt0") && has(&world, "shunt0", &["link"])?, "{dry}");
+    let said = world.node("node-a").lb_agent("cleanup")?;
+    ensure!(said.contains("shunt0"), "{said}");
+    ensure!(!has(&world, "shunt0", &["link"])?, "the device is there still");
+    for family in ["-4", "-6"] {
+        ensure!(!has(&world, "lookup 83", &[family, "rule"])?, "{family}: the rule is there still");
+    }
+    Ok(())
+}
