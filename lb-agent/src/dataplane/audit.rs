@@ -27,16 +27,8 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Directory,
-        Self::Pin,
-        Self::Link,
-        Self::Filter,
-        Self::SocketLink,
-        Self::Map,
-        Self::Device,
-        Self::Route,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Directory, Self::Pin, Self::Link, Self::Filter, Self::SocketLink, Self::Map, Self::Device, Self::Route];
 
     /// Its name as a metric's label.
     #[must_use]

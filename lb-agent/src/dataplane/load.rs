@@ -306,14 +306,8 @@ fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {
 }
 
 /// The programs that packets meet first, which are attached by their pins; and the one that is asked for the time.
-const PINNED: [&str; 6] = [
-    programs::XDP,
-    programs::TC_INGRESS,
-    programs::TC_EGRESS,
-    programs::NET,
-    programs::NET_ARRIVAL,
-    programs::CLOCK,
-];
+const PINNED: [&str; 6] =
+    [programs::XDP, programs::TC_INGRESS, programs::TC_EGRESS, programs::NET, programs::NET_ARRIVAL, programs::CLOCK];
 
 /// Loads programs side by side: the kernel proves each by itself, and of opening the data plane that takes longest. Returns
 /// what it refused.

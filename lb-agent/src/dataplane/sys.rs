@@ -26,8 +26,8 @@ use nix::libc;
 
 pub use self::{
     machine::{
-        ARPHRD_ETHER, ARPHRD_LOOPBACK, cpu_numbers, device_name, hardware_type, is_loopback, lift_file_limit, limit_receiving,
-        namespace_cookie, socket_cookie, trim_heap,
+        ARPHRD_ETHER, ARPHRD_LOOPBACK, cpu_numbers, device_name, hardware_type, is_loopback, lift_file_limit,
+        limit_receiving, namespace_cookie, socket_cookie, trim_heap,
     },
     program::{load_program, open_module_types},
 };

@@ -152,7 +152,8 @@ impl Selection {
     #[must_use]
     pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
         let around = self.surroundings(node, internal);
-        let devices = node.links().iter().map(|(&ifindex, link)| (ifindex, link, self.role(node, ifindex, link, &around)));
+        let devices =
+            node.links().iter().map(|(&ifindex, link)| (ifindex, link, self.role(node, ifindex, link, &around)));
         devices
             .filter(|(_, link, role)| !link.is_loopback || *role != 0)
             .map(|(ifindex, link, role)| {

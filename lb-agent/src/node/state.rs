@@ -178,8 +178,9 @@ impl NodeState {
     /// of the cluster's DNS. What proxies that use IPVS have left behind is not meant.
     #[must_use]
     pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
-        let leads_nowhere =
-            |link: &&Link| matches!(&*link.kind, "dummy" | "ifb") && !IPVS_DEVICES.contains(&&*link.name) && link.name != DEVICE;
+        let leads_nowhere = |link: &&Link| {
+            matches!(&*link.kind, "dummy" | "ifb") && !IPVS_DEVICES.contains(&&*link.name) && link.name != DEVICE
+        };
         let links = self.links.iter().map(|(&ifindex, link)| (ifindex, link)).filter(|(_, link)| leads_nowhere(link));
         links.flat_map(|(ifindex, link)| self.addresses(ifindex).iter().map(|own| (own.ip, &*link.name))).collect()
     }

@@ -143,8 +143,8 @@ impl Devices {
         self.node.held_addresses()
     }
 
-    /// Whether a change may have taken something away from the net: its routes go with its device, with their source, or when the
-    /// device is shut.
+    /// Whether a change may have taken something away from the net: its routes go with its device or when that is shut, and may lose
+    /// their source with an address.
     fn concerns_net(&self, change: &Change) -> bool {
         let is_nets = |ifindex: &u32| net_device(&self.node).is_some_and(|(own, _)| own == *ifindex);
         match change {

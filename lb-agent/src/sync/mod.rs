@@ -52,7 +52,9 @@ use self::{
 pub use self::{
     devices::Devices,
     net::{Net, NetOptions},
-    no_local::PolicyKind, report::Reporter, services::Services,
+    no_local::PolicyKind,
+    report::Reporter,
+    services::Services,
 };
 use crate::{
     compile::BackendKey,

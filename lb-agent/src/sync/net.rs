@@ -90,7 +90,8 @@ impl Net {
             sources: self.options.sources,
         };
         addresses.keep_outside();
-        let backends = if addresses.frontends.is_empty() { BTreeSet::new() } else { state.backend_addresses().collect() };
+        let backends =
+            if addresses.frontends.is_empty() { BTreeSet::new() } else { state.backend_addresses().collect() };
         let machines = |ip: &IpAddr| local.contains(ip) || backends.contains(&(*ip).into());
         let routes = Arc::new(Addresses { machines: &machines, ..addresses }.routes());
         self.routes = Some((basis, Arc::clone(&routes)));

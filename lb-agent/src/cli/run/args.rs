@@ -300,7 +300,8 @@ mod tests {
     fn the_net_is_there_unless_it_is_off() {
         let options = |flags: &[&str]| run(&[&["--source", "kube"], flags].concat()).map(|args| args.net.options());
         assert_eq!(options(&[]).unwrap(), NetOptions::default());
-        let flags = ["--net", "off", "--service-cidr", "10.96.0.0/12,fd00:96::/108", "--net-sources", "192.0.2.9,fd00::9"];
+        let flags =
+            ["--net", "off", "--service-cidr", "10.96.0.0/12,fd00:96::/108", "--net-sources", "192.0.2.9,fd00::9"];
         let given = options(&flags).unwrap();
         assert!(given.is_off);
         assert_eq!(given.ranges.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.0/12", "fd00:96::/108"]);

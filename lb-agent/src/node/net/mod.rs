@@ -174,13 +174,15 @@ pub async fn follow(mut wanted: watch::Receiver<Wanted>, tell: impl Fn(Told)) {
     loop {
         let now = wanted.borrow_and_update().clone();
         let looked = tokio::time::timeout(PATIENCE, keeper.look(&now)).await;
-        let mut looked = looked.unwrap_or_else(|_| Look { errors: vec![NetlinkError::NoAnswer.into()], ..Look::default() });
+        let mut looked =
+            looked.unwrap_or_else(|_| Look { errors: vec![NetlinkError::NoAnswer.into()], ..Look::default() });
         let next = if looked.errors.is_empty() { LOOK_AGAIN } else { pause };
         pause = if looked.errors.is_empty() { FIRST_PAUSE } else { (pause * 2).min(LOOK_AGAIN) };
         tell(Told {
             lost: std::mem::take(&mut looked.lost),
             problems: looked.errors.iter().map(NetError::problem).collect(),
-            is_refused: !keeper.has_stood && looked.errors.iter().any(|error| !matches!(error, NetError::Setting { .. })),
+            is_refused: !keeper.has_stood
+                && looked.errors.iter().any(|error| !matches!(error, NetError::Setting { .. })),
         });
         if let Ok(Err(_)) = tokio::time::timeout(next, wanted.changed()).await {
             return;

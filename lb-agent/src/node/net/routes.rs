@@ -15,6 +15,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
+    sys::AsyncSocket as _,
 };
 use tracing::{debug, info};
 

@@ -17,7 +17,10 @@ pub struct NetSources([IpAddr; 2]);
 
 /// `--net-sources` could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is not one IPv4 address and one IPv6 address, separated by a comma, such as {}", NetSources::default())]
+#[error(
+    "{text:?} is not one IPv4 address and one IPv6 address, separated by a comma, such as {}",
+    NetSources::default()
+)]
 pub struct NetSourcesError {
     text: String,
 }
@@ -104,7 +107,9 @@ mod tests {
         let default = NetSources::default();
         assert_eq!(default.to_string(), "169.254.96.1,fd96:ffff::1");
         assert_eq!(default.to_string().parse::<NetSources>().unwrap(), default);
-        for bad in ["", "192.0.2.9", "192.0.2.9,192.0.2.10", "192.0.2.9,fd00::9,fd00::10", "0.0.0.0,fd00::9", "::1,192.0.2.9"] {
+        for bad in
+            ["", "192.0.2.9", "192.0.2.9,192.0.2.10", "192.0.2.9,fd00::9,fd00::10", "0.0.0.0,fd00::9", "::1,192.0.2.9"]
+        {
             let error = bad.parse::<NetSources>().unwrap_err().to_string();
             assert!(error.contains("169.254.96.1"), "{error}");
         }

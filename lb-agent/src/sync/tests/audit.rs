@@ -105,7 +105,10 @@ fn repairs_and_losses_are_told_to_the_node_and_counted() {
     let lost = vec![Item::Device, Item::Route("10.96.0.0/12".parse().unwrap()), Item::Rule { is_v4: true }];
     world.agent.take_notice(Notice::Net(Told { lost, ..Told::default() }), world.now);
     let texts = told().join("\n");
-    for part in ["devices (device shunt0)", "routes (route 10.96.0.0/12 dev shunt0 table 83, rule 96: from all lookup 83 (IPv4))"] {
+    for part in [
+        "devices (device shunt0)",
+        "routes (route 10.96.0.0/12 dev shunt0 table 83, rule 96: from all lookup 83 (IPv4))",
+    ] {
         assert!(texts.contains(part), "{part} in {texts}");
     }
     assert_eq!([Part::Device, Part::Route].map(|part| world.metrics.repairs(part)), [1, 2]);
