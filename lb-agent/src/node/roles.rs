@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::{
     pattern::Pattern,
-    state::{BRIDGE, Link, LocalAddress, NodeState, VETH, is_tunnel},
+    state::{BRIDGE, Link, LocalAddress, NodeState, VETH, VRF, is_tunnel, leads_nowhere},
 };
 use crate::problem::Problem;
 
@@ -197,18 +197,11 @@ fn is_port_of(node: &NodeState, link: &Link, kind: &str) -> bool {
     node.links().get(&link.controller).is_some_and(|controller| controller.kind == kind)
 }
 
-const VRF: &str = "vrf";
-
 /// Whether it is one end of a veth pair whose other one is a container's: in another network namespace, while this one is in no
 /// network that others could be in, too.
 fn is_containers(node: &NodeState, ifindex: u32, link: &Link) -> bool {
     let is_in_network = node.addresses(ifindex).iter().any(|own| own.is_global && !own.is_secondary);
     link.kind == VETH && link.is_peer_elsewhere && !is_in_network
-}
-
-/// Whether no machine is behind a device of this driver.
-fn leads_nowhere(kind: &str) -> bool {
-    matches!(kind, "dummy" | "ifb" | "nlmon" | VRF)
 }
 
 fn uplink_problem(node: &NodeState, name: &str) -> Option<Problem> {

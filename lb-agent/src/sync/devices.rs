@@ -64,6 +64,7 @@ pub struct Devices {
     filtered: BTreeSet<Address>,
     are_devices_dirty: bool,
     are_next_hops_dirty: bool,
+    are_held_dirty: bool,
     /// Local addresses that answer NodePorts.
     node_port_addresses: BTreeSet<Address>,
 }
@@ -92,6 +93,7 @@ impl Devices {
             filtered: BTreeSet::new(),
             are_devices_dirty: true,
             are_next_hops_dirty: true,
+            are_held_dirty: true,
             node_port_addresses: BTreeSet::new(),
         }
     }
@@ -106,6 +108,7 @@ impl Devices {
         }
         let effect = self.node.apply(change);
         self.are_devices_dirty |= effect.devices;
+        self.are_held_dirty |= effect.devices;
         self.are_next_hops_dirty |= effect.next_hops;
     }
 
@@ -122,9 +125,10 @@ impl Devices {
         local_addresses(&self.node).map(Address::from)
     }
 
-    /// Addresses at which somebody on this node answers, with the names of the devices that hold them.
-    pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
-        self.node.held_addresses()
+    /// Addresses at which somebody on this node answers, with the names of the devices that hold them, if they may be others than
+    /// the last time.
+    pub fn take_held(&mut self) -> Option<BTreeMap<IpAddr, String>> {
+        std::mem::take(&mut self.are_held_dirty).then(|| self.node.held_addresses())
     }
 
     /// The neighbours that cached next hops stand for, as far as the kernel can be made to ask for them again.
