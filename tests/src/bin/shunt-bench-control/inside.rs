@@ -246,6 +246,14 @@ impl Doors for Stopwatch {
         self.dataplane.bump_next_hops();
     }
 
+    fn set_policy_routing(&mut self, is_policy_routed: bool) {
+        Doors::set_policy_routing(&mut self.dataplane, is_policy_routed);
+    }
+
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        self.dataplane.next_hops()
+    }
+
     fn set_hash_seed(&mut self, _seed: HashSeed) {}
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {
