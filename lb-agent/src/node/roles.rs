@@ -31,8 +31,28 @@ pub struct Selection {
 pub struct Duty {
     /// Its [`role`].
     pub role: u16,
-    /// Whether it is one of the [`Selection::main_uplinks`].
+    /// Whether it is one of the [`Choice::main_uplinks`].
     pub is_main: bool,
+}
+
+/// The devices as they are to be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// What there is to know of every device that packets may leave by, those with a role among them.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Uplinks that are so for a reason of their own: those that are named, else those with a default route or one of the node's
+    /// internal addresses. Any other may be a disk array's, or wait to be the port of a bond, and is better not touched more than
+    /// is needed.
+    pub main_uplinks: BTreeSet<u32>,
+}
+
+impl Choice {
+    /// What a device's programs are for; without a role where it has none, or is not there.
+    #[must_use]
+    pub fn duty(&self, ifindex: u32) -> Duty {
+        let role = self.interfaces.get(&ifindex).map_or(0, |interface| interface.role);
+        Duty { role, is_main: self.main_uplinks.contains(&ifindex) }
+    }
 }
 
 /// What must be known of all devices before one gets its role.
@@ -85,11 +105,8 @@ impl Selection {
         link.kind == MACVLAN && node.links().get(&link.lower).is_some_and(|lower| self.is_named(lower))
     }
 
-    /// Uplinks that are so for a reason of their own: those that are named, else those with a default route or one of the node's
-    /// `internal` addresses. Any other may be a disk array's, or wait to be the port of a bond, and is better not touched more than
-    /// is needed.
-    #[must_use]
-    pub fn main_uplinks(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeSet<u32> {
+    /// [`Choice::main_uplinks`]
+    fn main_uplinks(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeSet<u32> {
         let links = node.links().iter();
         if self.uplinks.is_empty() {
             let own = links.filter(|&(&ifindex, link)| self.is_nodes(node, ifindex, link, internal));
@@ -139,20 +156,20 @@ impl Selection {
         Surroundings { main_uplinks: self.main_uplinks(node, internal), pod_bridges, carriers }
     }
 
-    /// What there is to know of every device that packets may leave by, those with a role among them. `internal` are the Node
-    /// object's addresses.
+    /// Chooses the devices' roles. `internal` are the Node object's addresses.
     #[must_use]
-    pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
+    pub fn choose(&self, node: &NodeState, internal: &[IpAddr]) -> Choice {
         let around = self.surroundings(node, internal);
         let devices = node.links().iter().filter(|(_, link)| !link.is_loopback);
-        devices
+        let interfaces = devices
             .map(|(&ifindex, link)| {
                 let addresses = [true, false].map(|is_v4| first_address(node.addresses(ifindex), is_v4));
                 let role = self.role(node, ifindex, link, &around);
                 let bridge = if is_port_of(node, link, BRIDGE) { link.controller } else { 0 };
                 (ifindex, Interface { addresses, mac: link.mac, role, bridge, pad: 0 })
             })
-            .collect()
+            .collect();
+        Choice { interfaces, main_uplinks: around.main_uplinks }
     }
 
     /// Devices that can't serve as they should: named ones, and those with a default route.
@@ -285,7 +302,7 @@ mod tests {
     }
 
     fn roles(selection: &Selection, node: &NodeState) -> Vec<(u32, u16)> {
-        selection.interfaces(node, &[]).iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
+        selection.choose(node, &[]).interfaces.iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
     }
 
     fn change(node: &mut NodeState, ifindex: u32, change: impl FnOnce(&mut Link)) {
@@ -346,7 +363,7 @@ mod tests {
     }
 
     fn roles_at(selection: &Selection, node: &NodeState, internal: &str) -> Vec<(u32, u16)> {
-        let interfaces = selection.interfaces(node, &[internal.parse().unwrap()]);
+        let interfaces = selection.choose(node, &[internal.parse().unwrap()]).interfaces;
         interfaces.iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
     }
 
@@ -478,7 +495,7 @@ mod tests {
     #[test]
     fn an_interface_knows_its_first_global_addresses() {
         let node = node(&[(2, "eth0", &["fe80::1", "fd00::1", "192.0.2.1", "192.0.2.2"])]);
-        let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
+        let interface = selection(&["eth0"]).choose(&node, &[]).interfaces[&2];
         assert_eq!(interface.addresses.map(IpAddr::from).map(|ip| ip.to_string()), ["192.0.2.1", "fd00::1"]);
     }
 
@@ -487,7 +504,7 @@ mod tests {
     fn n3_an_ipv6_address_does_not_depend_on_the_order() {
         for order in [["fd00::1", "fd00::2"], ["fd00::2", "fd00::1"]] {
             let node = node(&[(2, "eth0", &order)]);
-            let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
+            let interface = selection(&["eth0"]).choose(&node, &[]).interfaces[&2];
             assert_eq!(IpAddr::from(interface.addresses[1]).to_string(), "fd00::1");
         }
     }
@@ -498,18 +515,18 @@ mod tests {
         change(&mut node, 2, |link| link.kind = VRF.into());
         change(&mut node, 3, |link| (link.kind, link.controller) = (BRIDGE.into(), 2));
         change(&mut node, 4, |link| link.controller = 3);
-        let interfaces = selection(&[]).interfaces(&node, &[]);
+        let interfaces = selection(&[]).choose(&node, &[]).interfaces;
         assert_eq!([2, 3, 4, 5].map(|ifindex| interfaces[&ifindex].bridge), [0, 0, 3, 0]);
     }
 
     #[test]
     fn primary_addresses_are_the_node_objects_else_the_uplinks() {
         let mut node = node(&[(2, "eth0", &["192.0.2.1", "fd00::1"]), (3, "cni0", &["10.0.0.1"])]);
-        let interfaces = selection(&["eth0"]).interfaces(&node, &[]);
+        let interfaces = selection(&["eth0"]).choose(&node, &[]).interfaces;
         let internal: [IpAddr; 1] = ["203.0.113.5".parse().unwrap()];
         let expected = ["203.0.113.5", "fd00::1"].map(|ip| Some(ip.parse().unwrap()));
         assert_eq!(primary_addresses(&node, &interfaces, &internal), expected);
-        let interfaces = selection(&[]).interfaces(&node, &[]);
+        let interfaces = selection(&[]).choose(&node, &[]).interfaces;
         let of = |node: &NodeState| primary_addresses(node, &interfaces, &[])[0].unwrap().to_string();
         assert_eq!(of(&node), "192.0.2.1");
         node.apply(Change::DefaultDevices([3].into()));
