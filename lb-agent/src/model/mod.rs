@@ -50,9 +50,6 @@ impl ServiceKey {
     }
 }
 
-/// How many ClusterIPs a device of the node may hold for somebody who answers there himself, as a cache of DNS does.
-pub const HELD_BY_A_CACHE: usize = 8;
-
 /// The desired state.
 pub struct Model {
     node: Node,
@@ -68,8 +65,8 @@ pub struct Model {
     dirty: BTreeSet<ServiceKey>,
     are_service_cidrs_unknown: bool,
     has_external_ips: bool,
-    /// Addresses at which the node answers itself.
-    held: BTreeSet<IpAddr>,
+    /// ClusterIPs at which the node answers itself.
+    left: BTreeSet<(ServiceKey, IpAddr)>,
     hash_seed: Option<HashSeed>,
     is_synced: bool,
     is_incomplete: bool,
@@ -89,41 +86,30 @@ impl Model {
             dirty: BTreeSet::new(),
             are_service_cidrs_unknown: false,
             has_external_ips: true,
-            held: BTreeSet::new(),
+            left: BTreeSet::new(),
             hash_seed: None,
             is_synced: false,
             is_incomplete: false,
         }
     }
 
-    /// Leaves ClusterIPs to the node where it answers at them itself: NodeLocal DNSCache does so at that of the cluster's DNS.
-    /// Returns the Services for which that changes something, with the address, and whether it is left to the node now.
-    pub fn leave_to_node(&mut self, held: impl Iterator<Item = IpAddr>) -> Vec<(ServiceKey, IpAddr, bool)> {
-        let held: BTreeSet<IpAddr> = held.collect();
-        if held == self.held {
-            return Vec::new();
+    /// The ClusterIPs of Services among these addresses.
+    #[must_use]
+    pub fn cluster_ips_among<T>(&self, addresses: &BTreeMap<IpAddr, T>) -> BTreeSet<(ServiceKey, IpAddr)> {
+        if addresses.is_empty() {
+            return BTreeSet::new();
         }
-        let changed: BTreeSet<IpAddr> = self.held.symmetric_difference(&held).copied().collect();
         let of_service = |service: &Service| {
-            let ips = service.cluster_ips.iter().filter(|ip| changed.contains(*ip));
-            ips.map(|ip| (service.key.clone(), *ip, held.contains(ip))).collect::<Vec<_>>()
+            let ips = service.cluster_ips.iter().filter(|ip| addresses.contains_key(ip));
+            ips.map(|ip| (service.key.clone(), *ip)).collect::<Vec<_>>()
         };
-        let concerned: Vec<_> = self.services.values().flat_map(of_service).collect();
-        self.dirty.extend(concerned.iter().map(|(key, ..)| key.clone()));
-        self.held = held;
-        concerned
+        self.services.values().flat_map(of_service).collect()
     }
 
-    /// Of devices that hold addresses of the node, those that hold more ClusterIPs than [`HELD_BY_A_CACHE`].
-    #[must_use]
-    pub fn crowded_devices(&self, held: &BTreeMap<IpAddr, &str>) -> BTreeSet<String> {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        if held.len() > HELD_BY_A_CACHE {
-            let cluster_ips = self.services.values().flat_map(|service| &service.cluster_ips);
-            cluster_ips.filter_map(|ip| held.get(ip)).for_each(|device| *counts.entry(device).or_default() += 1);
-        }
-        let crowded = counts.into_iter().filter(|(_, count)| *count > HELD_BY_A_CACHE);
-        crowded.map(|(device, _)| device.to_owned()).collect()
+    /// Leaves these ClusterIPs to the node, and serves those again that were left to it before, which are returned.
+    pub fn leave_to_node(&mut self, left: BTreeSet<(ServiceKey, IpAddr)>) -> BTreeSet<(ServiceKey, IpAddr)> {
+        self.dirty.extend(self.left.symmetric_difference(&left).map(|(key, _)| key.clone()));
+        std::mem::replace(&mut self.left, left)
     }
 
     /// Whether external IPs are served (rule 87).
@@ -245,12 +231,9 @@ impl Model {
         let mut problems = self.object_problems(service);
         problems.extend(service.split.as_ref().and_then(|split| self.split_problem(key, split, None)));
         let mut units = compile::compile(service, &self.all_parts(service), &self.node);
-        let is_left = |key: &FrontendKey| {
-            let ip = IpAddr::from(key.address);
-            self.held.contains(&ip) && service.cluster_ips.contains(&ip)
-        };
-        units.values_mut().filter(|_| !self.held.is_empty()).for_each(|unit| {
-            unit.frontends.retain(|key, _| !is_left(key));
+        let is_left = |frontend: &FrontendKey| self.left.contains(&(key.clone(), frontend.address.into()));
+        units.values_mut().filter(|_| !self.left.is_empty()).for_each(|unit| {
+            unit.frontends.retain(|frontend, _| !is_left(frontend));
         });
         (units, problems)
     }

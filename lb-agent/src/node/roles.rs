@@ -14,7 +14,7 @@ use lb_common::{
 use super::{
     net::{DEVICE, PEER},
     pattern::Pattern,
-    state::{BRIDGE, Link, LocalAddress, NodeState, VETH, is_tunnel},
+    state::{BRIDGE, Link, LocalAddress, NodeState, VETH, VRF, is_tunnel, leads_nowhere},
 };
 use crate::problem::Problem;
 
@@ -32,8 +32,28 @@ pub struct Selection {
 pub struct Duty {
     /// Its [`role`].
     pub role: u16,
-    /// Whether it is one of the [`Selection::main_uplinks`].
+    /// Whether it is one of the [`Choice::main_uplinks`].
     pub is_main: bool,
+}
+
+/// The devices as they are to be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// What there is to know of every device that packets may leave by, those with a role among them.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Uplinks that are so for a reason of their own: those that are named, else those with a default route or one of the node's
+    /// internal addresses. Any other may be a disk array's, or wait to be the port of a bond, and is better not touched more than
+    /// is needed.
+    pub main_uplinks: BTreeSet<u32>,
+}
+
+impl Choice {
+    /// What a device's programs are for; without a role where it has none, or is not there.
+    #[must_use]
+    pub fn duty(&self, ifindex: u32) -> Duty {
+        let role = self.interfaces.get(&ifindex).map_or(0, |interface| interface.role);
+        Duty { role, is_main: self.main_uplinks.contains(&ifindex) }
+    }
 }
 
 /// What must be known of all devices before one gets its role.
@@ -93,11 +113,8 @@ impl Selection {
         link.kind == MACVLAN && node.links().get(&link.lower).is_some_and(|lower| self.is_named(lower))
     }
 
-    /// Uplinks that are so for a reason of their own: those that are named, else those with a default route or one of the node's
-    /// `internal` addresses. Any other may be a disk array's, or wait to be the port of a bond, and is better not touched more than
-    /// is needed.
-    #[must_use]
-    pub fn main_uplinks(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeSet<u32> {
+    /// [`Choice::main_uplinks`]
+    fn main_uplinks(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeSet<u32> {
         let links = node.links().iter();
         if self.uplinks.is_empty() {
             let own = links.filter(|&(&ifindex, link)| self.is_nodes(node, ifindex, link, internal));
@@ -147,14 +164,13 @@ impl Selection {
         Surroundings { main_uplinks: self.main_uplinks(node, internal), pod_bridges, carriers }
     }
 
-    /// What there is to know of every device that packets may leave by, those with a role among them. `internal` are the Node
-    /// object's addresses.
+    /// Chooses the devices' roles. `internal` are the Node object's addresses.
     #[must_use]
-    pub fn interfaces(&self, node: &NodeState, internal: &[IpAddr]) -> BTreeMap<u32, Interface> {
+    pub fn choose(&self, node: &NodeState, internal: &[IpAddr]) -> Choice {
         let around = self.surroundings(node, internal);
         let devices =
             node.links().iter().map(|(&ifindex, link)| (ifindex, link, self.role(node, ifindex, link, &around)));
-        devices
+        let interfaces = devices
             .filter(|(_, link, role)| !link.is_loopback || *role != 0)
             .map(|(ifindex, link, role)| {
                 // Nothing is sent with an address of the net's devices.
@@ -163,7 +179,8 @@ impl Selection {
                 let bridge = if is_port_of(node, link, BRIDGE) { link.controller } else { 0 };
                 (ifindex, Interface { addresses, mac: link.mac, role, bridge, pad: 0 })
             })
-            .collect()
+            .collect();
+        Choice { interfaces, main_uplinks: around.main_uplinks }
     }
 
     /// Devices that can't serve as they should: named ones, and those with a default route.
@@ -215,18 +232,11 @@ fn is_port_of(node: &NodeState, link: &Link, kind: &str) -> bool {
     node.links().get(&link.controller).is_some_and(|controller| controller.kind == kind)
 }
 
-const VRF: &str = "vrf";
-
 /// Whether it is one end of a veth pair whose other one is a container's: in another network namespace, while this one is in no
 /// network that others could be in, too.
 fn is_containers(node: &NodeState, ifindex: u32, link: &Link) -> bool {
     let is_in_network = node.addresses(ifindex).iter().any(|own| own.is_global && !own.is_secondary);
     link.kind == VETH && link.is_peer_elsewhere && !is_in_network
-}
-
-/// Whether no machine is behind a device of this driver.
-fn leads_nowhere(kind: &str) -> bool {
-    matches!(kind, "dummy" | "ifb" | "nlmon" | VRF)
 }
 
 fn uplink_problem(node: &NodeState, name: &str) -> Option<Problem> {
@@ -310,7 +320,7 @@ mod tests {
     }
 
     fn roles(selection: &Selection, node: &NodeState) -> Vec<(u32, u16)> {
-        selection.interfaces(node, &[]).iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
+        selection.choose(node, &[]).interfaces.iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
     }
 
     fn change(node: &mut NodeState, ifindex: u32, change: impl FnOnce(&mut Link)) {
@@ -359,7 +369,7 @@ mod tests {
                 let expected = [(1, role::NET), (2, role::UPLINK), (7, role::NET), (8, 0)];
                 assert_eq!(roles(&selection(names), &node), expected, "{kind} {names:?}");
             }
-            let interfaces = selection(&[]).interfaces(&node, &["192.0.2.1".parse().unwrap()]);
+            let interfaces = selection(&[]).choose(&node, &["192.0.2.1".parse().unwrap()]).interfaces;
             assert_eq!([interfaces[&1], interfaces[&7]].map(|own| own.addresses), [[Address::UNSPECIFIED; 2]; 2]);
             assert_eq!(net_device(&node).map(|(ifindex, _)| ifindex), Some(7));
             assert!(node.held_addresses().is_empty());
@@ -396,7 +406,7 @@ mod tests {
     }
 
     fn roles_at(selection: &Selection, node: &NodeState, internal: &str) -> Vec<(u32, u16)> {
-        let interfaces = selection.interfaces(node, &[internal.parse().unwrap()]);
+        let interfaces = selection.choose(node, &[internal.parse().unwrap()]).interfaces;
         interfaces.iter().map(|(&ifindex, interface)| (ifindex, interface.role)).collect()
     }
 
@@ -528,7 +538,7 @@ mod tests {
     #[test]
     fn an_interface_knows_its_first_global_addresses() {
         let node = node(&[(2, "eth0", &["fe80::1", "fd00::1", "192.0.2.1", "192.0.2.2"])]);
-        let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
+        let interface = selection(&["eth0"]).choose(&node, &[]).interfaces[&2];
         assert_eq!(interface.addresses.map(IpAddr::from).map(|ip| ip.to_string()), ["192.0.2.1", "fd00::1"]);
     }
 
@@ -537,7 +547,7 @@ mod tests {
     fn n3_an_ipv6_address_does_not_depend_on_the_order() {
         for order in [["fd00::1", "fd00::2"], ["fd00::2", "fd00::1"]] {
             let node = node(&[(2, "eth0", &order)]);
-            let interface = selection(&["eth0"]).interfaces(&node, &[])[&2];
+            let interface = selection(&["eth0"]).choose(&node, &[]).interfaces[&2];
             assert_eq!(IpAddr::from(interface.addresses[1]).to_string(), "fd00::1");
         }
     }
@@ -548,18 +558,18 @@ mod tests {
         change(&mut node, 2, |link| link.kind = VRF.into());
         change(&mut node, 3, |link| (link.kind, link.controller) = (BRIDGE.into(), 2));
         change(&mut node, 4, |link| link.controller = 3);
-        let interfaces = selection(&[]).interfaces(&node, &[]);
+        let interfaces = selection(&[]).choose(&node, &[]).interfaces;
         assert_eq!([2, 3, 4, 5].map(|ifindex| interfaces[&ifindex].bridge), [0, 0, 3, 0]);
     }
 
     #[test]
     fn primary_addresses_are_the_node_objects_else_the_uplinks() {
         let mut node = node(&[(2, "eth0", &["192.0.2.1", "fd00::1"]), (3, "cni0", &["10.0.0.1"])]);
-        let interfaces = selection(&["eth0"]).interfaces(&node, &[]);
+        let interfaces = selection(&["eth0"]).choose(&node, &[]).interfaces;
         let internal: [IpAddr; 1] = ["203.0.113.5".parse().unwrap()];
         let expected = ["203.0.113.5", "fd00::1"].map(|ip| Some(ip.parse().unwrap()));
         assert_eq!(primary_addresses(&node, &interfaces, &internal), expected);
-        let interfaces = selection(&[]).interfaces(&node, &[]);
+        let interfaces = selection(&[]).choose(&node, &[]).interfaces;
         let of = |node: &NodeState| primary_addresses(node, &interfaces, &[])[0].unwrap().to_string();
         assert_eq!(of(&node), "192.0.2.1");
         node.apply(Change::DefaultDevices([3].into()));

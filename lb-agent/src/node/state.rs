@@ -40,11 +40,24 @@ const IPVS_DEVICES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 pub const BRIDGE: &str = "bridge";
 /// The driver of veth pairs.
 pub const VETH: &str = "veth";
+/// The driver of VRFs.
+pub const VRF: &str = "vrf";
 
 /// Whether that is the driver of a device that wraps Ethernet frames into packets for other machines.
 #[must_use]
 pub fn is_tunnel(kind: &str) -> bool {
     matches!(kind, "vxlan" | "geneve" | "gretap" | "ip6gretap")
+}
+
+/// Whether no machine is behind a device of this driver.
+#[must_use]
+pub fn leads_nowhere(kind: &str) -> bool {
+    can_hold(kind) || matches!(kind, "nlmon" | VRF)
+}
+
+/// Whether that is the driver of a device that leads nowhere, so that who has an address on it answers at it on this node.
+fn can_hold(kind: &str) -> bool {
+    matches!(kind, "dummy" | "ifb")
 }
 
 /// An address of a device.
@@ -177,12 +190,12 @@ impl NodeState {
     /// Addresses on devices that lead nowhere: somebody on this node answers there, as NodeLocal DNSCache does at the ClusterIP
     /// of the cluster's DNS. What proxies that use IPVS have left behind is not meant.
     #[must_use]
-    pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
-        let leads_nowhere = |link: &&Link| {
-            matches!(&*link.kind, "dummy" | "ifb") && !IPVS_DEVICES.contains(&&*link.name) && link.name != DEVICE
-        };
-        let links = self.links.iter().map(|(&ifindex, link)| (ifindex, link)).filter(|(_, link)| leads_nowhere(link));
-        links.flat_map(|(ifindex, link)| self.addresses(ifindex).iter().map(|own| (own.ip, &*link.name))).collect()
+    pub fn held_addresses(&self) -> BTreeMap<IpAddr, String> {
+        let holds = |link: &Link| can_hold(&link.kind) && !IPVS_DEVICES.contains(&&*link.name) && link.name != DEVICE;
+        let links = self.links.iter().filter(|(_, link)| holds(link));
+        links
+            .flat_map(|(ifindex, link)| self.addresses(*ifindex).iter().map(|own| (own.ip, link.name.clone())))
+            .collect()
     }
 
     /// Whether there are addresses of each family, IPv4 and IPv6, that are good beyond their link. As long as there is none at all,
@@ -338,7 +351,7 @@ mod tests {
             state.apply(Change::Link { ifindex, link: Link { kind: kind.into(), ..link(name) } });
             state.apply(Change::Address { ifindex, address: address(ip) });
         }
-        assert_eq!(state.held_addresses(), [("10.96.0.10".parse().unwrap(), "nodelocaldns")].into());
+        assert_eq!(state.held_addresses(), [("10.96.0.10".parse().unwrap(), "nodelocaldns".into())].into());
         state.apply(Change::LinkGone { ifindex: 3 });
         assert!(state.held_addresses().is_empty());
     }

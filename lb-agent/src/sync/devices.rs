@@ -29,7 +29,7 @@ use crate::{
     node::{
         addresses::{NodePortAddresses, local_addresses},
         net,
-        roles::{Duty, Selection, net_device, primary_addresses},
+        roles::{Choice, Duty, Selection, net_device, primary_addresses},
         state::{Change, NodeState},
     },
     problem::Problem,
@@ -56,8 +56,6 @@ pub struct Devices {
     adopted_uplinks: BTreeMap<u32, Interface>,
     /// Devices whose XDP program runs in the driver.
     native_xdp: BTreeSet<u32>,
-    /// Uplinks that are so for a reason of their own.
-    main_uplinks: BTreeSet<u32>,
     /// The duty for which this process has attached programs to each device.
     attached: BTreeMap<u32, Duty>,
     to_attach: Queue<u32>,
@@ -73,6 +71,7 @@ pub struct Devices {
     primary: [Option<IpAddr>; 2],
     /// The least MTU of devices of pods and uplinks decides that of the net's.
     net_mtu: u32,
+    are_held_dirty: bool,
     /// Local addresses that answer NodePorts.
     node_port_addresses: BTreeSet<Address>,
 }
@@ -95,7 +94,6 @@ impl Devices {
             told: Told::default(),
             adopted_uplinks: adopted.iter().filter(is_uplink).map(|(&ifindex, own)| (ifindex, *own)).collect(),
             native_xdp: adopted.iter().filter(is_native).map(|(&ifindex, _)| ifindex).collect(),
-            main_uplinks: BTreeSet::new(),
             attached: BTreeMap::new(),
             to_attach: Queue::default(),
             filtered: BTreeSet::new(),
@@ -105,6 +103,7 @@ impl Devices {
             net_hint: 0,
             primary: [None; 2],
             net_mtu: net::mtu([].into_iter()),
+            are_held_dirty: true,
             node_port_addresses: BTreeSet::new(),
         }
     }
@@ -121,6 +120,7 @@ impl Devices {
         let effect = self.node.apply(change);
         self.changes += u64::from(effect.devices);
         self.are_devices_dirty |= effect.devices;
+        self.are_held_dirty |= effect.devices;
         self.are_next_hops_dirty |= effect.next_hops;
     }
 
@@ -138,9 +138,10 @@ impl Devices {
         local_addresses(&self.node).map(Address::from)
     }
 
-    /// Addresses at which somebody on this node answers, with the names of the devices that hold them.
-    pub fn held_addresses(&self) -> BTreeMap<IpAddr, &str> {
-        self.node.held_addresses()
+    /// Addresses at which somebody on this node answers, with the names of the devices that hold them, if they may be others than
+    /// the last time.
+    pub fn take_held(&mut self) -> Option<BTreeMap<IpAddr, String>> {
+        std::mem::take(&mut self.are_held_dirty).then(|| self.node.held_addresses())
     }
 
     /// Whether a change may have taken something away from the net: its routes go with its device or when that is shut, and may lose
@@ -232,8 +233,8 @@ impl Devices {
                 errors.extend(self.write_addresses(&wanted, maps));
             }
             self.report(&wanted, &errors, maps.state.families(), reporter);
-            let with_role = wanted.iter().filter(|(_, interface)| interface.role != 0);
-            let new = with_role.filter(|(ifindex, own)| self.attached.get(ifindex) != Some(&self.duty(**ifindex, own)));
+            let with_role = wanted.interfaces.iter().filter(|(_, interface)| interface.role != 0);
+            let new = with_role.filter(|(ifindex, _)| self.attached.get(ifindex) != Some(&wanted.duty(**ifindex)));
             // Without its record a pod's device would make its pod a client from outside.
             let new = new.filter(|(ifindex, _)| maps.state.has_interface(**ifindex));
             let new: Vec<u32> = new.map(|(&ifindex, _)| ifindex).collect();
@@ -258,41 +259,35 @@ impl Devices {
         self.told.internal_addresses.iter().chain(external).copied().collect()
     }
 
-    /// Chooses each device's role, and the main uplinks. An uplink of an earlier agent stays one until the sources have told: it may
+    /// Chooses each device's role. An uplink of an earlier agent stays one until the sources have told: it may
     /// be so for the node's address alone.
-    fn choose(&mut self) -> BTreeMap<u32, Interface> {
-        let internal = &self.told.internal_addresses;
-        let mut wanted = self.selection.interfaces(&self.node, internal);
-        self.main_uplinks = self.selection.main_uplinks(&self.node, internal);
+    fn choose(&mut self) -> Choice {
+        let mut wanted = self.selection.choose(&self.node, &self.told.internal_addresses);
         if self.told.is_synced {
             self.adopted_uplinks.clear();
         }
         for (ifindex, former) in &self.adopted_uplinks {
-            let same = wanted.get_mut(ifindex).filter(|own| own.mac == former.mac);
+            let same = wanted.interfaces.get_mut(ifindex).filter(|own| own.mac == former.mac);
             if let Some(own) = same {
                 own.role = role::UPLINK;
                 if former.role & role::XDP != 0 {
-                    self.main_uplinks.insert(*ifindex);
+                    wanted.main_uplinks.insert(*ifindex);
                 }
             }
         }
         wanted
     }
 
-    fn duty(&self, ifindex: u32, interface: &Interface) -> Duty {
-        Duty { role: interface.role, is_main: self.main_uplinks.contains(&ifindex) }
-    }
-
     /// The least MTU by which packets for pods and from outside go.
-    fn mtu_of(&self, wanted: &BTreeMap<u32, Interface>) -> u32 {
-        let served = wanted.iter().filter(|(_, interface)| interface.role & (role::UPLINK | role::POD) != 0);
+    fn mtu_of(&self, wanted: &Choice) -> u32 {
+        let served = wanted.interfaces.iter().filter(|(_, interface)| interface.role & (role::UPLINK | role::POD) != 0);
         net::mtu(served.filter_map(|(ifindex, _)| self.node.links().get(ifindex)).map(|link| link.mtu))
     }
 
-    fn detach_others(&mut self, wanted: &BTreeMap<u32, Interface>, doors: &mut impl Doors, reporter: &mut Reporter) {
+    fn detach_others(&mut self, wanted: &Choice, doors: &mut impl Doors, reporter: &mut Reporter) {
         // What an earlier agent chose otherwise runs on until the maps are complete.
         let is_kept = |interface: &Interface| interface.role != 0 || !self.told.is_synced;
-        let has_role = |ifindex: &u32| wanted.get(ifindex).is_some_and(is_kept);
+        let has_role = |ifindex: &u32| wanted.interfaces.get(ifindex).is_some_and(is_kept);
         let tried = self.attached.keys().copied().chain(self.to_attach.failed().copied());
         let others: BTreeSet<u32> = doors.attached().into_iter().chain(tried).filter(|at| !has_role(at)).collect();
         for ifindex in others {
@@ -306,10 +301,11 @@ impl Devices {
     }
 
     /// Writes the map of interfaces and the filter, before any program there can ask.
-    fn describe(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
+    fn describe(&mut self, wanted: &Choice, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
         // Of others the programs need to know nothing, and on a large node they are many.
         let has_address = |interface: &Interface| interface.addresses.iter().any(|address| !address.is_unspecified());
-        let of_interest = wanted.iter().filter(|(_, interface)| interface.role != 0 || has_address(interface));
+        let of_interest =
+            wanted.interfaces.iter().filter(|(_, interface)| interface.role != 0 || has_address(interface));
         let described = of_interest.map(|(&ifindex, interface)| {
             let xdp = if interface.role != 0 && self.native_xdp.contains(&ifindex) { role::XDP } else { 0 };
             (ifindex, Interface { role: interface.role | xdp, ..*interface })
@@ -333,8 +329,8 @@ impl Devices {
         errors
     }
 
-    fn write_addresses(&mut self, wanted: &BTreeMap<u32, Interface>, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
-        let primary = primary_addresses(&self.node, wanted, &self.own_addresses());
+    fn write_addresses(&mut self, wanted: &Choice, maps: &mut Maps<impl Doors>) -> Vec<WriteError> {
+        let primary = primary_addresses(&self.node, &wanted.interfaces, &self.own_addresses());
         self.primary = primary;
         maps.doors.set_node_addresses(primary.map(|ip| ip.map_or(Address::UNSPECIFIED, Address::from)));
         self.node_port_addresses = self.node_ports.select(&self.node, primary);
@@ -343,15 +339,9 @@ impl Devices {
     }
 
     /// `families` are those for whose flows there is room.
-    fn report(
-        &self,
-        wanted: &BTreeMap<u32, Interface>,
-        errors: &[WriteError],
-        families: [bool; 2],
-        reporter: &mut Reporter,
-    ) {
+    fn report(&self, wanted: &Choice, errors: &[WriteError], families: [bool; 2], reporter: &mut Reporter) {
         let mut problems = self.selection.problems(&self.node);
-        let has_uplink = wanted.values().any(|interface| interface.role & role::UPLINK != 0);
+        let has_uplink = wanted.interfaces.values().any(|interface| interface.role & role::UPLINK != 0);
         if self.told.is_synced && !has_uplink && self.selection.uplinks.is_empty() {
             problems.push(Problem::new(
                 "uplinks",
@@ -374,21 +364,15 @@ impl Devices {
     }
 
     /// Attaches the programs of one device. What is returned is what is wrong with it now.
-    fn attach(
-        &mut self,
-        ifindex: u32,
-        wanted: &BTreeMap<u32, Interface>,
-        maps: &mut Maps<impl Doors>,
-        now: Instant,
-    ) -> Vec<Problem> {
-        let (Some(link), Some(interface)) = (self.node.links().get(&ifindex), wanted.get(&ifindex)) else {
+    fn attach(&mut self, ifindex: u32, wanted: &Choice, maps: &mut Maps<impl Doors>, now: Instant) -> Vec<Problem> {
+        let Some(link) = self.node.links().get(&ifindex).filter(|_| wanted.interfaces.contains_key(&ifindex)) else {
             self.to_attach.succeed(&ifindex);
             return Vec::new();
         };
-        let duty = self.duty(ifindex, interface);
+        let duty = wanted.duty(ifindex);
         match maps.doors.attach(ifindex, link, duty) {
             Ok(attached) => {
-                let kind = match interface.role {
+                let kind = match duty.role {
                     role if role & role::UPLINK != 0 => "uplink",
                     role if role & role::POD != 0 => "pod interface",
                     role if role & role::NET != 0 => "device of the net",

@@ -53,12 +53,10 @@ pub trait Doors: Writer {
     fn bump_next_hops(&mut self);
 
     /// Sets whether the way to a destination depends on more than that.
-    fn set_policy_routing(&mut self, _is_policy_routed: bool) {}
+    fn set_policy_routing(&mut self, is_policy_routed: bool);
 
     /// The next hops that are cached, each by its device and Ethernet address.
-    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
-        BTreeSet::new()
-    }
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])>;
 
     /// Sets the node's primary addresses, IPv4 and IPv6.
     fn set_node_addresses(&mut self, addresses: [Address; 2]);

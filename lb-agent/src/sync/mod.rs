@@ -17,6 +17,7 @@ mod conflicts;
 mod devices;
 pub mod doors;
 mod exhaustion;
+mod held;
 mod neighbours;
 mod net;
 mod no_local;
@@ -265,7 +266,7 @@ impl<D: Doors> Loop<D> {
         }
         self.devices.work(&mut self.maps, &mut self.reporter, now);
         self.services.listen_on(&self.devices.health_check_addresses());
-        self.services.leave_to_node(&self.devices.held_addresses());
+        self.services.leave_to_node(self.devices.take_held());
         self.services.gather(&mut self.maps.state, now);
         if self.services.has_ready() {
             self.health.set_waiting(now);

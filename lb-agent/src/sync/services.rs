@@ -20,12 +20,12 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::frontend::FrontendKey;
-use tracing::{info, warn};
 
 use super::{
     Maps,
     conflicts::Conflicts,
     doors::Doors,
+    held::Held,
     no_local::NoLocalEndpoints,
     queue::{Queue, Rank},
     report::{Reporter, Scope},
@@ -35,7 +35,7 @@ use crate::{
     compile::{ServiceKey, Unit, UnitId},
     diff::{FRONTEND_TAKEN, State, WriteError},
     health::{Health, HealthPorts},
-    model::{HELD_BY_A_CACHE, Model},
+    model::Model,
     node::ports::SourcePorts,
     problem::Problem,
     source::{Event, Kind, Object, ObjectId},
@@ -50,8 +50,7 @@ pub struct Services {
     no_local: NoLocalEndpoints,
     triggers: Triggers,
     conflicts: Conflicts,
-    /// Devices with so many ClusterIPs that they are another proxy's.
-    left_over: BTreeSet<String>,
+    held: Held,
     /// Whether all Services are being listed anew: until that is complete, some that have gone seem to be there.
     is_relisting: bool,
     /// Whether what the maps held at the start has been compared with what the sources told.
@@ -78,7 +77,7 @@ impl Services {
             no_local: NoLocalEndpoints::default(),
             triggers: Triggers::new(Timestamp::now()),
             conflicts: Conflicts::default(),
-            left_over: BTreeSet::new(),
+            held: Held::default(),
             is_relisting: false,
             is_compared: false,
             adopted: BTreeSet::new(),
@@ -105,30 +104,11 @@ impl Services {
         self.health_ports.set_addresses(addresses).into_iter().for_each(|key| self.queue.push(key));
     }
 
-    /// Leaves ClusterIPs to the node where it answers at them itself, on these devices. One that holds many is no cache of
-    /// the node's, but what a proxy like kube-proxy's IPVS mode has left behind.
-    pub fn leave_to_node(&mut self, held: &BTreeMap<IpAddr, &str>) {
-        if !self.model.is_synced() {
-            return;
-        }
-        let mut held = held.clone();
-        let left_over = self.model.crowded_devices(&held);
-        held.retain(|_, device| !left_over.contains(*device));
-        for device in left_over.difference(&self.left_over) {
-            warn!(
-                "device {device} holds more than {HELD_BY_A_CACHE} ClusterIPs: it is taken for what another proxy has left \
-                 behind, and the Services are served; remove it when that proxy has gone"
-            );
-        }
-        self.left_over = left_over;
-        for (key, ip, is_left) in self.model.leave_to_node(held.keys().copied()) {
-            let device = held.get(&ip).copied().unwrap_or_default();
-            if is_left {
-                warn!("Service {key}: {ip} is left to this node, which holds it on {device}");
-            } else {
-                info!("Service {key}: {ip} is served again, no device of this node holds it any more");
-            }
-        }
+    /// Leaves ClusterIPs to the node where it answers at them itself. `held` are its addresses on devices that lead nowhere, if they
+    /// may have changed.
+    pub fn leave_to_node(&mut self, held: Option<BTreeMap<IpAddr, String>>) {
+        held.into_iter().for_each(|held| self.held.set(held));
+        self.held.leave_to_node(&mut self.model);
     }
 
     /// The desired state.
@@ -148,7 +128,12 @@ impl Services {
                 self.adopted.iter().cloned().for_each(|key| self.queue.push(key));
                 None
             }
+            Event::Apply(Object::Service(_)) => {
+                self.held.note_service();
+                None
+            }
             Event::Delete(ObjectId { kind: Kind::Service, namespace, name }) => {
+                self.held.note_service();
                 self.adopted.remove(&ServiceKey::new(&**namespace, &**name));
                 None
             }

@@ -43,6 +43,7 @@ mod audit;
 mod devices;
 mod frontends;
 mod health;
+mod neighbours;
 mod net;
 mod uplinks;
 mod writes;
@@ -55,7 +56,10 @@ struct FakeDoors {
     /// Devices for which programs were asked, in order.
     attachments: Vec<u32>,
     refuses: bool,
-    bumps: usize,
+    is_policy_routed: bool,
+    /// Whether routing rules counted, at each time that next hops began anew.
+    bumps: Vec<bool>,
+    next_hops: BTreeSet<(u32, [u8; 6])>,
     hash_seed: Option<HashSeed>,
     node_addresses: [Address; 2],
     net: config::Net,
@@ -115,7 +119,15 @@ impl Doors for FakeDoors {
     }
 
     fn bump_next_hops(&mut self) {
-        self.bumps += 1;
+        self.bumps.push(self.is_policy_routed);
+    }
+
+    fn set_policy_routing(&mut self, is_policy_routed: bool) {
+        self.is_policy_routed = is_policy_routed;
+    }
+
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        self.next_hops.clone()
     }
 
     fn set_node_addresses(&mut self, addresses: [Address; 2]) {

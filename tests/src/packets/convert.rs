@@ -25,6 +25,7 @@ use crate::reference::{
 /// The element of the configuration map.
 pub fn config_of(setup: &Setup) -> Config {
     Config {
+        net: lb_common::config::Net::default(),
         seed: setup.seed,
         table_key: TABLE_KEY,
         next_hop_generation: setup.next_hop_generation,

@@ -93,6 +93,12 @@ impl Doors for SharedMaps {
 
     fn bump_next_hops(&mut self) {}
 
+    fn set_policy_routing(&mut self, _is_policy_routed: bool) {}
+
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        BTreeSet::new()
+    }
+
     fn set_node_addresses(&mut self, _addresses: [Address; 2]) {}
 
     fn set_hash_seed(&mut self, seed: HashSeed) {

@@ -1,7 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frontends that several Services want, that change hands, or that are the node's own.
 
+use std::sync::Mutex;
+
 use super::*;
+
+/// What is logged meanwhile.
+fn logged<T>(work: impl FnOnce() -> T) -> String {
+    let (reader, writer) = io::pipe().unwrap();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Mutex::new(writer)).finish();
+    tracing::subscriber::with_default(subscriber, work);
+    io::read_to_string(reader).unwrap()
+}
 
 /// kube-proxy tells of no conflict here, and there is none: only the new owner is planned before the old one.
 #[test]
@@ -145,4 +155,20 @@ fn a_cluster_ip_that_the_node_holds_itself_is_left_to_it() {
     assert!(of_dns(&world) == 0 && has_node_port(&world), "{}", world.text());
     world.change(Change::AddressGone { ifindex: 9, ip: "10.96.0.10".parse().unwrap() }).settle();
     assert_eq!(of_dns(&world), 2);
+
+    // The device first, then the Service: the log says so all the same.
+    let mut world = World::new(fake_doors());
+    world.events(web()).event(Event::Synced);
+    hold(&mut world);
+    let told = |text: &str| text.matches("Service default/dns: 10.96.0.10 is ").count();
+    let log = logged(|| world.events(dns()).settle());
+    assert!(of_dns(&world) == 0 && has_node_port(&world), "{}", world.text());
+    assert!(told(&log) == 1 && log.contains("left to this node, which holds it on nodelocaldns"), "{log}");
+    let log = logged(|| world.events(dns()).event(deleted(Kind::Service, "dns")).settle());
+    assert_eq!(told(&log), 0, "one that is no Service's any more is not served again: {log}");
+    let log = logged(|| world.events(dns()).change(Change::LinkGone { ifindex: 9 }).settle());
+    assert_eq!((of_dns(&world), told(&log)), (2, 0), "it came with the device's end: {log}");
+    hold(&mut world);
+    let log = logged(|| world.change(Change::LinkGone { ifindex: 9 }).settle());
+    assert!(told(&log) == 1 && log.contains("is served again"), "{log}");
 }

@@ -33,7 +33,7 @@ use lb_agent::{
         take_in_while,
     },
 };
-use lb_common::{address::Address, maps::TABLES};
+use lb_common::{address::Address, config::Net, maps::TABLES};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 use shunt_tests::world::Site;
@@ -244,6 +244,22 @@ impl Doors for Stopwatch {
 
     fn bump_next_hops(&mut self) {
         self.dataplane.bump_next_hops();
+    }
+
+    fn set_policy_routing(&mut self, is_policy_routed: bool) {
+        Doors::set_policy_routing(&mut self.dataplane, is_policy_routed);
+    }
+
+    fn next_hops(&self) -> BTreeSet<(u32, [u8; 6])> {
+        self.dataplane.next_hops()
+    }
+
+    fn net(&self) -> Net {
+        Doors::net(&self.dataplane)
+    }
+
+    fn set_net(&mut self, net: Net) {
+        Doors::set_net(&mut self.dataplane, net);
     }
 
     fn set_hash_seed(&mut self, _seed: HashSeed) {}
