@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use shunt_tests::{
-    load::talk::{self, Outcome, Protocol},
+    load::talk::{self, Outcome},
     world::{
-        Echo, Family, Namespace, Options, Sockets, World, echo_port, for_each_kind, is_quick, objects, sample,
-        wait_for, wait_to_meet, wait_until,
+        Echo, Family, Namespace, Options, World, echo_port, for_each_kind, is_quick, objects, sample, wait_for,
+        wait_to_meet, wait_until,
     },
 };
 
@@ -186,7 +186,7 @@ fn rule_44_rules_for_the_nodes_own_processes_find_a_route() -> Result<()> {
     let node = world.node("node-a").namespace();
     for_each_kind(|protocol, family| wait_for(node, protocol, stray(family), &Outcome::Silence))?;
     for family in Family::BOTH {
-        let (table, address) = (family.pick("ip", "ip6"), stray(family).ip());
+        let (table, address) = (if family == Family::V4 { "ip" } else { "ip6" }, stray(family).ip());
         let chain = "type nat hook output priority -100;";
         let rule = format!("{table} daddr {address} dnat to {}", world.pod("web-1").address(family));
         node.run("nft", &[&format!("table {table} proxy {{ chain output {{ {chain} {rule}; }} }}")])?;

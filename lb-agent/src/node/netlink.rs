@@ -463,6 +463,7 @@ pub(super) mod tests {
             }
             ip("rule add to 192.0.2.0/24 lookup 100");
             ip("rule add fwmark 7 lookup 100");
+            ip("rule add pref 96 lookup 83 protocol 83");
             ip("-6 rule add from fd00::1 lookup 100");
             follow_until(&mut changes, &mut state, NodeState::is_policy_routed).await;
             ip("-6 rule del from fd00::1 lookup 100");

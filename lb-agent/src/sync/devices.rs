@@ -151,7 +151,8 @@ impl Devices {
         match change {
             Change::Link { ifindex, link } => is_nets(ifindex) && self.node.links().get(ifindex) != Some(link),
             Change::LinkGone { ifindex } => is_nets(ifindex),
-            Change::AddressGone { .. } | Change::Rules | Change::Resync(_) => true,
+            Change::AddressGone { ip, .. } => self.primary.contains(&Some(*ip)),
+            Change::Rules | Change::Resync(_) => true,
             _ => false,
         }
     }

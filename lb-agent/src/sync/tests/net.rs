@@ -83,21 +83,31 @@ fn a_device_that_refuses_its_programs_is_not_routed_to() {
 fn a_device_that_goes_is_made_anew_and_the_programs_do_without_it_meanwhile() {
     let mut world = world(NetOptions::default());
     world.change(device()).event(Event::Synced).settle();
+    world.change(Change::LinkGone { ifindex: 83 }).settle();
+    assert_eq!((world.doors().net, routes(&world)), (config::Net::default(), None));
+    assert!(!world.doors().attached.contains_key(&1));
+    world.change(device()).settle();
+    assert!(world.doors().net.is_there() && routes(&world).is_some());
+}
+
+#[test]
+fn the_net_is_looked_at_as_soon_as_something_of_it_may_have_been_lost() {
+    let mut world = world(NetOptions::default());
+    world.change(device()).event(Event::Synced).settle();
     let mut told = world.agent.net();
-    for lost in [
-        Change::LinkGone { ifindex: 83 },
-        Change::Rules,
-        Change::AddressGone { ifindex: 2, ip: [192, 0, 2, 99].into() },
-    ] {
+    let mut is_told = |world: &mut World, change| {
         told.mark_unchanged();
-        let is_device = matches!(lost, Change::LinkGone { .. });
-        world.change(lost).settle();
-        assert!(told.has_changed().unwrap(), "it is looked at");
-        assert_eq!(world.doors().net.is_there(), !is_device);
-        assert_eq!(world.doors().attached.contains_key(&1), !is_device);
-        world.change(device()).settle();
-        assert!(world.doors().net.is_there() && routes(&world).is_some());
-    }
+        world.change(change).settle();
+        told.has_changed().unwrap()
+    };
+    let Change::Link { ifindex, link } = device() else { unreachable!() };
+    let gone = |ip: &str| Change::AddressGone { ifindex: 2, ip: ip.parse().unwrap() };
+    assert!(is_told(&mut world, Change::Link { ifindex, link: Link { is_up: false, ..link } }));
+    assert!(is_told(&mut world, device()));
+    assert!(!is_told(&mut world, device()), "nothing new");
+    assert!(is_told(&mut world, Change::Rules));
+    assert!(!is_told(&mut world, gone("fe80::1")));
+    assert!(is_told(&mut world, gone("192.0.2.1")), "the source of routes");
 }
 
 #[test]
