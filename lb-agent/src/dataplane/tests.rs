@@ -2,6 +2,7 @@
 //! The real thing on the kernel of this machine: needs root and the built object, and is skipped without, saying so.
 
 mod links;
+mod net;
 mod resize;
 
 use std::{

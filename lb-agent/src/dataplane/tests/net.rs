@@ -2,6 +2,7 @@
 //! The net's programs on its device and on the loopback device.
 
 use super::*;
+use crate::dataplane::{Audit, sys};
 
 const NET: Duty = Duty { role: role::NET, is_main: false };
 
@@ -18,7 +19,7 @@ fn the_net_s_programs_outlive_the_agent_and_get_its_successor_s() {
     let mut dataplane = place.open();
     dataplane.attach(device, "shunt0", NET, VETH).unwrap();
     dataplane.attach(1, "lo", NET, "").unwrap();
-    assert_eq!(dataplane.audit(), crate::dataplane::Audit::default());
+    assert_eq!(dataplane.audit(), Audit::default());
     let links = Pins::new(&place.options.bpffs).links();
     let names = [Door::Net.pin_name(1), Door::Net.pin_name(device), Door::NetArrival.pin_name(device)];
     let mut expected = names.to_vec();
@@ -31,7 +32,10 @@ fn the_net_s_programs_outlive_the_agent_and_get_its_successor_s() {
     assert_eq!(dataplane.attached(), BTreeSet::from([1, device]));
     assert!(dataplane.take_over().is_empty());
     let after = names.each_ref().map(|name| link(&links.join(name)));
-    assert!(before.iter().zip(after).all(|(before, after)| before.0 == after.0 && before.1 != after.1), "{before:?} {after:?}");
+    assert!(
+        before.iter().zip(after).all(|(before, after)| before.0 == after.0 && before.1 != after.1),
+        "{before:?} {after:?}"
+    );
     dataplane.detach(1);
     dataplane.detach(device);
     assert!(pins_in(&links).is_empty());
@@ -48,7 +52,7 @@ fn a_program_of_the_net_that_others_have_taken_away_comes_back() {
     let audit = dataplane.audit();
     assert_eq!(audit.failures, []);
     assert_eq!(audit.repairs.iter().map(|repair| &*repair.name).collect::<Vec<_>>(), ["the net's egress on shunt0"]);
-    assert_eq!(dataplane.audit(), crate::dataplane::Audit::default());
+    assert_eq!(dataplane.audit(), Audit::default());
 }
 
 /// Before Linux 6.6 there are no links.
@@ -66,9 +70,9 @@ fn filters_serve_the_net_where_links_are_unknown() {
     assert_eq!(dataplane.attached(), BTreeSet::from([1, device]));
     assert!(!dataplane.attach(device, "shunt0", NET, VETH).unwrap().has_tc_links);
     assert!(dataplane.take_over().is_empty());
-    assert_eq!(dataplane.audit(), crate::dataplane::Audit::default());
+    assert_eq!(dataplane.audit(), Audit::default());
     let tc = |arguments: &str| {
-        let status = std::process::Command::new("tc").args(arguments.split_whitespace()).status().unwrap();
+        let status = Command::new("tc").args(arguments.split_whitespace()).status().unwrap();
         assert!(status.success());
     };
     tc("qdisc del dev shunt0 clsact");
