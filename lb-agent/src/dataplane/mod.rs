@@ -54,7 +54,7 @@ use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
     config::{Config, FIRST_GENERATION, PortRange, config_flags},
     filter::Concern,
-    flow::{protocol, table::WAYS},
+    flow::protocol,
     maps::{CONFIG, FILTER, SLOTS_PER_CHUNK},
 };
 use tracing::{info, warn};
@@ -284,7 +284,8 @@ impl Dataplane {
             backends: self.maps.backends.capacity(),
             table_slots: self.maps.tables.capacity() * SLOTS_PER_CHUNK,
             flows: self.maps.flows_v4.capacity().max(self.maps.flows_v6.capacity()),
-            families: [self.maps.flows_v4.capacity(), self.maps.flows_v6.capacity()].map(|entries| entries > WAYS),
+            families: [self.maps.flows_v4.sets(), self.maps.flows_v6.sets()]
+                .map(|sets| sets > Capacities::SETS_OF_NO_FAMILY),
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),
