@@ -136,8 +136,8 @@ fn table_key(pins: &Pins) -> Result<[u64; 2], OpenError> {
 /// Maps with an element on every CPU for each that another map can hold: their names, the other's, and that of the global which
 /// tells programs how many those are.
 const COUNTED: [(&str, &str, &str); 2] = [
-    (maps::BACKEND_COUNTERS, maps::BACKENDS, "BACKENDS_A_CPU"),
-    (maps::SERVICE_COUNTERS, maps::SERVICE_NAMES, "SERVICES_A_CPU"),
+    (maps::BACKEND_COUNTERS, maps::BACKENDS, globals::BACKENDS_A_CPU),
+    (maps::SERVICE_COUNTERS, maps::SERVICE_NAMES, globals::SERVICES_A_CPU),
 ];
 
 /// Names and values of what programs are told about counters.

@@ -139,6 +139,12 @@ pub enum OpenError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The programs could not tell the node's own sockets from those of pods.
+    #[error("this network namespace has no cookie (SO_NETNS_COOKIE): {cause}; Linux 5.14 is needed")]
+    Namespace {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// Making maps, or the object as a whole.
     #[error("loading the eBPF object: {}", load::object_text(cause))]
     Load {
@@ -185,7 +191,8 @@ impl Dataplane {
     /// # Errors
     /// With what can be done about it. Nothing that ran before has stopped then.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
-        Self::open_with(options, &SocketFeatures::detect())
+        let features = SocketFeatures::detect().map_err(|cause| OpenError::Namespace { cause })?;
+        Self::open_with(options, &features)
     }
 
     fn open_with(options: &Options, features: &SocketFeatures) -> Result<Self, OpenError> {
