@@ -160,6 +160,6 @@ mod tests {
         assert_eq!(of(1 << 20, [true; 2]).map(mebibytes), [64, 128]);
         assert_eq!(of((1 << 19) + 1, [true; 2]).map(mebibytes), [64, 128], "a power of two");
         assert_eq!(of(1 << 20, [true, false]), [64 << 20, 4 * 128]);
-        assert_eq!(of(0, [true; 2]), [4 * 64, 4 * 128]);
+        assert_eq!(of(0, [true; 2]), [8 * 64, 8 * 128]);
     }
 }

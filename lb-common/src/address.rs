@@ -8,6 +8,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::bits::join;
+
 /// An address of either family in 16 bytes; IPv4 is v4-mapped (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
 ///
 /// The slow path and the agent use this one shape, so that frontends and backends need one map and not two.
@@ -281,11 +283,6 @@ impl Family for V6 {
     }
 
     type LinePad = [u64; 2];
-}
-
-#[inline(always)]
-const fn join(low: u32, high: u32) -> u64 {
-    low as u64 | (high as u64) << 32
 }
 
 #[cfg(test)]

@@ -21,13 +21,9 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     address::Address,
     flow::protocol,
-    hash::{self, filter_bit, filter_port_bit},
+    hash::{FILTER_BITS, FILTER_PORT_BITS, filter_bit, filter_port_bit},
 };
 
-/// Cells of addresses.
-pub const ADDRESS_CELLS: u32 = hash::FILTER_BITS;
-/// Bits of addresses with port and protocol.
-pub const PORT_BITS: u32 = hash::FILTER_PORT_BITS;
 /// Devices that the filter tells apart: an index is the kernel's next number, and begins anew in each network namespace.
 pub const DEVICE_BITS: u32 = 1 << 12;
 /// Addresses of nodes that it tells apart.
@@ -40,22 +36,22 @@ const PROTOCOLS: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Filter {
     /// Destinations at ingress: two bits for each address, [`KNOWN`] and [`WHOLE`].
-    pub destinations: [u64; 2 * ADDRESS_CELLS as usize / 64],
+    pub destinations: [u64; 2 * FILTER_BITS as usize / 64],
     /// Frontends at addresses of their own, with port and protocol.
-    pub frontends: [u64; PORT_BITS as usize / 64],
+    pub frontends: [u64; FILTER_PORT_BITS as usize / 64],
     /// NodePorts, and the ports for source translation: exactly, by protocol.
     pub node_ports: [[u64; 65_536 / 64]; PROTOCOLS],
     /// Sources at egress: the backends' addresses.
-    pub sources: [u64; ADDRESS_CELLS as usize / 64],
+    pub sources: [u64; FILTER_BITS as usize / 64],
     /// Backends, with port and protocol.
-    pub backends: [u64; PORT_BITS as usize / 64],
+    pub backends: [u64; FILTER_PORT_BITS as usize / 64],
     /// The node's own addresses, as far as they are told apart: from there it sends, too.
     pub nodes: [u64; NODE_CELLS as usize / 64],
     /// Devices that lead to pods of this node, by index.
     pub pods: [u64; DEVICE_BITS as usize / 64],
     /// Clients, with port and protocol, of flows to a backend itself that got another source port, because a Service's flow has
     /// theirs. Set by the programs, and never cleared.
-    pub directs: [u64; PORT_BITS as usize / 64],
+    pub directs: [u64; FILTER_PORT_BITS as usize / 64],
 }
 
 /// Something of ours is at the address: a frontend, or this node.
@@ -135,31 +131,6 @@ impl Filter {
     #[must_use]
     pub const fn is_programs(word: usize) -> bool {
         word >= offset_of!(Self, directs) / 8 && word < size_of::<Self>() / 8
-    }
-
-    /// Adds an address of this node.
-    pub fn add_node(&mut self, address: &Address) {
-        self.add(Concern::Node(*address));
-    }
-
-    /// Adds a ClusterIP.
-    pub fn add_cluster_ip(&mut self, address: &Address) {
-        self.add(Concern::ClusterIp(*address));
-    }
-
-    /// Adds a frontend at an address of its own.
-    pub fn add_frontend(&mut self, address: &Address, port_be: u16, protocol: u8) {
-        self.add(Concern::Frontend(*address, port_be, protocol));
-    }
-
-    /// Adds a NodePort, or a port for source translation.
-    pub fn add_node_port(&mut self, port: u16, protocol: u8) {
-        self.add(Concern::NodePort(port, protocol));
-    }
-
-    /// Adds a backend.
-    pub fn add_backend(&mut self, address: &Address, port_be: u16, protocol: u8) {
-        self.add(Concern::Backend(*address, port_be, protocol));
     }
 
     /// Lets packets pass.
@@ -249,11 +220,15 @@ mod tests {
     #[test]
     fn only_ports_of_services_are_ours() {
         let mut filter = empty();
-        filter.add_cluster_ip(&address("10.96.0.1"));
-        filter.add_frontend(&address("10.96.0.1"), 443_u16.to_be(), protocol::TCP);
-        filter.add_frontend(&address("203.0.113.1"), 80_u16.to_be(), protocol::TCP);
-        filter.add_node(&address("192.0.2.1"));
-        filter.add_node_port(30_080, protocol::TCP);
+        for concern in [
+            Concern::ClusterIp(address("10.96.0.1")),
+            Concern::Frontend(address("10.96.0.1"), 443_u16.to_be(), protocol::TCP),
+            Concern::Frontend(address("203.0.113.1"), 80_u16.to_be(), protocol::TCP),
+            Concern::Node(address("192.0.2.1")),
+            Concern::NodePort(30_080, protocol::TCP),
+        ] {
+            filter.add(concern);
+        }
         for (to, port, protocol, is_ours) in [
             ("10.96.0.1", 443, protocol::TCP, true),
             ("10.96.0.1", 22, protocol::UDP, true),
@@ -272,21 +247,21 @@ mod tests {
     #[test]
     fn the_nodes_own_addresses_and_the_devices_of_its_pods_are_known() {
         let mut filter = empty();
-        filter.add_node(&address("192.0.2.1"));
-        filter.add_frontend(&address("203.0.113.1"), 80_u16.to_be(), protocol::TCP);
+        filter.add(Concern::Node(address("192.0.2.1")));
+        filter.add(Concern::Frontend(address("203.0.113.1"), 80_u16.to_be(), protocol::TCP));
         let is_node = |of: &str| filter.is_node(filter_bit(address(of).words_be()));
         assert!(is_node("192.0.2.1") && !is_node("203.0.113.1"));
         filter.add(Concern::PodDevice(7));
         assert!(filter.is_pods(7) && !filter.is_pods(8));
         let programs: std::vec::Vec<_> =
             (0..size_of::<Filter>() / 8).filter(|&word| Filter::is_programs(word)).collect();
-        assert_eq!(programs.len(), PORT_BITS as usize / 64, "those of direct flows");
+        assert_eq!(programs.len(), FILTER_PORT_BITS as usize / 64, "those of direct flows");
     }
 
     #[test]
     fn a_backend_is_known_with_its_port() {
         let mut filter = empty();
-        filter.add_backend(&address("fd00::7"), 8_080_u16.to_be(), protocol::TCP);
+        filter.add(Concern::Backend(address("fd00::7"), 8_080_u16.to_be(), protocol::TCP));
         let bit = |port: u16| filter_port_bit(address("fd00::7").words_be(), port.to_be(), protocol::TCP);
         assert!(filter.has_source(filter_bit(address("fd00::7").words_be())));
         assert!(filter.has_backend(bit(8_080)) && !filter.has_backend(bit(8_081)));

@@ -184,7 +184,7 @@ impl Frontend {
     }
 }
 
-/// The index that no backend has: that of flows to a backend itself, which are no Service's.
+/// The index that no backend has: that of flows to a backend itself, which are no Service's, and of sockets that nobody serves.
 pub const NO_BACKEND: u32 = 0;
 
 /// Life of a backend index.

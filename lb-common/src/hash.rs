@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Hashes: the keyed one that chooses backends, and the quick one of the address filter.
 
+use crate::bits::join;
+
 /// SipHash-1-3 (Aumasson and Bernstein, 2012) over whole 64-bit words.
 ///
 /// Keyed, so that outsiders who choose their own source ports can't aim at one backend. The result is that of the
@@ -62,13 +64,6 @@ pub fn of_client(seed: &[u64; 2], words: &[u32; 4]) -> u64 {
     siphash13(seed, &[join(words[0], words[1]), join(words[2], words[3])])
 }
 
-/// Two words as one, as they stand in memory.
-#[inline(always)]
-#[must_use]
-pub const fn join(low: u32, high: u32) -> u64 {
-    low as u64 | (high as u64) << 32
-}
-
 /// Addresses that the filter tells apart.
 pub const FILTER_BITS: u32 = 1 << 19;
 /// Addresses with port and protocol that it tells apart.
@@ -80,29 +75,38 @@ pub const FILTER_PORT_BITS: u32 = 1 << 20;
 #[inline(always)]
 #[must_use]
 pub const fn filter_bit(words: &[u32; 4]) -> u32 {
-    filter_bit_of_words(words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(14), words[3])
+    filter_bit_of_words(high_of(words), words[3])
 }
 
 /// The same for IPv4, where all but the last word are constant.
 #[inline(always)]
 #[must_use]
 pub const fn filter_bit_v4(word: u32) -> u32 {
-    filter_bit_of_words(0x0000_ffff_u32.to_be().rotate_left(14), word)
+    filter_bit_of_words(HIGH_OF_V4, word)
 }
 
 /// The bit of an address with port and protocol, below [`FILTER_PORT_BITS`].
 #[inline(always)]
 #[must_use]
 pub const fn filter_port_bit(words: &[u32; 4], port_be: u16, protocol: u8) -> u32 {
-    port_bit_of_words(words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(14), words[3], port_be, protocol)
+    port_bit_of_words(high_of(words), words[3], port_be, protocol)
 }
 
 /// The same for IPv4.
 #[inline(always)]
 #[must_use]
 pub const fn filter_port_bit_v4(word: u32, port_be: u16, protocol: u8) -> u32 {
-    port_bit_of_words(0x0000_ffff_u32.to_be().rotate_left(14), word, port_be, protocol)
+    port_bit_of_words(HIGH_OF_V4, word, port_be, protocol)
 }
+
+/// All words of an address but the last as one.
+#[inline(always)]
+const fn high_of(words: &[u32; 4]) -> u32 {
+    words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(14)
+}
+
+/// The same of IPv4 addresses, as they stand in IPv6's.
+const HIGH_OF_V4: u32 = high_of(&[0, 0, 0x0000_ffff_u32.to_be(), 0]);
 
 #[inline(always)]
 const fn port_bit_of_words(high: u32, low: u32, port_be: u16, protocol: u8) -> u32 {

@@ -14,7 +14,7 @@ extern crate std;
 
 pub mod address;
 pub mod bench;
-mod bits;
+pub mod bits;
 pub mod checksum;
 pub mod clock;
 pub mod config;

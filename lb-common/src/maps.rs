@@ -233,4 +233,16 @@ pub mod globals {
     pub const FLOW_MASK_V4: &str = "FLOW_MASK_V4";
     /// The same of [`super::FLOWS_V6`].
     pub const FLOW_MASK_V6: &str = "FLOW_MASK_V6";
+    /// Flags that `bpf_l4_csum_replace` wants for IPv6 addresses beside the pseudo-header's.
+    pub const L4_CSUM_V6_FLAGS: &str = "L4_CSUM_V6_FLAGS";
+    /// How many elements of [`super::BACKEND_COUNTERS`] each CPU has.
+    pub const BACKENDS_A_CPU: &str = "BACKENDS_A_CPU";
+    /// How many elements of [`super::SERVICE_COUNTERS`] each CPU has.
+    pub const SERVICES_A_CPU: &str = "SERVICES_A_CPU";
+    /// [`crate::socket::socket_mode`].
+    pub const SOCKET_MODE: &str = "SOCKET_MODE";
+    /// Cookie of the node's own network namespace.
+    pub const NODE_NAMESPACE: &str = "NODE_NAMESPACE";
+    /// 1 where a socket program can name its error.
+    pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 }

@@ -7,7 +7,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::address::Address;
+use crate::{address::Address, frontend::NO_BACKEND};
 
 /// What is remembered of a connected socket, by its cookie: the kernel's name for it, never used twice while the machine
 /// runs. The entry goes when the socket is closed.
@@ -28,7 +28,7 @@ pub struct SocketEntry {
     pub flags: u8,
     /// Zero.
     pub pad: [u8; 2],
-    /// Index of the backend; 0 for UDP that was refused, which is connected to nobody.
+    /// Index of the backend; [`NO_BACKEND`] for UDP that was refused, which is connected to nobody.
     pub backend: u32,
     /// Its generation when it was chosen; another one now says that it has gone.
     pub generation: u32,
@@ -46,7 +46,7 @@ impl SocketEntry {
     /// Whether the socket is connected to nobody, for there was nobody to serve it.
     #[must_use]
     pub const fn is_refused(&self) -> bool {
-        self.backend == 0
+        self.backend == NO_BACKEND
     }
 
     /// Whether the socket is to be closed when its backend goes: connected UDP follows its Service only so.

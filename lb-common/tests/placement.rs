@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! Where flows stand in their table, and who yields to whom: on one CPU, with many flows.
 
+mod claim;
+
 use std::cell::Cell;
 
 use bytemuck::Zeroable;
+use claim::claim;
 use lb_common::{
     address::{Family, V4, V6},
     flow::{
         Control, Entry, Evicted, FlowKey, FlowState, flow_flags, protocol,
-        table::{self, Candidates, Holder, Now, Place, Rank, Sets, Slot, Table, WAYS, Wanted, rank_of},
+        table::{self, Holder, Now, Place, Rank, Sets, Slot, Table, WAYS, Wanted, rank_of},
         word,
     },
 };
@@ -102,8 +105,8 @@ fn read(place: &Place<Alone<'_>>) -> Entry<V4> {
 fn put(table: Slots<'_>, entry: &Entry<V4>) -> Option<Rank> {
     let sets = Sets::of(&entry.key(), SEED, table.mask());
     let wanted = Wanted { now: NOW, class: entry.class, timeouts: &TIMEOUTS, spared: u32::MAX };
-    let place = table::claim::<V4, _>(table, sets, &wanted, &mut Candidates::default())?;
-    let displaced = table::holder::<V4, _>(place.slot, place.control, &wanted).rank(NOW).0;
+    let place = claim::<V4, _>(table, sets, &wanted)?;
+    let displaced = table::holder::<V4, _>(place.slot, place.control, Some(entry.class), &TIMEOUTS).rank(NOW).0;
     table::write(place.slot, entry);
     assert!(table::publish(table, place.claimed(), &entry.key(), entry.control, sets), "no other has the tuple");
     let found = table::find::<V4, _>(table, &entry.key(), sets).expect("it was published");
@@ -193,7 +196,7 @@ fn a_flow_does_not_displace_its_own_other_half() {
     let spared = table::find::<V4, _>(table, &key, sets).expect("it was put there").index;
     let claim = |spared: u32| {
         let wanted = Wanted { now: NOW, class: 3, timeouts: &TIMEOUTS, spared };
-        table::claim::<V4, _>(table, place(SLOTS).1, &wanted, &mut Candidates::default()).map(|place| place.index)
+        claim::<V4, _>(table, place(SLOTS).1, &wanted).map(|place| place.index)
     };
     assert_eq!(claim(spared), None);
     assert_eq!(claim(u32::MAX), Some(spared));

@@ -223,6 +223,11 @@ fn resolve<P: Packet, F: Header>(
 
 /// Whether the next door may take the packet for one of a Service after the translation, too: its backend's address and port may be a
 /// frontend as well, of this node most often.
+///
+/// Asked for each packet: a flag in its flow would say what was so when that began, and the frontend may have come since. Nor is each
+/// packet marked: the mark stays in its buffer over bridges and veth pairs, and into other network namespaces (`skb_scrub_packet` leaves
+/// it), where a door that must translate the packet would let it go: another node's on the same kernel (kind), whose NodePort is our
+/// backend, or ours once more, where a pod forwards to a Service what it got from one. XDP has no mark, and would leave all to TC.
 #[inline(always)]
 fn stays_a_services<F: Header>(flow: &Instruction<F>, protocol: u8) -> Stage<bool> {
     let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;

@@ -389,8 +389,9 @@ fn rule_81_families_come_and_go_on_a_live_service() -> Result<()> {
 }
 
 /// A frontend that goes takes its UDP flows along, though its Service and the backend stay; TCP goes on.
-fn udp_ends_with_its_frontend(options: Options) -> Result<()> {
-    let world = World::with_echoes(options, &[])?;
+#[test]
+fn rule_85_udp_ends_with_its_frontend_by_tc() -> Result<()> {
+    let world = World::with_echoes(Options::HOST_SOCKETS, &[])?;
     world.put([service(&json!({}))].into_iter().chain(world.slices(NAME, &["web-1"])))?;
     let node = world.node("node-a");
     let from = [world.pod("client").namespace(), node.namespace()];
@@ -429,9 +430,4 @@ fn udp_ends_with_its_frontend(options: Options) -> Result<()> {
     }
     // Others of the same Service and backend do not notice.
     Ok(kept.iter_mut().try_for_each(|talk| talk.ask().map(drop))?)
-}
-
-#[test]
-fn rule_85_udp_ends_with_its_frontend_by_tc() -> Result<()> {
-    udp_ends_with_its_frontend(Options::HOST_SOCKETS)
 }

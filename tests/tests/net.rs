@@ -45,21 +45,33 @@ fn world(options: Options) -> Result<World> {
     Ok(world)
 }
 
-/// Every way to the Service from inside a node.
-fn ways(world: &World, family: Family) -> [SocketAddr; 3] {
-    [
-        objects::cluster_ip(HOST, family),
-        SocketAddr::new(load_balancer(family), objects::ECHO_PORT),
-        SocketAddr::new(world.node("node-a").address(family), NODE_PORT),
-    ]
+/// The Service's own addresses.
+fn addresses(family: Family) -> Vec<SocketAddr> {
+    vec![objects::cluster_ip(HOST, family), SocketAddr::new(load_balancer(family), objects::ECHO_PORT)]
 }
 
-/// New flows from a namespace are answered by all these, each way.
-fn meets_all(world: &World, from: &Namespace, servers: &[&str]) -> Result<()> {
+/// Those, and its NodePort: what a node-a's process asks at one of the node's addresses leaves by the loopback device. (What a pod asks
+/// there is received, and meets no program but that of the pod's own device.)
+fn ways_from_node(world: &World, family: Family) -> Vec<SocketAddr> {
+    let node_port = SocketAddr::new(world.node("node-a").address(family), NODE_PORT);
+    addresses(family).into_iter().chain([node_port]).collect()
+}
+
+/// New flows from node-a are answered by all these, each way.
+fn node_meets(world: &World, servers: &[&str]) -> Result<()> {
+    let node = world.node("node-a").namespace();
     for_each_kind(|protocol, family| {
-        let mut ways = ways(world, family).into_iter();
-        ways.try_for_each(|to| wait_to_meet(from, protocol, to, servers))
+        ways_from_node(world, family).into_iter().try_for_each(|to| wait_to_meet(node, protocol, to, servers))
     })
+}
+
+/// New flows from a pod are.
+fn pod_meets(world: &World, pod: &str, servers: &[&str]) -> Result<()> {
+    for_each_kind(|protocol, family| {
+        let mut addresses = addresses(family).into_iter();
+        addresses.try_for_each(|to| wait_to_meet(world.pod(pod).namespace(), protocol, to, servers))
+    })
+    .with_context(|| pod.to_owned())
 }
 
 /// Packets whose source can't be right, and those of no connection, go nowhere; nor do any for the node that it has not asked for.
@@ -89,15 +101,15 @@ fn be_strict(node: &Namespace) -> Result<()> {
 fn the_nodes_own_processes_are_served() -> Result<()> {
     let world = world(Options::TC)?;
     let node = world.node("node-a").namespace();
-    meets_all(&world, node, &ALL)?;
+    node_meets(&world, &ALL)?;
     be_strict(node)?;
-    meets_all(&world, node, &ALL)
+    node_meets(&world, &ALL)
 }
 
 #[test]
 fn the_nodes_own_processes_are_served_with_xdp() -> Result<()> {
     let world = world(Options::XDP)?;
-    meets_all(&world, world.node("node-a").namespace(), &ALL)
+    node_meets(&world, &ALL)
 }
 
 /// Where the backend is the node itself the packet must reach it by a device from which firewalls let it in.
@@ -114,11 +126,11 @@ fn a_backend_in_the_nodes_network_is_served() -> Result<()> {
     world.put(slices)?;
     let node = world.node("node-a").namespace();
     be_strict(node)?;
-    meets_all(&world, node, &["node-a"])?;
+    node_meets(&world, &["node-a"])?;
     world.node_mut("node-a").agent_mut().kill()?;
     add_late_pods(&mut world)?;
     for (name, ..) in LATE {
-        meets_all(&world, world.pod(name).namespace(), &["node-a"])?;
+        pod_meets(&world, name, &["node-a"])?;
     }
     drop(echo);
     Ok(())
@@ -131,7 +143,7 @@ fn the_nodes_own_processes_are_refused() -> Result<()> {
     let node = world.node("node-a").namespace();
     world.put(world.slices(NAME, &[]))?;
     for (protocol, family) in kinds() {
-        for to in ways(&world, family) {
+        for to in ways_from_node(&world, family) {
             wait_for(node, protocol, to, &Outcome::Refused)?;
         }
         let nobody = SocketAddr::new(family.pick("10.96.77.77", "fd00:96::7777"), 7);
@@ -148,6 +160,7 @@ fn the_nodes_own_processes_are_refused() -> Result<()> {
 fn a_connected_udp_socket_of_the_node_follows_the_service() -> Result<()> {
     for options in [Options::TC, Options::HOST_SOCKETS] {
         let world = world(options)?;
+        node_meets(&world, &ALL)?;
         world.node("node-a").namespace().enter(|| follows(&world))??;
     }
     Ok(())
@@ -155,7 +168,7 @@ fn a_connected_udp_socket_of_the_node_follows_the_service() -> Result<()> {
 
 fn follows(world: &World) -> Result<()> {
     for family in Family::BOTH {
-        for to in ways(world, family) {
+        for to in ways_from_node(world, family) {
             let mut talk = Talk::begin(Protocol::Udp, to, PATIENCE)?;
             for servers in [&["web-1"][..], &["web-2"], &["web-3"], &["web-1"]] {
                 world.put(world.slices(NAME, servers))?;
@@ -194,7 +207,7 @@ fn pods_that_are_born_while_no_agent_runs_are_served() -> Result<()> {
     add_late_pods(&mut world)?;
     let servers = ["late-1", "late-2", "web-1", "web-2", "web-3"];
     world.put(world.slices(NAME, &servers))?;
-    meets_all(&world, world.pod("client").namespace(), &servers)?;
+    pod_meets(&world, "client", &servers)?;
     world.node_mut("node-a").agent_mut().kill()?;
     for (name, ..) in LATE {
         world.remove_pod(name)?;
@@ -205,16 +218,16 @@ fn pods_that_are_born_while_no_agent_runs_are_served() -> Result<()> {
             be_strict(world.node("node-a").namespace())?;
         }
         for (name, ..) in LATE {
-            meets_all(&world, world.pod(name).namespace(), &servers)?;
+            pod_meets(&world, name, &servers)?;
         }
         // By doors, to backends without.
-        meets_all(&world, world.pod("client").namespace(), &servers)?;
-        meets_all(&world, world.node("node-a").namespace(), &servers)?;
+        pod_meets(&world, "client", &servers)?;
+        node_meets(&world, &servers)?;
     }
     // Flows go on when the doors open, and when they have.
     let mut talks = Vec::new();
     for (name, (protocol, family)) in LATE.into_iter().flat_map(|(name, ..)| kinds().map(move |kind| (name, kind))) {
-        for to in ways(&world, family) {
+        for to in addresses(family) {
             for _ in 0..8 {
                 let talk = world.pod(name).namespace().enter(|| Talk::begin(protocol, to, PATIENCE))??;
                 talks.push((name, protocol, to, talk));
@@ -236,7 +249,7 @@ fn pods_that_are_born_while_no_agent_runs_are_served() -> Result<()> {
         std::thread::sleep(Duration::from_millis(700));
     }
     for (name, ..) in LATE {
-        meets_all(&world, world.pod(name).namespace(), &servers)?;
+        pod_meets(&world, name, &servers)?;
     }
     Ok(())
 }
@@ -248,13 +261,13 @@ fn a_pod_without_a_door_reaches_itself() -> Result<()> {
     add_late_pods(&mut world)?;
     for (name, host, link) in LATE {
         world.put(world.slices(NAME, &[name]))?;
-        meets_all(&world, world.pod("client").namespace(), &[name])?;
+        pod_meets(&world, "client", &[name])?;
         world.node_mut("node-a").agent_mut().kill()?;
         world.remove_pod(name)?;
         world.add_pod(name, "node-a", host, link)?;
         let echo = Echo::start(world.pod(name).namespace(), name)?;
         world.pod_mut(name).run(echo);
-        meets_all(&world, world.pod(name).namespace(), &[name])?;
+        pod_meets(&world, name, &[name])?;
         let xdp = world.options().xdp;
         world.node_mut("node-a").start_agent(xdp)?;
         world.node("node-a").agent().wait_ready()?;
@@ -269,8 +282,10 @@ fn cleanup_takes_the_net_away() -> Result<()> {
     let has = |world: &World, what: &str, arguments: &[&str]| -> Result<bool> {
         Ok(world.node("node-a").namespace().run("ip", arguments)?.contains(what))
     };
-    ensure!(has(&world, "shunt0", &["link"])?, "no device");
-    ensure!(has(&world, "lookup 83", &["rule"])? && has(&world, "lookup 83", &["-6", "rule"])?, "no rule");
+    wait_until("the net standing", Duration::from_secs(10), || {
+        let has_rules = has(&world, "lookup 83", &["rule"])? && has(&world, "lookup 83", &["-6", "rule"])?;
+        Ok(has_rules && has(&world, "shunt0", &["link"])?)
+    })?;
     world.node_mut("node-a").agent_mut().terminate()?;
     let dry = world.node("node-a").lb_agent("cleanup --dry-run")?;
     ensure!(dry.contains("shunt0") && has(&world, "shunt0", &["link"])?, "{dry}");

@@ -8,10 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use shunt_tests::{
     load::{Protocol, talk},
-    world::{Family, Options, World, objects, wait_to_meet, wait_until},
+    world::{Family, Namespace, Options, World, objects, wait_to_meet, wait_until},
 };
 
 const NAME: &str = "shop";
@@ -171,20 +171,48 @@ fn n9_the_bridge_routes_for_its_ports() -> Result<()> {
     Ok(())
 }
 
+/// Counts the packets to the load balancer's addresses that the node's stack sees arrive, by netfilter at its device.
+fn count_arriving(node: &Namespace) -> Result<()> {
+    let rules = Family::BOTH.map(|family| {
+        let header = if family == Family::V4 { "ip" } else { "ip6" };
+        format!("add rule netdev seen arriving {header} daddr {} counter;", vip(family))
+    });
+    let chain = "add table netdev seen; \
+                 add chain netdev seen arriving { type filter hook ingress device \"eth0\" priority 0; };";
+    node.run("nft", &[&format!("{chain} {}", rules.concat())]).map(drop)
+}
+
+/// How many have been counted for a family.
+fn arrived(node: &Namespace, family: Family) -> Result<u64> {
+    let chain: Value = serde_json::from_str(&node.run("nft", &["-j", "list", "chain", "netdev", "seen", "arriving"])?)?;
+    let rules =
+        chain["nftables"].as_array().context("no list")?.iter().filter_map(|item| item["rule"]["expr"].as_array());
+    let vip = vip(family).to_string();
+    let mut rules = rules.filter(|rule| rule[0]["match"]["right"] == vip.as_str());
+    rules.next().and_then(|rule| rule[1]["counter"]["packets"].as_u64()).context("no count of packets")
+}
+
 /// N5: a switch that floods, and a node that listens to all of it.
 fn n5_floods(options: Options) -> Result<()> {
+    const QUESTIONS: u64 = 40;
     let world = world(options, &[], &["web-1", "web-2"], |world| {
         world.switch().ip("link set br0 type bridge ageing_time 0")?;
-        world.node("node-a").namespace().ip("link set eth0 promisc on")?;
+        let node = world.node("node-a").namespace();
+        node.ip("link set eth0 promisc on")?;
+        count_arriving(node)?;
         world.outside().ip("route add 172.20.0.200/32 via 172.20.0.12\nroute add fd00:20::200/128 via fd00:20::12")
     })?;
+    let node = world.node("node-a");
     for family in Family::BOTH {
         let to = SocketAddr::new(vip(family), objects::cluster_ip(HOST, family).port());
         wait_to_meet(world.outside(), Protocol::Tcp, to, &["web-1", "web-2"])?;
-        for _ in 0..40 {
+        let before = arrived(node.namespace(), family)?;
+        for _ in 0..QUESTIONS {
             world.outside().enter(|| talk::ask(Protocol::Tcp, to, PATIENCE))?.with_context(|| format!("{family:?}"))?;
         }
-        let flows = world.node("node-a").lb_agent("get flows")?;
+        let arrived = arrived(node.namespace(), family)? - before;
+        ensure!(arrived >= QUESTIONS, "{family:?}: {arrived} frames for the other node in {QUESTIONS} connections");
+        let flows = node.lb_agent("get flows")?;
         ensure!(!flows.contains(&vip(family).to_string()), "{flows}");
     }
     Ok(())

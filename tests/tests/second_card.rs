@@ -19,6 +19,8 @@ const HOST: u8 = 92;
 const NODE_PORT: u16 = 30_092;
 const ALL: [&str; 3] = ["web-1", "web-2", "web-3"];
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Each of three backends is met sooner: none would be in one of 10^8 runs.
+const QUESTIONS: u32 = 50;
 
 /// A world in which the outside client and node-a are connected by their `eth1` too.
 fn world(options: Options, uplinks: &[&str], flags: &[&str]) -> Result<World> {
@@ -53,10 +55,14 @@ fn answers_that_leave_by_the_second_card_are_translated(world: &World) -> Result
         let client = family.pick("172.22.0.100", "fd00:22::100");
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             wait_to_meet(world.outside(), protocol, to, &ALL)?;
-            let answer = world.outside().enter(|| talk::ask(protocol, to, PATIENCE))?;
-            let answer = answer.with_context(|| format!("{protocol:?} {family:?}"))?;
-            let is_local = answer.server == "web-1";
-            ensure!(!is_local || answer.client.ip() == client, "{answer:?}");
+            // The backend of this node sees the client's own address; those of others see the node's.
+            let of_this_node = || -> Result<Option<talk::Answer>> {
+                let answer = talk::ask(protocol, to, PATIENCE).with_context(|| format!("{protocol:?} {family:?}"))?;
+                Ok((answer.server == "web-1").then_some(answer))
+            };
+            let answer = world.outside().enter(|| (0..QUESTIONS).find_map(|_| of_this_node().transpose()))?;
+            let answer = answer.with_context(|| format!("web-1 answers none of {QUESTIONS} questions"))??;
+            ensure!(answer.client.ip() == client, "{answer:?}");
         }
     }
     world.outside().ip("route del 172.20.0.11/32 dev eth0\nroute del fd00:20::11/128 dev eth0 metric 1")

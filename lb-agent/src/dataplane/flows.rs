@@ -45,10 +45,16 @@ where
         Ok(Self { sets: Shared::open(pins, name)? })
     }
 
+    /// Sets of entries that it has.
+    #[must_use]
+    pub const fn sets(&self) -> u32 {
+        self.sets.capacity()
+    }
+
     /// Entries that it has room for.
     #[must_use]
     pub const fn capacity(&self) -> u32 {
-        self.sets.capacity() * WAYS
+        self.sets() * WAYS
     }
 
     /// All entries, in the table's order, expired ones among them. What comes or goes meanwhile may be met or not.

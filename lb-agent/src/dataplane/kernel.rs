@@ -6,6 +6,7 @@
 use std::fmt;
 
 use aya::util::KernelVersion;
+use lb_common::maps::globals;
 use nix::net::if_::if_nametoindex;
 
 use super::{doors::Door, sys};
@@ -86,7 +87,7 @@ impl Lacks {
     #[must_use]
     pub fn globals(&self) -> [(&'static str, u64); 1] {
         const BPF_F_IPV6: u64 = 1 << 7;
-        [("L4_CSUM_V6_FLAGS", if self.0.contains(&Feature::Ipv6Checksum) { 0 } else { BPF_F_IPV6 })]
+        [(globals::L4_CSUM_V6_FLAGS, if self.0.contains(&Feature::Ipv6Checksum) { 0 } else { BPF_F_IPV6 })]
     }
 }
 

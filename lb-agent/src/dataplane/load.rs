@@ -136,8 +136,8 @@ fn table_key(pins: &Pins) -> Result<[u64; 2], OpenError> {
 /// Maps with an element on every CPU for each that another map can hold: their names, the other's, and that of the global which
 /// tells programs how many those are.
 const COUNTED: [(&str, &str, &str); 2] = [
-    (maps::BACKEND_COUNTERS, maps::BACKENDS, "BACKENDS_A_CPU"),
-    (maps::SERVICE_COUNTERS, maps::SERVICE_NAMES, "SERVICES_A_CPU"),
+    (maps::BACKEND_COUNTERS, maps::BACKENDS, globals::BACKENDS_A_CPU),
+    (maps::SERVICE_COUNTERS, maps::SERVICE_NAMES, globals::SERVICES_A_CPU),
 ];
 
 /// Names and values of what programs are told about counters.
@@ -204,11 +204,11 @@ enum Change {
 
 /// Decides that, and says so.
 fn change(pins: &Pins, name: &'static str, held: u32, wanted: u32) -> Result<Change, OpenError> {
-    if FLOW_TABLES.contains(&name) && held == NO_FAMILY {
+    if FLOW_TABLES.contains(&name) && held == Capacities::SETS_OF_NO_FAMILY {
         info!("map {name} is made anew: this node has addresses of its family now");
         return Ok(Change::Anew);
     }
-    if FLOW_TABLES.contains(&name) && wanted == NO_FAMILY {
+    if FLOW_TABLES.contains(&name) && wanted == Capacities::SETS_OF_NO_FAMILY {
         return Ok(Change::None);
     }
     match resize::needed_size(pins, name)? {
@@ -269,8 +269,6 @@ fn unpin(pins: &Pins, name: &'static str) -> Result<(), OpenError> {
 
 /// The flow tables, IPv4 and IPv6.
 const FLOW_TABLES: [&str; 2] = [maps::FLOWS_V4, maps::FLOWS_V6];
-/// Sets in the table of a family that the node has not.
-const NO_FAMILY: u32 = 1;
 
 /// Number of elements of the maps whose size is a flag; of counters, see [`adopt`].
 fn map_sizes(capacities: &Capacities) -> BTreeMap<&'static str, u32> {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya_obj::generated::bpf_map_type;
-use bytemuck::Pod;
+use bytemuck::{Pod, pod_read_unaligned};
 use lb_common::{
     address::{Address, V4, V6},
     config::{Config, Interface},
@@ -202,21 +202,30 @@ pub fn open_map(path: &Path) -> io::Result<(OwnedFd, MapInfo)> {
 
 /// Number of elements of a pinned hash map, whatever they are.
 pub fn count_elements(path: &Path) -> io::Result<u64> {
-    let (map, MapInfo { map_type, key_size, value_size, .. }) = open_map(path)?;
-    let types = [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
-    if types.iter().all(|&hash| hash as u32 != map_type) {
+    let (map, info) = open_map(path)?;
+    if HASHES.iter().all(|&hash| hash as u32 != info.map_type) {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let buffers = |size: usize| (vec![0_u8; size * key_size as usize], vec![0_u8; size * value_size as usize]);
-    let (mut elements, mut cursor, mut size) = (0, None, 4_096);
+    let mut elements = 0;
+    for_each_batch(&map, &info, |keys, _| elements += (keys.len() / info.key_size as usize) as u64)?;
+    Ok(elements)
+}
+
+const HASHES: [bpf_map_type; 2] = [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
+
+/// Calls `visit` with the keys and values of a hash map, as bytes, many at a time.
+fn for_each_batch(map: &OwnedFd, info: &MapInfo, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let [key, value] = [info.key_size, info.value_size].map(|size| size as usize);
+    let buffers = |size: usize| (vec![0; size * key], vec![0; size * value]);
+    let (mut cursor, mut size) = (None, 4_096);
     let (mut keys, mut values) = buffers(size);
     loop {
         // SAFETY: both buffers have room for so many elements of the sizes that the kernel has named.
         match unsafe { sys::lookup_batch(map.as_fd(), cursor, (&mut keys, &mut values), size) } {
             Ok((count, next)) => {
-                elements += count as u64;
+                visit(&keys[..count * key], &values[..count * value]);
                 if next.is_none() {
-                    return Ok(elements);
+                    return Ok(());
                 }
                 cursor = next;
             }
@@ -238,16 +247,12 @@ pub struct Hash<K, V> {
 }
 
 impl<K: Pod, V: Pod> Hash<K, V> {
-    /// Elements read by one system call.
-    const BATCH: usize = 4096;
-
     /// Opens the pinned one.
     ///
     /// # Errors
     /// When it is missing or has another layout.
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, MapError> {
-        let types = [bpf_map_type::BPF_MAP_TYPE_HASH, bpf_map_type::BPF_MAP_TYPE_LRU_HASH];
-        Ok(Self { handle: Handle::open::<K, V>(pins, name, &types)?, types: PhantomData })
+        Ok(Self { handle: Handle::open::<K, V>(pins, name, &HASHES)?, types: PhantomData })
     }
 
     /// Most elements that it can hold.
@@ -293,28 +298,12 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     /// # Errors
     /// When the kernel refuses.
     pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), MapError> {
-        let mut size = Self::BATCH;
-        let mut cursor = None;
-        let (mut keys, mut values) = (vec![K::zeroed(); size], vec![V::zeroed(); size]);
-        loop {
-            // SAFETY: `Handle::open` has compared both sizes, and there are so many of each.
-            match unsafe { sys::lookup_batch(self.handle.fd.as_fd(), cursor, (&mut keys, &mut values), size) } {
-                Ok((count, next)) => {
-                    keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(key, value));
-                    if next.is_none() {
-                        return Ok(());
-                    }
-                    cursor = next;
-                }
-                // A bucket with more elements than the buffers take.
-                Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC) => {
-                    size *= 2;
-                    keys.resize(size, K::zeroed());
-                    values.resize(size, V::zeroed());
-                }
-                Err(error) => return Err(self.handle.reading()(error)),
-            }
-        }
+        let (key_size, value_size) = (size_of::<K>(), size_of::<V>());
+        let read = for_each_batch(&self.handle.fd, &self.handle.info, |keys, values| {
+            let elements = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
+            elements.for_each(|(key, value)| visit(&pod_read_unaligned(key), &pod_read_unaligned(value)));
+        });
+        read.map_err(self.handle.reading())
     }
 
     /// All elements.

@@ -54,7 +54,7 @@ use aya::{Ebpf, EbpfError, programs::ProgramError};
 use lb_common::{
     config::{Config, FIRST_GENERATION, PortRange, config_flags},
     filter::Concern,
-    flow::{protocol, table::WAYS},
+    flow::protocol,
     maps::{CONFIG, FILTER, SLOTS_PER_CHUNK},
 };
 use tracing::{info, warn};
@@ -139,6 +139,12 @@ pub enum OpenError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The programs could not tell the node's own sockets from those of pods.
+    #[error("this network namespace has no cookie (SO_NETNS_COOKIE): {cause}; Linux 5.14 is needed")]
+    Namespace {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// Making maps, or the object as a whole.
     #[error("loading the eBPF object: {}", load::object_text(cause))]
     Load {
@@ -185,7 +191,8 @@ impl Dataplane {
     /// # Errors
     /// With what can be done about it. Nothing that ran before has stopped then.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
-        Self::open_with(options, &SocketFeatures::detect())
+        let features = SocketFeatures::detect().map_err(|cause| OpenError::Namespace { cause })?;
+        Self::open_with(options, &features)
     }
 
     fn open_with(options: &Options, features: &SocketFeatures) -> Result<Self, OpenError> {
@@ -284,7 +291,8 @@ impl Dataplane {
             backends: self.maps.backends.capacity(),
             table_slots: self.maps.tables.capacity() * SLOTS_PER_CHUNK,
             flows: self.maps.flows_v4.capacity().max(self.maps.flows_v6.capacity()),
-            families: [self.maps.flows_v4.capacity(), self.maps.flows_v6.capacity()].map(|entries| entries > WAYS),
+            families: [self.maps.flows_v4.sets(), self.maps.flows_v6.sets()]
+                .map(|sets| sets > Capacities::SETS_OF_NO_FAMILY),
             services: self.maps.names.capacity(),
             source_ranges: self.maps.source_ranges.capacity(),
             affinity: self.maps.affinity.capacity(),

@@ -7,6 +7,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
+    net::UdpSocket,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -20,7 +21,10 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::generated::bpf_attach_type::{self, *};
-use lb_common::{maps::programs, socket::socket_mode};
+use lb_common::{
+    maps::{globals, programs},
+    socket::socket_mode,
+};
 use tracing::warn;
 
 use super::{
@@ -122,46 +126,38 @@ pub enum SocketError {
 /// What this kernel has of what the door can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketFeatures {
-    /// Cookie of this network namespace.
-    pub namespace: Option<u64>,
+    /// Cookie of this network namespace, by which the programs know the node's own sockets.
+    pub namespace: u64,
     /// Programs can name their error (6.1).
     pub has_set_retval: bool,
 }
 
 impl SocketFeatures {
     /// Asks the kernel.
-    pub fn detect() -> Self {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0");
-        let namespace = socket.ok().and_then(|socket| sys::namespace_cookie(socket.as_fd()).ok());
+    ///
+    /// # Errors
+    /// When this network namespace has no name.
+    pub fn detect() -> io::Result<Self> {
+        let namespace = sys::namespace_cookie(UdpSocket::bind("0.0.0.0:0")?.as_fd())?;
         let helper = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
-        Self { namespace, has_set_retval: helper.unwrap_or(false) }
+        Ok(Self { namespace, has_set_retval: helper.unwrap_or(false) })
     }
 
     /// What the programs are told; what each means stands beside the programs' maps.
     pub fn globals(&self, mode: SocketMode) -> [(&'static str, u64); 3] {
         let mode = if mode == SocketMode::All { socket_mode::ALL } else { socket_mode::HOST };
         [
-            ("SOCKET_MODE", mode),
-            ("NODE_NAMESPACE", self.namespace.unwrap_or(0)),
-            ("HAS_SET_RETVAL", u64::from(self.has_set_retval)),
+            (globals::SOCKET_MODE, mode),
+            (globals::NODE_NAMESPACE, self.namespace),
+            (globals::HAS_SET_RETVAL, u64::from(self.has_set_retval)),
         ]
     }
 
     /// What is lacking, and what that costs.
-    fn lacks(&self) -> Vec<&'static str> {
-        let mut lacks = Vec::new();
-        if self.namespace.is_none() {
-            lacks.push(
-                "this network namespace has no cookie by which programs know it: the node's is taken to be the initial one",
-            );
-        }
-        if !self.has_set_retval {
-            lacks.push(
-                "the kernel (before 6.1) lets socket programs name no error: UDP to a Service without endpoints fails with \
-                 EPERM instead of ECONNREFUSED",
-            );
-        }
-        lacks
+    fn lacks(&self) -> Option<&'static str> {
+        const NO_ERROR: &str = "the kernel (before 6.1) lets socket programs name no error: UDP to a Service without endpoints \
+                                fails with EPERM instead of ECONNREFUSED";
+        (!self.has_set_retval).then_some(NO_ERROR)
     }
 }
 
@@ -225,7 +221,7 @@ impl SocketDoor {
             Ok(Open { cgroup, programs, links: HOOKS.map(|_| None).into() })
         });
         match &open {
-            Ok(_) => features.lacks().into_iter().for_each(|lack| warn!("socket door: {lack}")),
+            Ok(_) => features.lacks().iter().for_each(|lack| warn!("socket door: {lack}")),
             Err(why) => warn!(
                 "no socket door: {why}; the node's own processes reach no Service, and NodePorts are not served on localhost"
             ),

@@ -424,10 +424,10 @@ pub type Cursor = u64;
 ///
 /// # Safety
 /// The buffers must have room for so many keys and values of the map.
-pub unsafe fn lookup_batch<K: Pod, V: Pod>(
+pub unsafe fn lookup_batch(
     map: BorrowedFd<'_>,
     cursor: Option<Cursor>,
-    (keys, values): (&mut [K], &mut [V]),
+    (keys, values): (&mut [u8], &mut [u8]),
     count: usize,
 ) -> io::Result<(usize, Option<Cursor>)> {
     let mut next: Cursor = 0;

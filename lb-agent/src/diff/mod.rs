@@ -63,7 +63,7 @@ pub struct Capacities {
     pub backends: u32,
     /// `--max-table-slots`: slots of all Maglev tables together.
     pub table_slots: u32,
-    /// `--max-flows`: flow entries per family, rounded up to a power of two.
+    /// `--max-flows`: flow entries per family, rounded up to a power of two from 8 on.
     pub flows: u32,
     /// Whether the node has addresses of each family, IPv4 and IPv6: for one that it has not there is room for one set of flow
     /// entries.
@@ -105,12 +105,16 @@ impl Default for Capacities {
 }
 
 impl Capacities {
+    /// Sets in the flow table of a family that the node has not. No other table has so few.
+    pub const SETS_OF_NO_FAMILY: u32 = 1;
+
     /// Sets in the flow table of a family: a power of two.
     #[must_use]
     pub fn flow_sets(&self, is_v4: bool) -> u32 {
+        const LEAST: u32 = 2 * Capacities::SETS_OF_NO_FAMILY * WAYS;
         const MOST: u32 = 1 << 31;
-        let entries = self.flows.clamp(WAYS, MOST).next_power_of_two();
-        if self.families[family_index(is_v4)] { entries / WAYS } else { 1 }
+        let entries = self.flows.clamp(LEAST, MOST).next_power_of_two();
+        if self.families[family_index(is_v4)] { entries / WAYS } else { Self::SETS_OF_NO_FAMILY }
     }
 }
 

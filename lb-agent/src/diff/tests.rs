@@ -443,6 +443,16 @@ fn node_addresses_and_devices_pass_the_filter_and_are_followed() {
     assert_eq!(restarted.plan_interfaces(&BTreeMap::new()), [Operation::RemoveInterface { ifindex: 7 }]);
 }
 
+/// With `--max-flows 4` a family that is there was taken for one that is not.
+#[test]
+fn no_flow_table_is_as_small_as_that_of_a_family_that_is_not_there() {
+    for flows in [0, 1, 4, 5, 8, 9] {
+        let capacities = Capacities { flows, families: [true, false], ..Capacities::default() };
+        let sets = [true, false].map(|is_v4| capacities.flow_sets(is_v4));
+        assert_eq!(sets, [if flows > 8 { 4 } else { 2 }, Capacities::SETS_OF_NO_FAMILY], "{flows}");
+    }
+}
+
 #[test]
 fn a_failed_write_is_planned_again() {
     let mut fake = Fake::new(small());

@@ -235,7 +235,7 @@ pub struct Entry<F: Family> {
     pub backend: u32,
     /// Generation of the backend when this was decided; another one now makes the entry stale.
     pub generation: u32,
-    /// Where in its stream this direction was seen last, within [`super::SEQUENCE_STEP`] bytes; 0 where that is not known. Until
+    /// Where in its stream this direction was seen last, to within a step ([`super::is_step`]); 0 where that is not known. Until
     /// the flow is established, of the reply: the number that the client must acknowledge. TCP only, host byte order.
     pub sequence: u32,
     /// Index of the slot where the other direction was written. A hint: it may stand elsewhere, or nowhere, by now.
@@ -275,13 +275,6 @@ impl<F: Family> Entry<F> {
     #[must_use]
     pub fn peer_key(&self) -> FlowKey<F> {
         FlowKey::new(self.new_dst, self.new_src, self.new_dport_be, self.new_sport_be, self.protocol)
-    }
-
-    /// Whether `other` is the other direction of the same flow.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_peer_of(&self, other: &Self) -> bool {
-        self.peer_key().is(&other.key()) && other.peer_key().is(&self.key())
     }
 
     /// Sets both checksum differences.
@@ -363,7 +356,7 @@ mod tests {
             original.control = original.control.with(FlowState::HALF_OPEN, flags & !flow_flags::REPLY);
             let (mut peer, mut again) = (original, original);
             original.write_peer(&mut peer);
-            prop_assert!(original.is_peer_of(&peer) && peer.is_peer_of(&original));
+            prop_assert_eq!((original.peer_key(), peer.peer_key()), (peer.key(), original.key()));
             prop_assert_eq!(peer.direction(), Direction::Reply);
             peer.write_peer(&mut again);
             prop_assert_eq!(again, original);
@@ -381,7 +374,7 @@ mod tests {
             };
             let before = sum(src, dst, [ports.0, ports.1]);
             let after = sum(to.0, to.1, [to.2, to.3]);
-            prop_assert_eq!(apply(apply(before, entry.address_delta), entry.port_delta), after);
+            prop_assert_eq!(apply(apply(before, entry.address_delta.into()), entry.port_delta.into()), after);
         }
     }
 

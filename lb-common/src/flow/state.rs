@@ -240,7 +240,7 @@ const AHEAD: u32 = 1 << 20;
 const FIRST_WINDOW: u32 = 1 << 17;
 
 /// Bytes after which a flow's place in its stream is noted down anew; so packets of small exchanges write nothing.
-pub const SEQUENCE_STEP: u32 = 1 << 16;
+const SEQUENCE_STEP: u32 = 1 << 16;
 /// The longest step that is believed. More than what is under way at once, and a forged number has a chance of 1 in 256.
 const LONGEST_STEP: u32 = 1 << 24;
 
@@ -253,8 +253,7 @@ pub const fn is_step(sequence: u32, seen_last: u32) -> bool {
 
 /// Whether a sequence number can be right. A forged one is with a chance of 1 in 3,640. Any is where nothing was seen: 0.
 #[inline(always)]
-#[must_use]
-pub const fn is_plausible(sequence: u32, seen_last: u32) -> bool {
+const fn is_plausible(sequence: u32, seen_last: u32) -> bool {
     seen_last == 0 || sequence.wrapping_sub(seen_last).wrapping_add(BEHIND) < BEHIND + AHEAD
 }
 

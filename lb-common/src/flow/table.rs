@@ -18,14 +18,19 @@
 //! entry without a claim, right after it has seen that the entry still is that one.
 
 mod claim;
+mod field;
 mod rank;
 
 pub use self::{
-    claim::{Candidates, Wanted, claim, claim_empty, holder, survey, take, yields},
-    rank::{Evicted, Holder, Now, Rank, class_of_device, class_of_source, is_expired, rank_of, refresh_ticks},
+    claim::{Candidates, Wanted, claim_empty, holder, survey, take, yields},
+    field::{
+        backend, born, class, control, next_hop, peer, peer_seen, sequence, set_backend, set_born, set_last_seen,
+        set_next_hop, set_peer, set_peer_seen, set_sequence,
+    },
+    rank::{Evicted, Holder, Now, Rank, class_of_device, class_of_source, is_due, is_expired, rank_of},
 };
 use super::{Control, Entry, FlowKey, FlowState, word};
-use crate::{address::Family, hash::join};
+use crate::{address::Family, bits::join};
 
 /// Entries in a set.
 pub const WAYS: u32 = 4;
@@ -151,7 +156,7 @@ fn find_if<F: Family, T: Table<F>>(
         let mut way = 0;
         while way < WAYS {
             let slot = table.slot(set, way);
-            let control = Control::from_bits(slot.load(word::CONTROL));
+            let control = field::control(slot);
             if pleases(sets.0[choice] * WAYS + way, control) && has_key(slot, key) {
                 let way = table.found_at(way, control);
                 return Some(Place { index: sets.0[choice] * WAYS + way, slot: table.slot(set, way), control });
@@ -177,14 +182,8 @@ pub fn read<F: Family, S: Slot>(place: &Place<S>, entry: &mut Entry<F>) -> bool 
     (entry.backend, entry.generation) = halves(slot.load(word::backend::<F>()));
     (entry.sequence, entry.peer) = halves(slot.load(word::sequence::<F>()));
     (entry.born, entry.peer_seen) = halves(slot.load(word::times::<F>()));
-    entry.control = Control::from_bits(slot.load(word::CONTROL));
+    entry.control = field::control(slot);
     entry.control.is_same_entry(place.control)
-}
-
-/// Notes the next hop of an entry: without a claim, so that nothing but these 16 bits may be touched.
-#[inline(always)]
-pub fn set_next_hop<F: Family, S: Slot>(slot: S, next_hop: u16) {
-    slot.store_quarter(4 * word::ports::<F>() + 3, next_hop);
 }
 
 /// Both addresses of the key, or the new ones.
@@ -229,7 +228,7 @@ pub fn peer_at<F: Family, T: Table<F>>(
     index: u32,
 ) -> Option<Place<T::Slot>> {
     let slot = table.at(index)?;
-    let control = Control::from_bits(slot.load(word::CONTROL));
+    let control = field::control(slot);
     (control.is_live() && has_key(slot, peer_key) && is_answered_by(slot, key)).then_some(Place {
         index,
         slot,
@@ -300,7 +299,7 @@ pub fn remove<S: Slot>(slot: S, seen: Control) -> bool {
         if slot.compare_exchange(word::CONTROL, control.to_bits(), control.released().to_bits()) {
             return true;
         }
-        control = Control::from_bits(slot.load(word::CONTROL));
+        control = field::control(slot);
         if !control.is_same_entry(seen) || control.state() != seen.state() {
             return false;
         }
@@ -321,7 +320,7 @@ pub fn advance<S: Slot>(slot: S, seen: Control, flags: u8, after: impl Fn(FlowSt
         if next == control || slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits()) {
             return;
         }
-        control = Control::from_bits(slot.load(word::CONTROL));
+        control = field::control(slot);
         attempt += 1;
     }
 }

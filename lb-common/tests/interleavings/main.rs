@@ -2,14 +2,17 @@
 //! The flow table under all interleavings of a few CPUs, by `loom`: what `lb_common::flow::table` promises of insertion, reading,
 //! state and removal; and that the tests would notice if it did not keep to its protocol.
 
+#[path = "../claim/mod.rs"]
+mod claim;
 mod memory;
 
 use bytemuck::Zeroable;
+use claim::claim;
 use lb_common::{
     address::V4,
     flow::{
         Control, Entry, Event, FlowState, flow_flags, protocol,
-        table::{self, Candidates, Place},
+        table::{self, Place},
         word,
     },
 };
@@ -23,14 +26,14 @@ const CHANGED: &str = "was changed by a late store";
 
 /// Claims a slot, writes an entry, publishes it.
 fn insert<'a>(table: Ways<'a>, entry: &Entry<V4>) -> Option<Place<Way<'a>>> {
-    let place = table::claim::<V4, _>(table, SETS, &wanted(), &mut Candidates::default())?;
+    let place = claim::<V4, _>(table, SETS, &wanted())?;
     table::write(place.slot, entry);
     table::publish(table, place.claimed(), &entry.key(), entry.control, SETS).then_some(place)
 }
 
 /// The same without the look for another entry with the key.
 fn insert_blindly(table: Ways<'_>, entry: &Entry<V4>) {
-    let Some(place) = table::claim::<V4, _>(table, SETS, &wanted(), &mut Candidates::default()) else { return };
+    let Some(place) = claim::<V4, _>(table, SETS, &wanted()) else { return };
     table::write(place.slot, entry);
     let (state, flags) = (entry.control.state(), entry.flags());
     let control = place.control.claimed().published(state, flags, TICK);
@@ -204,8 +207,8 @@ fn late_stores(rules: Rules) -> impl Fn() + Send + Sync {
             thread::spawn(move || {
                 let Some(place) = table::find::<V4, _>(memory.table(), &old.key(), SETS) else { return };
                 table::set_next_hop::<V4, _>(place.slot, 9);
-                table::Slot::store_half(place.slot, 2 * word::CONTROL, TICK);
-                table::Slot::store_half(place.slot, 2 * word::times::<V4>() + 1, TICK);
+                table::set_last_seen(place.slot, TICK);
+                table::set_peer_seen::<V4, _>(place.slot, TICK);
                 table::advance(place.slot, place.control, 0, |state| state.after(Event::GoesOn));
             })
         };
@@ -243,7 +246,7 @@ fn no_event_is_lost_when_both_ends_close_at_once() {
             for entry in [own, peer] {
                 let place = table::find::<V4, _>(memory.table(), &entry.key(), SETS).expect("it lives");
                 table::advance(place.slot, place.control, flow_flags::ANSWERED, |state| state.after(event));
-                table::Slot::store_half(place.slot, 2 * word::CONTROL, TICK + 1);
+                table::set_last_seen(place.slot, TICK + 1);
             }
         };
         let other = {
@@ -273,7 +276,7 @@ fn what_goes_on_is_not_removed() {
             })
         };
         if let Some(place) = table::find::<V4, _>(memory.table(), &key(1), SETS) {
-            table::Slot::store_half(place.slot, 2 * word::CONTROL, TICK + 1);
+            table::set_last_seen(place.slot, TICK + 1);
             table::advance(place.slot, place.control, 0, |state| state.after(Event::GoesOn));
         }
         let is_removed = remover.join().expect("no panic") == Some(true);

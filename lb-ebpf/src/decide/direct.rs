@@ -34,7 +34,7 @@ global_fn! {
 fn prepare<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     let key = &scratch.parsed.key;
-    if P::IS_XDP || scratch.parsed.is_picked_up() || scratch.parsed.is_trace != 0 {
+    if scratch.parsed.is_picked_up() || scratch.parsed.is_trace != 0 {
         return Err(Stop::NOT_OURS);
     }
     scratch.peer_key = FlowKey::new(key.dst, key.src, key.dport_be, key.sport_be, key.protocol);

@@ -8,10 +8,9 @@
 use lb_common::{
     flow::{
         Control, Entry, flow_flags, protocol,
-        table::{self, Slot as _, Table as _, halves},
+        table::{self, Slot as _, Table as _},
         word,
     },
-    hash,
     verdict::{Reason, Stage, Stop},
 };
 
@@ -155,7 +154,7 @@ fn claim<F: Header>(start: u32) -> u32 {
         return if outcome == NEW && !begins { DONE } else { outcome };
     }
     if let Some(slot) = FlowTable::<F>::NEW.at(reply) {
-        slot.store_half(2 * word::sequence::<F>() + 1, inserted);
+        table::set_peer::<F, _>(slot, inserted);
     }
     if begins { NEW } else { DONE }
 }
@@ -194,7 +193,7 @@ global_fn! {
 #[inline(always)]
 fn take_over<F: Header>(reply: u32) -> u32 {
     let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(reply)) else { return TAKEN };
-    let control = Control::from_bits(slot.load(word::CONTROL));
+    let control = table::control(slot);
     if !control.is_same_entry(Control::from_bits(scratch.holder_control)) {
         return TAKEN;
     }
@@ -206,19 +205,18 @@ fn take_over<F: Header>(reply: u32) -> u32 {
         if !slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits()) {
             return TAKEN;
         }
-        slot.store_half(2 * word::sequence::<F>(), 0);
-        slot.store_half(2 * word::times::<F>(), original.born);
+        table::set_sequence::<F, _>(slot, 0);
+        table::set_born::<F, _>(slot, original.born);
     } else {
         const KEPT: u8 = flow_flags::ANSWERED | flow_flags::PICKED_UP;
         let flags = original.flags() & !KEPT | control.flags() & KEPT;
         original.control = original.control.with(control.state(), flags);
-        original.born = slot.load(word::times::<F>()) as u32;
+        original.born = table::born::<F, _>(slot);
     }
-    slot.store_half(2 * word::CONTROL, original.control.last_seen());
-    slot.store(word::backend::<F>(), hash::join(original.backend, original.generation));
+    table::set_last_seen(slot, original.control.last_seen());
+    table::set_backend::<F, _>(slot, original.backend, original.generation);
     if let Some(old) = lookup(&scratch.parsed.key) {
-        let (_, peer) = halves(old.slot.load(word::sequence::<F>()));
-        if peer == reply {
+        if table::peer::<F, _>(old.slot) == reply {
             table::remove(old.slot, old.control);
         } else {
             pair::remove_global::<F>(old.index);

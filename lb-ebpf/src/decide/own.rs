@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
-//! Answers to what this node has sent, for itself or for a pod that netfilter hides behind it (masquerade), from a port that is a Service's,
-//! too (a NodePort, or a port of a load balancer at the node's address): they are no Service's, and the stack knows them. Asked for new
-//! flows alone.
+//! Answers to what this node has sent, for itself or for a pod that netfilter hides behind it (masquerade), from a port that is a
+//! Service's, too (a NodePort, or a port of a load balancer at the node's address): they are no Service's, and the stack knows them.
+//! Asked for new flows alone.
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple},
@@ -10,7 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     config::config_flags,
     conntrack::{Options, Question},
-    flow::{protocol, tcp_flags},
+    flow::protocol,
     verdict::{Reason, Stage, Stop},
 };
 
@@ -33,13 +33,11 @@ const LISTEN: u32 = 10;
 /// Service.
 #[inline(always)]
 pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>) -> Stage<()> {
-    const ANSWER: u8 = tcp_flags::SYN | tcp_flags::ACK;
     let parsed = &scratch.parsed;
-    let is_tcp = parsed.key.protocol == protocol::TCP;
-    if is_tcp && parsed.tcp_flags & ANSWER == ANSWER {
+    if parsed.is_answer() {
         return Err(Stop::NOT_OURS);
     }
-    if is_tcp && parsed.is_opening() || !is_node::<F>(&parsed.key.dst) {
+    if parsed.key.protocol == protocol::TCP && parsed.is_opening() || !is_node::<F>(&parsed.key.dst) {
         return Ok(());
     }
     let has_socket = match parsed.key.protocol {

@@ -5,10 +5,9 @@
 //! Whatever else a packet may mean to its flow is the slow path's ([`look_again`]).
 
 use lb_common::{
-    clock::elapsed,
     flow::{
         Control, Direction, FlowState, Hook, flow_flags, is_step, protocol,
-        table::{self, Place, Sets, Slot as _, Table as _, halves, refresh_ticks},
+        table::{self, Place, Sets, Slot as _, Table as _, halves},
         tcp_flags, word,
     },
     verdict::{Reason, Stage, Stop},
@@ -20,7 +19,6 @@ use super::{
 };
 use crate::{
     kernel::{
-        bounds::opaque,
         clock, global_fn, globals, maps,
         table::{FlowTable, Slot},
         work::{self, Instruction, Parsed, kind},
@@ -78,14 +76,12 @@ pub fn is_anothers<F: Header>(flow: &Instruction<F>, hook: Hook) -> Stage<bool> 
 /// Notes that the flow lives, at its first packet in a tick. Now and then there is more to do then.
 #[inline(always)]
 fn begin_tick<F: Header>(slot: Slot, control: Control, tick: u32) -> Stage<()> {
-    // verifier: 6.1 and older lose the bound of a 32-bit copy ("invalid access to map value").
-    let timeout = maps::config()?.timeouts.get(opaque(control.state().index())).copied().unwrap_or_default();
-    let (_, peer_seen) = halves(slot.load(word::times::<F>()));
-    let is_due = elapsed(tick, peer_seen) > i64::from(refresh_ticks(timeout));
+    let timeout = maps::timeout_of(control.state())?;
+    let is_due = table::is_due(table::peer_seen::<F, _>(slot), timeout, tick);
     if table::is_expired(control, timeout, tick) || is_due || control.state() == FlowState::REPLIED {
         return Err(Stop::RARE);
     }
-    slot.store_half(2 * word::CONTROL, tick);
+    table::set_last_seen(slot, tick);
     Ok(())
 }
 
@@ -95,10 +91,9 @@ fn instruction<F: Header>(place: &Place<Slot>) -> Option<Instruction<F>> {
     let slot = place.slot;
     let (src, dst) = table::addresses::<F, _>(slot, word::new_addresses::<F>());
     let (ports, deltas) = halves(slot.load(word::new_ports::<F>()));
-    let (backend, generation) = halves(slot.load(word::backend::<F>()));
-    let next_hop = (slot.load(word::ports::<F>()) >> 48) as u32;
-    let control = Control::from_bits(slot.load(word::CONTROL));
-    control.is_same_entry(place.control).then_some(Instruction {
+    let (backend, generation) = table::backend::<F, _>(slot);
+    let next_hop = table::next_hop::<F, _>(slot).into();
+    table::control(slot).is_same_entry(place.control).then_some(Instruction {
         src,
         dst,
         ports,
@@ -115,8 +110,8 @@ fn instruction<F: Header>(place: &Place<Slot>) -> Option<Instruction<F>> {
 /// Keeps up with the flow's place in its stream, so that a FIN or an RST can be told from a forged one.
 #[inline(always)]
 pub fn note_sequence<F: Header>(slot: Slot, parsed: &Parsed<F>) {
-    if is_step(parsed.sequence, slot.load(word::sequence::<F>()) as u32) {
-        slot.store_half(2 * word::sequence::<F>(), parsed.sequence);
+    if is_step(parsed.sequence, table::sequence::<F, _>(slot)) {
+        table::set_sequence::<F, _>(slot, parsed.sequence);
     }
 }
 
@@ -164,10 +159,8 @@ enum Judgement {
 /// and this is the SYN of another, or it is the answer to one that the client has made to the backend itself.
 #[inline(always)]
 fn judge<F: Header>(parsed: &Parsed<F>, flow: &Instruction<F>, state: FlowState) -> Judgement {
-    const ANSWER: u8 = tcp_flags::SYN | tcp_flags::ACK;
     if flow.is_reply() {
-        let is_answer = parsed.tcp_flags & ANSWER == ANSWER && parsed.key.protocol == protocol::TCP;
-        return if is_answer && state.is_over() { Judgement::IsStale } else { Judgement::Holds };
+        return if parsed.is_answer() && state.is_over() { Judgement::IsStale } else { Judgement::Holds };
     }
     if parsed.is_opening() && state.is_over() {
         return Judgement::IsStale;

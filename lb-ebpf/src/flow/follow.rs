@@ -3,13 +3,12 @@
 //! tick, and the other direction's entry, which is made again if it was lost.
 
 use lb_common::{
-    clock::elapsed,
+    bits::join,
     flow::{
         Control, Direction, Event, FlowState, Known, STREAM_SECS, Seen, event, flow_flags, protocol,
-        table::{self, Place, Slot as _, Table as _, halves, refresh_ticks},
-        tcp_flags, word,
+        table::{self, Place, Table as _, halves},
+        tcp_flags,
     },
-    hash::join,
     verdict::{Stage, Stop},
 };
 
@@ -19,7 +18,6 @@ use super::{
 };
 use crate::{
     kernel::{
-        bounds::opaque,
         clock, global_fn, maps,
         table::FlowTable,
         work::{self, Parsed, Scratch},
@@ -39,14 +37,13 @@ fn follow<F: Header>(index: u32) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     let Scratch { parsed, original, .. } = scratch;
     let slot = FlowTable::<F>::NEW.at(index).ok_or(Stop::NOT_OURS)?;
-    let control = Control::from_bits(slot.load(word::CONTROL));
+    let control = table::control(slot);
     if !control.is_live() || !table::read(&Place { index, slot, control }, original) || !original.key().is(&parsed.key)
     {
         return Err(Stop::NOT_OURS);
     }
     let now = clock::now();
-    // verifier: 6.1 and older lose the bound of a 32-bit copy ("invalid access to map value").
-    let timeout = maps::config()?.timeouts.get(opaque(control.state().index())).copied().unwrap_or_default();
+    let timeout = maps::timeout_of(control.state())?;
     if table::is_expired(control, timeout, now.tick) {
         return Err(Stop::NOT_OURS);
     }
@@ -57,9 +54,9 @@ fn follow<F: Header>(index: u32) -> Stage<()> {
     let is_lasting = is_new_tick && now.jiffy.wrapping_sub(original.born) >= STREAM_SECS * now.second;
     let advances = is_lasting && control.state() == FlowState::REPLIED || may_advance(control, parsed);
     // As on the fast path, where later packets of a tick ask for nothing.
-    let is_due = is_new_tick && elapsed(now.tick, original.peer_seen) > i64::from(refresh_ticks(timeout));
+    let is_due = is_new_tick && table::is_due(original.peer_seen, timeout, now.tick);
     if is_new_tick {
-        slot.store_half(2 * word::CONTROL, now.tick);
+        table::set_last_seen(slot, now.tick);
     }
     if !advances && !is_due {
         note_place::<F>(index);
@@ -101,7 +98,7 @@ fn advance<F: Header>(index: u32, peer: u32, is_lasting: bool) -> u32 {
         state: original.control.state(),
         is_answered: flags & flow_flags::ANSWERED != 0,
         sequence: original.sequence,
-        peer_sequence: other.map_or(0, |slot| slot.load(word::sequence::<F>()) as u32),
+        peer_sequence: other.map_or(0, table::sequence::<F, _>),
         is_lasting,
         is_picked_up: flags & flow_flags::PICKED_UP != 0,
     };
@@ -110,7 +107,7 @@ fn advance<F: Header>(index: u32, peer: u32, is_lasting: bool) -> u32 {
     // What the client must acknowledge, or a SYN that is sent again.
     let is_first = is_answer || parsed.is_opening() && direction == Direction::Original;
     if is_first && known.state == FlowState::HALF_OPEN && parsed.key.protocol == protocol::TCP {
-        slot.store_half(2 * word::sequence::<F>(), parsed.sequence);
+        table::set_sequence::<F, _>(slot, parsed.sequence);
     }
     let answered = if is_answer { u32::from(flow_flags::ANSWERED) } else { 0 };
     if event == 0 && answered & !u32::from(flags) == 0 {
@@ -180,7 +177,7 @@ global_fn! {
 #[inline(always)]
 fn change<F: Header>(index: u32, event: u32, flags: u32, seen: u64) -> u32 {
     if let Some(slot) = FlowTable::<F>::NEW.at(index) {
-        let control = Control::from_bits(slot.load(word::CONTROL));
+        let control = table::control(slot);
         if !control.is_same_entry(Control::from_bits(seen)) {
             return 0;
         }
@@ -206,23 +203,23 @@ fn refresh<F: Header>() -> Stage<()> {
     let slot = FlowTable::<F>::NEW.at(index).ok_or(Stop::NOT_OURS)?;
     if peer != NONE {
         let other = FlowTable::<F>::NEW.at(peer).ok_or(Stop::NOT_OURS)?;
-        other.store_half(2 * word::CONTROL, tick);
-        slot.store_half(2 * word::sequence::<F>() + 1, peer);
+        table::set_last_seen(other, tick);
+        table::set_peer::<F, _>(slot, peer);
     } else {
         let Scratch { original, peer, .. } = scratch;
         let is_reply = original.direction() == Direction::Reply;
         original.write_peer(peer);
         // As the flow is now, not as it was when the packet came.
-        let control = Control::from_bits(slot.load(word::CONTROL));
+        let control = table::control(slot);
         peer.control = Control::NONE.published(control.state(), control.flags() ^ flow_flags::REPLY, tick);
         (peer.peer_seen, peer.peer) = (tick, index);
         match pair::insert::<F>(pair::PEER) {
             // Another CPU may have made it for this very flow.
             pair::TAKEN if !is_reply && pair::find_peer_global::<F>() == NONE => return Err(Stop::NOT_OURS),
             pair::TAKEN | pair::FULL => {}
-            made => slot.store_half(2 * word::sequence::<F>() + 1, made),
+            made => table::set_peer::<F, _>(slot, made),
         }
     }
-    slot.store_half(2 * word::times::<F>() + 1, tick);
+    table::set_peer_seen::<F, _>(slot, tick);
     Ok(())
 }

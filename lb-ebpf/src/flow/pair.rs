@@ -3,9 +3,8 @@
 //! left behind that holds a reply tuple for nobody.
 
 use lb_common::flow::{
-    Control, Entry, FlowKey, FlowState,
-    table::{self, Evicted, Place, Rank, Sets, Slot as _, Table as _, WAYS, Wanted, rank_of},
-    word,
+    Entry, FlowKey, FlowState,
+    table::{self, Evicted, Place, Rank, Sets, Table as _, WAYS, Wanted, rank_of},
 };
 
 use crate::{
@@ -204,7 +203,7 @@ global_fn! {
 fn fill<F: Header>(index: u32, which: u32) -> u32 {
     let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return FULL };
     let Scratch { original, peer, wanted_key, sets, .. } = scratch;
-    let control = Control::from_bits(slot.load(word::CONTROL));
+    let control = table::control(slot);
     fill_place(Place { index, slot, control }, if which == ORIGINAL { original } else { peer }, wanted_key, *sets)
 }
 
@@ -223,8 +222,7 @@ fn evict<F: Header>(index: u32) -> u32 {
         // It has become empty meanwhile.
         return 0;
     }
-    let wanted = Wanted { now: clock::now(), class: 0, timeouts: &config.timeouts, spared: NONE };
-    count_evicted(table::holder::<F, _>(slot, control, &wanted).rank(wanted.now).0);
+    count_evicted(table::holder::<F, _>(slot, control, None, &config.timeouts).rank(clock::now()).0);
     // The body is the victim's until the new entry is written over it.
     table::read(&Place { index, slot, control }, &mut scratch.victim);
     remove_peer_of_victim_global::<F>()
@@ -264,7 +262,7 @@ global_fn! {
 #[inline(always)]
 fn remove<F: Header>(index: u32) -> bool {
     let (Ok(scratch), Some(slot)) = (work::scratch::<F>(), FlowTable::<F>::NEW.at(index)) else { return false };
-    let control = Control::from_bits(slot.load(word::CONTROL));
+    let control = table::control(slot);
     if control.is_live()
         && control.is_same_entry(scratch.wanted_control)
         && table::read(&Place { index, slot, control }, &mut scratch.victim)
@@ -279,10 +277,8 @@ fn remove<F: Header>(index: u32) -> bool {
 /// How urgently the flow at a place yields to a new one that wants its port, by [`table::Holder::urge`].
 #[inline(always)]
 pub fn urge<F: Header>(place: &Place<Slot>, timeouts: &[u32; FlowState::COUNT]) -> u32 {
-    let wanted = Wanted { now: clock::now(), class: 0, timeouts, spared: NONE };
-    let mut holder = table::holder::<F, _>(place.slot, place.control, &wanted);
-    holder.is_own_class = false;
-    holder.urge(wanted.now)
+    let now = clock::now();
+    table::holder::<F, _>(place.slot, place.control, None, timeouts).urge(now)
 }
 
 /// Counts a flow that has yielded its port.

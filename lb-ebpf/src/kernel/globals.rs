@@ -42,7 +42,7 @@ static SERVICES_A_CPU: Global<u64> = Global::new(capacity::SERVICES as u64);
 #[unsafe(no_mangle)]
 static SOCKET_MODE: Global<u64> = Global::new(socket_mode::HOST);
 
-/// Cookie of the node's own network namespace; 0 where it is not known: then it is the initial one.
+/// Cookie of the node's own network namespace.
 #[unsafe(no_mangle)]
 static NODE_NAMESPACE: Global<u64> = Global::new(0);
 

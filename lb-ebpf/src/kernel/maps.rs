@@ -8,6 +8,7 @@
 use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     helpers::generated::bpf_get_smp_processor_id,
     macros::map,
     maps::{
@@ -20,21 +21,20 @@ use lb_common::{
     config::{Config, Interface},
     conntrack::Question,
     counters::{BackendCounters, RejectBudget, ServiceCounters, place},
-    filter::{ADDRESS_CELLS, Filter, KNOWN, PORT_BITS},
-    flow::Evicted,
+    filter::{Filter, KNOWN},
+    flow::{Evicted, FlowState},
     fragment::{Fragment, FragmentKey},
     frontend::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, frontend_flags},
+    hash::{FILTER_BITS, FILTER_PORT_BITS},
     maps::{Chunk, SLOTS_PER_CHUNK, ServiceName, capacity, tail},
     socket::{SocketEntry, TalkEntry, TalkKey},
     trace::TraceRecord,
     verdict::{REASON_COUNT, Reason, Stage, Stop},
 };
 
-use super::globals;
+use super::{bounds::opaque, globals};
 
 const BPF_ANY: u64 = 0;
-const BPF_F_NO_PREALLOC: u32 = 1;
-const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -85,6 +85,13 @@ static TALKS: LruHashMap<TalkKey, TalkEntry> = LruHashMap::with_max_entries(capa
 #[inline(always)]
 pub fn config() -> Stage<&'static Config> {
     CONFIG.get(0).ok_or(Stop::drop(Reason::MapMissing))
+}
+
+/// For how long a flow may be idle in a state, in ticks.
+#[inline(always)]
+pub fn timeout_of(state: FlowState) -> Stage<u32> {
+    // verifier: 6.1 and older lose the bound of a 32-bit copy ("invalid access to map value").
+    Ok(config()?.timeouts.get(opaque(state.index())).copied().unwrap_or_default())
 }
 
 /// A frontend, if there is one under this key.
@@ -189,7 +196,7 @@ pub fn filter() -> Option<&'static Filter> {
 #[inline(always)]
 pub fn note_direct(bit: u32) {
     let Some(filter) = FILTER.get_ptr_mut(0) else { return };
-    let word = (bit >> 6) as usize & (PORT_BITS as usize / 64 - 1);
+    let word = (bit >> 6) as usize & (FILTER_PORT_BITS as usize / 64 - 1);
     // SAFETY: the map's element.
     set_bits(unsafe { &raw mut (*filter).directs[word] }, 1 << (bit & 63));
 }
@@ -199,10 +206,10 @@ pub fn note_direct(bit: u32) {
 #[inline(always)]
 pub fn let_pass(cell: u32, bit: u32) {
     let Some(filter) = FILTER.get_ptr_mut(0) else { return };
-    let destination = (cell >> 5) as usize & (2 * ADDRESS_CELLS as usize / 64 - 1);
+    let destination = (cell >> 5) as usize & (2 * FILTER_BITS as usize / 64 - 1);
     // SAFETY: the map's element.
     set_bits(unsafe { &raw mut (*filter).destinations[destination] }, KNOWN << (2 * (cell & 31)));
-    let word = (bit >> 6) as usize & (PORT_BITS as usize / 64 - 1);
+    let word = (bit >> 6) as usize & (FILTER_PORT_BITS as usize / 64 - 1);
     // SAFETY: as above.
     set_bits(unsafe { &raw mut (*filter).frontends[word] }, 1 << (bit & 63));
 }

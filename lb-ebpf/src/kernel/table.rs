@@ -4,7 +4,7 @@
 
 use core::{arch::asm, marker::PhantomData, ptr::NonNull};
 
-use aya_ebpf::{macros::map, maps::Array};
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use lb_common::{
     address::{Family, V4, V6},
     flow::{
@@ -17,8 +17,6 @@ use lb_common::{
 };
 
 use super::globals;
-
-const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 #[map]
 static FLOWS_V4: Array<FlowSet<V4>> = Array::with_max_entries(capacity::FLOWS / WAYS, BPF_F_MMAPABLE);

@@ -49,7 +49,13 @@ impl<F: Family> Parsed<F> {
     /// Whether the packet opens a connection: TCP's SYN, or SCTP's INIT.
     #[inline(always)]
     pub fn is_opening(&self) -> bool {
-        self.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+        tcp_flags::is_opening(self.tcp_flags)
+    }
+
+    /// Whether the packet is the answer to TCP's SYN.
+    #[inline(always)]
+    pub fn is_answer(&self) -> bool {
+        self.key.protocol == protocol::TCP && tcp_flags::is_answer(self.tcp_flags)
     }
 
     /// Whether it is of a connection that must have been opened before.
@@ -266,11 +272,11 @@ pub struct Scratch<F: Family> {
     pub peer_key: FlowKey<F>,
     /// The other direction's entry.
     pub peer: Entry<F>,
-    /// Control word of the flow that has it, 0 where nobody has: one that came since is another CPU's.
-    pub holder_control: u64,
     /// Who has the reply's tuple: the slot, and how urgently that flow yields it.
     pub holder_slot: u32,
     pub holder_urge: u32,
+    /// Control word of that flow, 0 where nobody has it: one that came since is another CPU's.
+    pub holder_control: u64,
     /// From which answer on the first port is taken that gives it.
     pub take_from: u32,
     /// The port that can be had most easily.

@@ -3,9 +3,10 @@
 
 use lb_common::{
     address::{Family, V4, V6},
+    bits::join,
     checksum,
     flow::protocol,
-    hash::{self, join},
+    hash,
     verdict::{Reason, Stage, Stop},
     walk::Walk,
 };
@@ -213,7 +214,7 @@ impl Header for V4 {
             deltas += u32::from(checksum::TTL_DELTA);
         }
         let check = frame.get::<u16, { v4::CHECK }>();
-        frame.put::<u16, { v4::CHECK }>(checksum::apply_sum(check, deltas));
+        frame.put::<u16, { v4::CHECK }>(checksum::apply(check, deltas));
         frame.put::<u32, { Self::SRC }>(*src);
         frame.put::<u32, { Self::DST }>(*dst);
     }

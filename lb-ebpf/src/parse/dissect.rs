@@ -3,6 +3,7 @@
 //! [`plain`](super::plain); the outcome is [`Dissected`] and a 5-tuple in the scratch space.
 
 use lb_common::{
+    filter::Filter,
     flow::{FlowKey, Hook, protocol, sctp_chunk, tcp_flags},
     verdict::{Reason, Stage, Stop},
     walk::{Fault, MOST_OFFSET, Part},
@@ -70,7 +71,8 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     }
     (scratch.is_direct, scratch.is_net) = (0, u32::from(hook == Hook::Net));
     if !is_known && may_be_direct {
-        return dissect_direct(packet, scratch, walk.part(), is_stub);
+        read_ports(packet, scratch, walk.part()).map_err(|_| Stop::NOT_OURS)?;
+        return dissect_direct(packet, filter, scratch, walk.part());
     }
     match walk.protocol() {
         protocol::TCP | protocol::UDP | protocol::SCTP if is_known => match walk.part() {
@@ -81,7 +83,7 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
                 read_ports(packet, scratch, part)?;
                 if !concerns(hook, filter, known, &scratch.parsed.key) {
                     return if may_be_direct {
-                        dissect_direct(packet, scratch, walk.part(), is_stub)
+                        dissect_direct(packet, filter, scratch, walk.part())
                     } else {
                         Err(Stop::NOT_OURS)
                     };
@@ -99,21 +101,22 @@ fn dissect<P: Packet, F: Header>(packet: &P, l3: u32, hook: Hook) -> Stage<()> {
     }
 }
 
-/// The same for a packet that may be a pod's to a backend itself: as a whole, without fragments, or none of our business.
+/// The same for a packet that may be a pod's to a backend itself, with what stands where ports would: as a whole, without fragments, or
+/// none of our business.
 #[inline(always)]
-fn dissect_direct<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>, part: Part, is_stub: bool) -> Stage<()> {
-    let has_ports = matches!(scratch.parsed.key.protocol, protocol::TCP | protocol::UDP);
-    if !has_ports || part != Part::Whole || is_stub {
-        return Err(Stop::NOT_OURS);
-    }
-    let read = read_ports(packet, scratch, part)
-        .and_then(|()| check_length(packet, scratch))
-        .and_then(|()| read_segment(packet, scratch));
-    let filter = maps::filter().ok_or(Stop::drop(Reason::MapMissing))?;
+fn dissect_direct<P: Packet, F: Header>(
+    packet: &P,
+    filter: &Filter,
+    scratch: &mut Scratch<F>,
+    part: Part,
+) -> Stage<()> {
     let key = &scratch.parsed.key;
-    if read.is_err() || !filter.has_backend(F::filter_port_bit(&key.dst, key.dport_be, key.protocol)) {
+    let has_ports = matches!(key.protocol, protocol::TCP | protocol::UDP) && part == Part::Whole;
+    if !has_ports || !filter.has_backend(F::filter_port_bit(&key.dst, key.dport_be, key.protocol)) {
         return Err(Stop::NOT_OURS);
     }
+    let read = check_length(packet, scratch).and_then(|()| read_segment(packet, scratch));
+    read.map_err(|_| Stop::NOT_OURS)?;
     scratch.is_direct = 1;
     Ok(())
 }

@@ -56,12 +56,11 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
             Direct::First | Direct::No => Stop::NOT_OURS,
         });
     }
-    let is_trace = u16::from(packet.is_trace());
-    if is_trace != 0 {
+    if packet.is_trace() {
         // What is asked is answered by the slow path alone.
         return Err(Stop::RARE);
     }
-    let mut parsed = Parsed { key, ttl: network.ttl, tcp_flags: 0, is_trace, sequence: 0, acknowledgement: 0 };
+    let mut parsed = Parsed { key, ttl: network.ttl, tcp_flags: 0, is_trace: 0, sequence: 0, acknowledgement: 0 };
     if is_tcp {
         check_length(packet, network.total_len, F::HEADER_LEN + TCP_LEN)?;
         packet.make_linear(l4 + TCP_LEN);
@@ -85,10 +84,7 @@ pub fn parse<P: Packet, F: Header>(packet: &mut P, hook: Hook) -> Stage<Parsed<F
 #[inline(always)]
 fn is_opening<P: Packet>(packet: &mut P, l4: usize) -> bool {
     packet.make_linear(l4 + TCP_LEN);
-    packet.frame(l4 + TCP_LEN).is_some_and(|frame| {
-        let flags = frame.behind(l4).get::<u8, { tcp::FLAGS }>();
-        flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
-    })
+    packet.frame(l4 + TCP_LEN).is_some_and(|frame| tcp_flags::is_opening(frame.behind(l4).get::<_, { tcp::FLAGS }>()))
 }
 
 /// Reads what the flow table wants to know of a TCP header.

@@ -46,7 +46,7 @@ pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, sending: 
         // No header checksum makes up for the quoted addresses, and a pseudo-header counts the others.
         change = change.add(flow.address_delta).add(addresses);
     }
-    icmp.store(CHECK, checksum::apply(icmp.load(CHECK), change.fold()));
+    icmp.store(CHECK, checksum::apply(icmp.load(CHECK), change.fold().into()));
     Ok(())
 }
 
@@ -85,7 +85,11 @@ fn rewrite_quoted_layer_4<P: Packet, F: Header>(
     let Some(field) = quote.l4_at(packet, offset, 2) else { return Ok(change) };
     let delta = Delta::ZERO.add(flow.address_delta).add(flow.port_delta).fold();
     let old: u16 = field.load(0);
-    let new = if protocol == protocol::UDP { checksum::apply_udp(old, delta) } else { checksum::apply(old, delta) };
+    let new = if protocol == protocol::UDP {
+        checksum::apply_udp(old, delta.into())
+    } else {
+        checksum::apply(old, delta.into())
+    };
     field.store(0, new);
     Ok(change.replace16(old, new))
 }

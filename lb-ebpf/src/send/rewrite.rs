@@ -50,12 +50,12 @@ fn translate_frame<P: Packet, F: Header>(
         let Some(headers) = layout.headers(packet, TCP_LEN) else { return Err(FAILED) };
         write_headers(&headers, flow, sending);
         let check = headers.l4.get::<u16, { tcp::CHECK }>();
-        headers.l4.put::<u16, { tcp::CHECK }>(checksum::apply_sum(check, deltas));
+        headers.l4.put::<u16, { tcp::CHECK }>(checksum::apply(check, deltas));
     } else {
         let Some(headers) = layout.headers(packet, UDP_LEN) else { return Err(FAILED) };
         write_headers(&headers, flow, sending);
         let check = headers.l4.get::<u16, { udp::CHECK }>();
-        headers.l4.put::<u16, { udp::CHECK }>(checksum::apply_sum_udp(check, deltas));
+        headers.l4.put::<u16, { udp::CHECK }>(checksum::apply_udp(check, deltas));
     }
     Ok(())
 }
@@ -83,14 +83,14 @@ fn translate_buffer<P: Packet, F: Header>(
     // What the kernel has made of the addresses shows which of the two the field holds; so it need not be asked again, but where both
     // would look alike.
     let after = field(packet, layout, is_tcp)?;
-    let as_checksum = checksum::apply(before, flow.address_delta);
+    let as_checksum = checksum::apply(before, flow.address_delta.into());
     let as_sum = checksum::fold(u64::from(before) + u64::from(flow.address_delta));
     if as_checksum == as_sum || before == 0 || after != as_checksum && after != as_sum {
         return packet.change_l4_checksum(layout.l4() + check, flow.port_delta, flags);
     }
     if after == as_checksum {
         // Where the device has summed up the packet, ports and field make up for one another.
-        set_field(packet, layout, is_tcp, checksum::apply(after, flow.port_delta))?;
+        set_field(packet, layout, is_tcp, checksum::apply(after, flow.port_delta.into()))?;
     }
     Ok(())
 }
@@ -102,14 +102,14 @@ fn field<P: Packet, F: Header>(packet: &P, layout: impl Layout<F>, is_tcp: bool)
     Ok(if is_tcp { headers.l4.get::<u16, { tcp::CHECK }>() } else { headers.l4.get::<u16, { udp::CHECK }>() })
 }
 
-/// Writes it. Zero means that UDP has none (RFC 768).
+/// Writes it.
 #[inline(always)]
 fn set_field<P: Packet, F: Header>(packet: &P, layout: impl Layout<F>, is_tcp: bool, value: u16) -> Stage<()> {
     let Some(headers) = layout.headers(packet, if is_tcp { TCP_LEN } else { UDP_LEN }) else { return Err(FAILED) };
     if is_tcp {
         headers.l4.put::<u16, { tcp::CHECK }>(value);
     } else {
-        headers.l4.put::<u16, { udp::CHECK }>(if value == 0 { 0xffff } else { value });
+        headers.l4.put::<u16, { udp::CHECK }>(checksum::as_udp(value));
     }
     Ok(())
 }

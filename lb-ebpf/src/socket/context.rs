@@ -163,12 +163,7 @@ impl<F: SocketFamily> Socket<F> {
     /// Whether the socket belongs to the node's own network namespace.
     #[inline(always)]
     pub fn is_of_node(&self) -> bool {
-        let node = match globals::node_namespace() {
-            // SAFETY: without a context the helper names the initial namespace.
-            0 => unsafe { bpf_get_netns_cookie(ptr::null_mut()) },
-            cookie => cookie,
-        };
-        self.namespace() == node
+        self.namespace() == globals::node_namespace()
     }
 }
 

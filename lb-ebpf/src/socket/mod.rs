@@ -25,7 +25,7 @@ use lb_common::{
     address::{Address, Family as _, V4},
     config::{config_flags, family_index},
     flow::protocol,
-    frontend::{Affinity, AffinityKey, Frontend, FrontendKey, Scope, SourceRange, frontend_flags},
+    frontend::{Affinity, AffinityKey, Frontend, FrontendKey, NO_BACKEND, Scope, SourceRange, frontend_flags},
     hash,
     socket::{
         SocketEntry, TRACE_ANSWERED, TRACE_SOCKET, TalkEntry, TalkKey, namespace_client, socket_flags, talk_side,
@@ -184,7 +184,7 @@ fn connect_to_nobody<F: SocketFamily>(socket: &Socket<F>) {
         protocol: protocol::UDP,
         flags: if is_bound { socket_flags::BOUND } else { 0 },
         pad: [0; 2],
-        backend: 0,
+        backend: NO_BACKEND,
         generation: 0,
     };
     maps::put_socket(socket.cookie(), &entry);
@@ -362,7 +362,7 @@ fn choose<F: SocketFamily>(
             }
         },
         key: &mut AffinityKey { client: Address::UNSPECIFIED, service: 0 },
-        affinity: &mut Affinity { backend: 0, generation: 0, last_used: 0 },
+        affinity: &mut Affinity { backend: NO_BACKEND, generation: 0, last_used: 0 },
         dry,
     };
     select::choose(admitted, hash, client, clock::tick())

@@ -69,7 +69,7 @@ fn check_pair<F: Family + PartialEq + std::fmt::Debug>(
     entry.set_deltas();
     let (mut peer, mut again) = (entry, entry);
     entry.write_peer(&mut peer);
-    assert!(entry.is_peer_of(&peer) && peer.is_peer_of(&entry));
+    assert!(entry.peer_key().is(&peer.key()) && peer.peer_key().is(&entry.key()));
     assert_ne!(entry.direction(), peer.direction());
     peer.write_peer(&mut again);
     assert_eq!(again, entry);

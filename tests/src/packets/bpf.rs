@@ -133,8 +133,6 @@ impl<K: Pod, V: Pod> Map<K, V> {
             let is_last = match result {
                 Ok(()) => false,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                // Arrays with a value per CPU have no batches before Linux 5.13.
-                Err(_) if entries.is_empty() => return self.entries_one_by_one(),
                 Err(error) => return Err(error),
             };
             // SAFETY: the kernel has written it, and any number is valid.
@@ -143,31 +141,6 @@ impl<K: Pod, V: Pod> Map<K, V> {
             if is_last {
                 return Ok(entries);
             }
-        }
-    }
-
-    fn entries_one_by_one(&self) -> io::Result<Vec<(K, Vec<V>)>> {
-        let mut entries: Vec<(K, Vec<V>)> = Vec::new();
-        loop {
-            let (mut key, mut values) = (K::zeroed(), vec![V::zeroed(); self.values]);
-            let last = entries.last().map_or(std::ptr::null(), |(last, _)| std::ptr::from_ref(last));
-            let mut attr = attributes();
-            attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
-            attr.__bindgen_anon_2.key = last as u64;
-            attr.__bindgen_anon_2.__bindgen_anon_1.next_key = &raw mut key as u64;
-            // SAFETY: there is room for a key, and the one before it is a key or none.
-            match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
-                Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
-                Err(error) => return Err(error),
-            }
-            let mut attr = attributes();
-            attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
-            attr.__bindgen_anon_2.key = &raw const key as u64;
-            attr.__bindgen_anon_2.__bindgen_anon_1.value = values.as_mut_ptr() as u64;
-            // SAFETY: there is room for all values of a key.
-            unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }?;
-            entries.push((key, values));
         }
     }
 

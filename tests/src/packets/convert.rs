@@ -187,15 +187,15 @@ pub fn next_hop_of(next_hop: &next_hop::NextHop) -> NextHop {
 /// Adds to the filter what the agent would.
 pub fn fill_filter(filter: &mut Filter, setup: &Setup) {
     for &address in &setup.ingress_filter {
-        filter.add_node(&address.into());
+        filter.add(Concern::Node(address.into()));
     }
     for &address in &setup.guarded {
-        filter.add_cluster_ip(&address.into());
+        filter.add(Concern::ClusterIp(address.into()));
     }
     for &(place, port, protocol) in setup.frontends.keys() {
         match place {
-            Place::Address(address) => filter.add_frontend(&address.into(), port.to_be(), protocol),
-            Place::Node(_) => filter.add_node_port(port, protocol),
+            Place::Address(address) => filter.add(Concern::Frontend(address.into(), port.to_be(), protocol)),
+            Place::Node(_) => filter.add(Concern::NodePort(port, protocol)),
         }
     }
     for (&ifindex, _) in setup.interfaces.iter().filter(|(_, interface)| interface.is_pod) {
@@ -203,10 +203,10 @@ pub fn fill_filter(filter: &mut Filter, setup: &Setup) {
     }
     for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
         for port in setup.source_ports.iter().flatten().flat_map(Clone::clone) {
-            filter.add_node_port(port, protocol);
+            filter.add(Concern::NodePort(port, protocol));
         }
         for &(address, port) in &setup.egress_filter {
-            filter.add_backend(&address.into(), port.to_be(), protocol);
+            filter.add(Concern::Backend(address.into(), port.to_be(), protocol));
         }
     }
 }

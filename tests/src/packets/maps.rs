@@ -62,8 +62,8 @@ pub fn capacities(room: Room) -> Result<[(&'static str, u32); 8]> {
 pub fn globals(room: Room) -> [(&'static str, u64); 8] {
     let (mask, clock) = (u64::from(room.sets() - 1), clock::clock());
     [
-        ("BACKENDS_A_CPU", BACKENDS.into()),
-        ("SERVICES_A_CPU", SERVICES.into()),
+        (globals::BACKENDS_A_CPU, BACKENDS.into()),
+        (globals::SERVICES_A_CPU, SERVICES.into()),
         (globals::HZ, clock.hz().into()),
         (globals::TICK_SHIFT, clock.shift().into()),
         (globals::TABLE_KEY_0, TABLE_KEY[0]),

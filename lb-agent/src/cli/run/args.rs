@@ -209,7 +209,7 @@ pub struct CapacityArgs {
     /// Slots of all lookup tables together; a table takes about 100 for each backend
     #[arg(long, value_name = "N", default_value_t = capacity::TABLE_SLOTS)]
     pub max_table_slots: u32,
-    /// Flow entries of each family, rounded up to a power of two; a flow takes two. Of more than that, the new ones take the
+    /// Flow entries of each family, rounded up to a power of two from 8 on; a flow takes two. Of more than that, the new ones take the
     /// places of flows that are over, that have only begun, or that are idle
     #[arg(long, value_name = "N", default_value_t = capacity::FLOWS)]
     pub max_flows: u32,

@@ -132,9 +132,7 @@ mod tests {
     #[test]
     fn this_kernels_types_are_read() {
         let Ok(bytes) = std::fs::read("/sys/kernel/btf/vmlinux") else { return };
-        assert!(
-            Types::parse(&bytes, None)
-                .is_some_and(|kernel| kernel.function("bpf_prog_run_xdp").is_some() || kernel.end > 1_000)
-        );
+        let kernel = Types::parse(&bytes, None).unwrap();
+        assert!(kernel.function("vfs_read").is_some());
     }
 }

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use lb_common::flow::protocol;
+use lb_common::{flow::protocol, frontend::Frontend};
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +19,7 @@ use crate::{
 /// A slot of the table.
 type Slot = [AtomicU64; word::stride::<V4>()];
 
-fn store(slot: &Slot, entry: &Entry<V4>) {
+fn store(slot: &[AtomicU64], entry: &Entry<V4>) {
     let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(entry));
     slot.iter().zip(words).for_each(|(to, from)| to.store(*from, Ordering::Relaxed));
 }
@@ -119,7 +119,8 @@ fn flows_are_counted_once_and_by_their_backend_of_now() {
     assert_eq!(census, expected);
 }
 
-/// A NodePort goes: a flow to another machine's port of that number, and one that is no Service's, go on.
+/// NodePorts go, or are written again: flows to another machine's port of that number, those that are no Service's, and those of the
+/// Service that the port is of now, go on.
 #[test]
 fn rule_85_the_flows_of_a_node_port_are_those_to_the_nodes_addresses() {
     let Some(place) = Place::new("ended-flows") else { return };
@@ -128,17 +129,27 @@ fn rule_85_the_flows_of_a_node_port_are_those_to_the_nodes_addresses() {
     let own = Entry { protocol: protocol::UDP, ..of_node };
     let others = Entry { dst: u32::from_ne_bytes([198, 51, 100, 2]), ..own };
     let direct = Entry { backend: NO_BACKEND, ..own };
-    dataplane.write(&Operation::UpsertNodeAddress(V4::widen(&own.dst))).unwrap();
+    let kept = Entry { dport_be: 81_u16.to_be(), ..own };
+    let inherited = Entry { dport_be: 82_u16.to_be(), ..own };
+    let node_port = |entry: &Entry<V4>| FrontendKey::node_port(true, entry.dport_be, protocol::UDP);
+    let written = |entry, service| Operation::UpsertFrontend {
+        key: node_port(entry),
+        frontend: Frontend { service, ..Frontend::zeroed() },
+    };
+    for operation in [
+        Operation::UpsertNodeAddress(V4::widen(&own.dst)),
+        Operation::SetBackend { index: own.backend, backend: Backend { service: 5, ..Backend::default() } },
+        written(&kept, 5),
+        written(&inherited, 6),
+    ] {
+        dataplane.write(&operation).unwrap();
+    }
     let maps = dataplane.maps();
     let slots = || maps.flows_v4.sets.long_words().chunks_exact(word::stride::<V4>());
-    for (slot, entry) in slots().zip([own, others, direct]) {
-        let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&entry));
-        slot.iter().zip(words).for_each(|(to, from)| to.store(*from, Ordering::Relaxed));
-    }
-    let node_port = FrontendKey::node_port(true, own.dport_be, protocol::UDP);
-    assert_eq!(maps.end_udp_flows(&BTreeSet::from([node_port])).unwrap(), 1);
+    slots().zip([own, others, direct, kept, inherited]).for_each(|(slot, entry)| store(slot, &entry));
+    assert_eq!(maps.end_udp_flows(&[own, kept, inherited].iter().map(node_port).collect()).unwrap(), 2);
     let is_ended = |slot| read::<V4>(slot).unwrap().control.last_seen() != own.control.last_seen();
-    assert_eq!(slots().take(3).map(is_ended).collect::<Vec<_>>(), [true, false, false]);
+    assert_eq!(slots().take(5).map(is_ended).collect::<Vec<_>>(), [true, false, false, false, true]);
 }
 
 proptest! {

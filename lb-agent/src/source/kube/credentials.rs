@@ -175,7 +175,10 @@ impl Following {
             }
             // Half of a file, perhaps: the next look sees the rest.
             Err(error) if !self.with_held(|held| std::mem::replace(&mut held.is_told, true)) => {
-                tracing::warn!(from, %error, "the credentials have changed and can't be used; those of before are, as long as they are good");
+                tracing::warn!(
+                    from, %error,
+                    "the credentials have changed and can't be used; those of before are, as long as they are good"
+                );
             }
             Err(_) => {}
         }

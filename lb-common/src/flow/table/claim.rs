@@ -3,7 +3,7 @@
 
 use super::{
     super::{Control, FlowState, word},
-    Holder, Now, Place, Rank, Sets, Slot, Table, WAYS,
+    Holder, Now, Place, Rank, Sets, Slot, Table, WAYS, field,
     rank::AGE_BITS,
 };
 use crate::address::Family;
@@ -34,7 +34,7 @@ pub fn claim_empty<F: Family, T: Table<F>>(table: T, sets: Sets) -> Option<Place
     let lowest = empty & empty.wrapping_neg();
     let way = (lowest >> 1) - (lowest >> 3);
     let slot = table.slot(table.set(set)?, way);
-    let control = Control::from_bits(slot.load(word::CONTROL));
+    let control = field::control(slot);
     let is_claimed =
         control.is_empty() && slot.compare_exchange(word::CONTROL, control.to_bits(), control.claimed().to_bits());
     is_claimed.then_some(Place { index: set * WAYS + way, slot, control })
@@ -46,7 +46,7 @@ fn empty_ways<F: Family, T: Table<F>>(table: T, set: u32) -> Option<u32> {
     let set = table.set(set)?;
     let (mut empty, mut way) = (0, 0);
     while way < WAYS {
-        empty |= Control::from_bits(table.slot(set, way).load(word::CONTROL)).emptiness() << way;
+        empty |= field::control(table.slot(set, way)).emptiness() << way;
         way += 1;
     }
     Some(empty)
@@ -63,25 +63,6 @@ pub struct Candidates {
     pub urges: [u32; 2 * WAYS as usize],
 }
 
-/// Claims the slot in these sets that is empty, or whose holder yields first. The place's control word is the one that the holder had.
-///
-/// `None` where all holders live or are being written, or where another CPU has just taken that slot: then the new flow loses, or
-/// tries again.
-#[inline(always)]
-pub fn claim<F: Family, T: Table<F>>(
-    table: T,
-    sets: Sets,
-    wanted: &Wanted<'_>,
-    candidates: &mut Candidates,
-) -> Option<Place<T::Slot>> {
-    if let Some(place) = claim_empty(table, sets) {
-        return Some(place);
-    }
-    survey(table, sets.0[0], wanted, candidates, 0)?;
-    survey(table, sets.0[1], wanted, candidates, WAYS as usize)?;
-    take(table, sets, candidates)
-}
-
 /// Asks who is in a set, and how urgently each yields; for the candidates from number `first` on.
 #[inline(always)]
 pub fn survey<F: Family, T: Table<F>>(
@@ -95,10 +76,10 @@ pub fn survey<F: Family, T: Table<F>>(
     let mut way = 0;
     while way < WAYS {
         let slot = table.slot(slots, way);
-        let control = Control::from_bits(slot.load(word::CONTROL));
+        let control = field::control(slot);
         let number = (first + way as usize) % candidates.controls.len();
         candidates.controls[number] = control.to_bits();
-        let urge = holder::<F, _>(slot, control, wanted).urge(wanted.now);
+        let urge = holder::<F, _>(slot, control, Some(wanted.class), wanted.timeouts).urge(wanted.now);
         candidates.urges[number] = if set * WAYS + way == wanted.spared { 0 } else { urge };
         way += 1;
     }
@@ -164,14 +145,18 @@ pub fn take<F: Family, T: Table<F>>(table: T, sets: Sets, candidates: &Candidate
     })
 }
 
-/// What there is to know of the flow in a slot.
+/// What there is to know of the flow in a slot; `class` is that of whoever wants the place, if that matters.
 #[inline(always)]
-pub fn holder<F: Family, S: Slot>(slot: S, control: Control, wanted: &Wanted<'_>) -> Holder {
-    let class = (slot.load(word::ports::<F>()) >> 40) as u8;
+pub fn holder<F: Family, S: Slot>(
+    slot: S,
+    control: Control,
+    class: Option<u8>,
+    timeouts: &[u32; FlowState::COUNT],
+) -> Holder {
     Holder {
         control,
-        born: slot.load(word::times::<F>()) as u32,
-        is_own_class: class == wanted.class,
-        timeout: wanted.timeouts[control.state().index()],
+        born: field::born::<F, _>(slot),
+        is_own_class: class.is_some_and(|class| class == field::class::<F, _>(slot)),
+        timeout: timeouts[control.state().index()],
     }
 }

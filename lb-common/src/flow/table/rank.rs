@@ -194,10 +194,16 @@ pub const fn rank_of(urge: u32) -> Rank {
 /// Ticks after which a direction's packets see to the other direction's entry again ([`Entry::peer_seen`]): an eighth of the
 /// time-out, but not so long that a lost entry would be missed for long.
 #[inline(always)]
-#[must_use]
-pub const fn refresh_ticks(timeout: u32) -> u32 {
+const fn refresh_ticks(timeout: u32) -> u32 {
     const MOST: u32 = 8;
     if timeout >> 3 < MOST { timeout >> 3 } else { MOST }
+}
+
+/// Whether a direction's packets are to see to the other direction's entry again.
+#[inline(always)]
+#[must_use]
+pub const fn is_due(peer_seen: u32, timeout: u32, tick: u32) -> bool {
+    elapsed(tick, peer_seen) > refresh_ticks(timeout) as i64
 }
 
 /// Whether an entry has been idle for longer than its state allows. The other direction may have been seen some ticks later

@@ -226,5 +226,5 @@ fn sum(bytes: &[u8]) -> u64 {
 
 fn add_to_check(frame: &mut [u8], at: usize, delta: u16) {
     let check = u16::from_ne_bytes([frame[at], frame[at + 1]]);
-    frame[at..at + 2].copy_from_slice(&checksum::apply(check, delta).to_ne_bytes());
+    frame[at..at + 2].copy_from_slice(&checksum::apply(check, delta.into()).to_ne_bytes());
 }
