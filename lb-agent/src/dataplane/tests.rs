@@ -249,7 +249,7 @@ fn cleanup_removes_all_that_was_made() {
     let announced = items(true);
     assert!(announced.iter().any(|item| item.ends_with(&format!("tc-ingress-{} (on uplink)", ifindex("uplink")))));
     assert!(announced.contains(&"TC filters on pod".to_owned()));
-    assert_eq!(announced.len(), 2 + 1 + 4 + lb_common::maps::PINNED.len());
+    assert_eq!(announced.len(), 2 + 1 + 6 + lb_common::maps::PINNED.len());
     assert_eq!(items(false), announced);
     assert!(!root.exists());
     assert!(items(false).is_empty());

@@ -297,9 +297,11 @@ impl State {
         self.mirror.frontend_changes
     }
 
-    /// The addresses at which there are frontends, those for all addresses of this node aside; each as often as it has ports.
-    pub fn frontend_addresses(&self) -> impl Iterator<Item = Address> + '_ {
-        self.mirror.frontends.keys().filter(|key| !key.is_node_port()).map(|key| key.address)
+    /// The addresses at which there are frontends, those for all addresses of this node aside; each as often as it has ports. And
+    /// whether that one says that it is a ClusterIP, which one of them does.
+    pub fn frontend_addresses(&self) -> impl Iterator<Item = (Address, bool)> + '_ {
+        let keys = self.mirror.frontends.keys().filter(|key| !key.is_node_port());
+        keys.map(|key| (key.address, *key == FrontendKey::any_port(key.address)))
     }
 
     /// The addresses of all backends; each as often as it is one.

@@ -67,7 +67,7 @@ impl Net {
         config::Net { ifindex, macs: macs.map(u32::from_ne_bytes), sources: self.options.sources.to_config() }
     }
 
-    /// Endpoints on machines' own addresses are among those that are nobody's to route away.
+    /// The same ones as long as they follow from the same things.
     fn routes(&mut self, model: &Model, devices: &Devices, state: &State) -> Arc<Routes> {
         let basis = Basis {
             frontend_changes: state.frontend_changes(),
@@ -79,21 +79,17 @@ impl Net {
         {
             return Arc::clone(routes);
         }
-        let (local, own) = (devices.all_local_addresses(), devices.sources());
-        let mut addresses = Addresses {
+        let addresses = Addresses {
             service_ranges: basis.service_ranges.clone(),
             given_ranges: &self.options.ranges,
-            frontends: state.frontend_addresses().map(IpAddr::from).collect(),
-            machines: &|ip| local.contains(ip),
-            own,
+            local: &devices.all_local_addresses(),
+            networks: &devices.networks(),
+            own: devices.sources(),
             families: devices.families(),
             sources: self.options.sources,
         };
-        addresses.keep_outside();
-        let backends =
-            if addresses.frontends.is_empty() { BTreeSet::new() } else { state.backend_addresses().collect() };
-        let machines = |ip: &IpAddr| local.contains(ip) || backends.contains(&(*ip).into());
-        let routes = Arc::new(Addresses { machines: &machines, ..addresses }.routes());
+        let frontends = state.frontend_addresses().map(|(address, is_cluster_ip)| (address.into(), is_cluster_ip));
+        let routes = Arc::new(addresses.routes(frontends, state.backend_addresses().map(IpAddr::from)));
         self.routes = Some((basis, Arc::clone(&routes)));
         routes
     }

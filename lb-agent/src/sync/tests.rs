@@ -242,7 +242,7 @@ fn link(name: &str) -> Link {
 }
 
 fn address(ip: &str) -> LocalAddress {
-    LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false }
+    LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false, prefix_len: 24 }
 }
 
 fn web() -> [Event; 2] {

@@ -53,11 +53,10 @@ pub struct Addresses<'a> {
     pub service_ranges: Option<BTreeSet<IpNet>>,
     /// Those that a flag gives besides.
     pub given_ranges: &'a [IpNet],
-    /// Addresses of Services.
-    pub frontends: BTreeSet<IpAddr>,
-    /// Addresses of this node, and those of endpoints: whoever is there has more than Services at them, and a route to the
-    /// device would swallow that.
-    pub machines: &'a dyn Fn(&IpAddr) -> bool,
+    /// Addresses of this node.
+    pub local: &'a BTreeSet<IpAddr>,
+    /// Networks in which this node is.
+    pub networks: &'a [IpNet],
     /// Addresses that may be the source of what this node sends, IPv4 and IPv6.
     pub own: [Option<IpAddr>; 2],
     /// The families that this node has, IPv4 and IPv6.
@@ -67,12 +66,34 @@ pub struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    /// The routes that follow.
+    /// The routes that follow. `frontends` are the addresses of Services, and whether that one is known for a ClusterIP.
+    ///
+    /// Other frontends may be at addresses of machines: external IPs, and those of load balancers that have none of their own
+    /// (k3s's). With a route to the device, all that comes from there would be dropped by `rp_filter`, whatever it is. So there is
+    /// none to an address where an endpoint is, nor in this node's own networks, where other nodes are.
     #[must_use]
-    pub fn routes(&self) -> Routes {
+    pub fn routes(
+        &self,
+        frontends: impl Iterator<Item = (IpAddr, bool)>,
+        endpoints: impl Iterator<Item = IpAddr>,
+    ) -> Routes {
         let known: BTreeSet<IpNet> = self.ranges().collect();
-        let others = self.frontends.iter().copied().filter(|ip| self.needs_route(ip)).chain(self.sources.addresses());
-        let others: Vec<IpNet> = others.map(host).collect();
+        let (mut cluster_ips, mut others) = (BTreeSet::new(), BTreeSet::new());
+        for (ip, is_cluster_ip) in frontends.filter(|(ip, _)| self.needs_route(ip)) {
+            let is_near = || self.networks.iter().any(|network| network.contains(&ip));
+            if is_cluster_ip {
+                cluster_ips.insert(ip);
+            } else if !is_near() {
+                others.insert(ip);
+            }
+        }
+        if !others.is_empty() {
+            for ip in endpoints {
+                others.remove(&ip);
+            }
+        }
+        let others: Vec<IpNet> =
+            cluster_ips.into_iter().chain(others).chain(self.sources.addresses()).map(host).collect();
         let index = |range: &IpNet| usize::from(!range.addr().is_ipv4());
         let ranges = known.into_iter().chain(others).filter(|range| self.families[index(range)]);
         Routes {
@@ -81,16 +102,9 @@ impl Addresses<'_> {
         }
     }
 
-    /// Forgets the frontends that need no route of their own: on most clusters nearly all.
-    pub fn keep_outside(&mut self) {
-        let mut frontends = std::mem::take(&mut self.frontends);
-        frontends.retain(|ip| self.needs_route(ip));
-        self.frontends = frontends;
-    }
-
     fn needs_route(&self, ip: &IpAddr) -> bool {
         let is_somebodys = !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
-        is_somebodys && !self.ranges().any(|range| range.contains(ip)) && !(self.machines)(ip)
+        is_somebodys && !self.ranges().any(|range| range.contains(ip)) && !self.local.contains(ip)
     }
 
     fn ranges(&self) -> impl Iterator<Item = IpNet> {
@@ -110,8 +124,9 @@ pub fn mtu(of_devices: impl Iterator<Item = u32>) -> u32 {
 mod tests {
     use super::*;
 
-    fn ips<const N: usize>(texts: [&str; N]) -> BTreeSet<IpAddr> {
-        texts.into_iter().map(|text| text.parse().unwrap()).collect()
+    /// Frontends: `10.96.0.1!` is a ClusterIP.
+    fn frontends(texts: &[&str]) -> Vec<(IpAddr, bool)> {
+        texts.iter().map(|text| (text.trim_end_matches('!').parse().unwrap(), text.ends_with('!'))).collect()
     }
 
     fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
@@ -123,58 +138,70 @@ mod tests {
         routes.ranges.iter().map(|(range, own)| format!("{range}{}", source(own))).collect()
     }
 
+    const NOBODY: &BTreeSet<IpAddr> = &BTreeSet::new();
+
     fn addresses() -> Addresses<'static> {
         Addresses {
             service_ranges: Some(nets(&["10.96.0.0/12", "fd00:96::/108"])),
             given_ranges: &[],
-            frontends: ips(["10.96.0.1", "fd00:96::1"]),
-            machines: &|_| false,
+            local: NOBODY,
+            networks: &[],
             own: [Some("192.0.2.1".parse().unwrap()), Some("fd00::1".parse().unwrap())],
             families: [true; 2],
             sources: NetSources::default(),
         }
     }
 
+    /// The routes, while there are no endpoints.
+    fn routed(addresses: &Addresses<'_>, all: &[&str]) -> Vec<String> {
+        texts(&addresses.routes(frontends(all).into_iter(), [].into_iter()))
+    }
+
     const SOURCES: [&str; 2] = ["169.254.96.1/32 src 192.0.2.1", "fd96:ffff::1/128 src fd00::1"];
 
     #[test]
     fn ranges_and_sources_are_routed_with_the_nodes_address_as_source() {
-        let routed = texts(&addresses().routes());
-        assert_eq!(routed, ["10.96.0.0/12 src 192.0.2.1", SOURCES[0], "fd00:96::/108 src fd00::1", SOURCES[1]]);
+        let services = ["10.96.0.1!", "10.96.0.1", "fd00:96::1!"];
+        let all = routed(&addresses(), &services);
+        assert_eq!(all, ["10.96.0.0/12 src 192.0.2.1", SOURCES[0], "fd00:96::/108 src fd00::1", SOURCES[1]]);
         let [_, v6] = addresses().own;
-        let routed = texts(&Addresses { own: [None, v6], ..addresses() }.routes());
-        assert_eq!(routed[..2], ["10.96.0.0/12", "169.254.96.1/32"]);
-        let routed = texts(&Addresses { families: [true, false], ..addresses() }.routes());
-        assert_eq!(routed, ["10.96.0.0/12 src 192.0.2.1", SOURCES[0]]);
+        let all = routed(&Addresses { own: [None, v6], ..addresses() }, &services);
+        assert_eq!(all[..2], ["10.96.0.0/12", "169.254.96.1/32"]);
+        let all = routed(&Addresses { families: [true, false], ..addresses() }, &services);
+        assert_eq!(all, ["10.96.0.0/12 src 192.0.2.1", SOURCES[0]]);
     }
 
     #[test]
     fn frontends_outside_of_all_ranges_have_routes_of_their_own() {
-        let frontends = || ips(["10.96.0.1", "198.51.100.7", "fd00:7::7", "0.0.0.0", "::", "127.0.0.1"]);
-        let routed = texts(&Addresses { frontends: frontends(), ..addresses() }.routes());
-        assert!(routed.contains(&"198.51.100.7/32 src 192.0.2.1".into()), "{routed:?}");
-        assert!(routed.contains(&"fd00:7::7/128 src fd00::1".into()), "{routed:?}");
-        assert_eq!(routed.len(), 6, "{routed:?}");
+        let services = ["10.96.0.1!", "198.51.100.7", "fd00:7::7", "0.0.0.0", "::", "127.0.0.1"];
+        let all = routed(&addresses(), &services);
+        assert!(all.contains(&"198.51.100.7/32 src 192.0.2.1".into()), "{all:?}");
+        assert!(all.contains(&"fd00:7::7/128 src fd00::1".into()), "{all:?}");
+        assert_eq!(all.len(), 6, "{all:?}");
         let given_ranges = &["198.51.100.0/24".parse().unwrap()];
         let (service_ranges, own) = (Some(BTreeSet::new()), [None; 2]);
-        let routed = Addresses { service_ranges, given_ranges, frontends: frontends(), own, ..addresses() }.routes();
+        let all = routed(&Addresses { service_ranges, given_ranges, own, ..addresses() }, &services);
         let expected = ["10.96.0.1/32", "169.254.96.1/32", "198.51.100.0/24", "fd00:7::7/128", "fd96:ffff::1/128"];
-        assert_eq!(texts(&routed), expected);
+        assert_eq!(all, expected);
     }
 
     /// A load balancer without addresses of its own (k3s's) takes those of nodes, and so do people for external IPs.
     #[test]
     fn a_frontend_at_the_address_of_a_machine_is_not_routed_away_from_it() {
-        let machines = |ip: &IpAddr| ips(["192.0.2.1", "192.0.2.2"]).contains(ip);
-        let frontends = ips(["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
-        let routed = texts(&Addresses { frontends, machines: &machines, ..addresses() }.routes());
-        let of_nodes: Vec<_> = routed.iter().filter(|text| text.starts_with("192.0.2.")).collect();
-        assert_eq!(of_nodes, ["192.0.2.3/32 src 192.0.2.1"]);
+        let local = BTreeSet::from(["192.0.2.1".parse().unwrap()]);
+        let networks = nets(&["192.0.2.0/24", "10.0.0.0/8"]).into_iter().collect::<Vec<_>>();
+        let addresses = Addresses { local: &local, networks: &networks, service_ranges: None, ..addresses() };
+        let services = ["192.0.2.1", "192.0.2.2", "198.51.100.2", "198.51.100.3", "10.96.0.1!", "10.96.0.1"];
+        let endpoints = ["198.51.100.2", "10.96.0.1"].map(|ip| ip.parse().unwrap());
+        let all = texts(&addresses.routes(frontends(&services).into_iter(), endpoints.into_iter()));
+        let expected = ["10.96.0.1/32 src 192.0.2.1", SOURCES[0], "198.51.100.3/32 src 192.0.2.1", SOURCES[1]];
+        assert_eq!(all, expected, "a ClusterIP is, whatever network it is in");
     }
 
     #[test]
     fn ranges_that_may_not_be_read_may_be_there() {
-        let routes = Addresses { service_ranges: None, ..addresses() }.routes();
+        let addresses = Addresses { service_ranges: None, ..addresses() };
+        let routes = addresses.routes(frontends(&["10.96.0.1!"]).into_iter(), [].into_iter());
         assert!(routes.are_more);
         assert_eq!(texts(&routes)[0], "10.96.0.1/32 src 192.0.2.1");
         assert_eq!(routes.families(), [true, false].into());
