@@ -206,7 +206,7 @@ fn masquerade(node: &Namespace) -> Result<()> {
         "nft",
         &["table inet hide { chain postrouting { type nat hook postrouting priority srcnat;
              ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade;
-             ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade; } }"],
+             ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade; }; }"],
     )
     .map(drop)
 }
