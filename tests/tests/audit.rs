@@ -95,7 +95,7 @@ const SERVICE_CIDR: &str = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "Se
     "spec": {"cidrs": ["10.96.0.0/16"]}}"#;
 
 fn routes(node: &Node) -> Result<String> {
-    node.namespace().run("ip", &["route", "show", "table", "83"])
+    node.namespace().run("ip", &["route", "show", "table", "all", "protocol", "83"])
 }
 
 /// `bpftool link detach`, `tc qdisc del`, a route and a frontend removed: each is put back.
