@@ -170,9 +170,6 @@ pub mod role {
     pub const RETURN: u16 = 8;
     /// Runs the programs of the net: its own device, and the loopback device.
     pub const NET: u16 = 16;
-    /// Was there before our programs were: connections that have begun meanwhile are the net's, or were translated by whoever did that
-    /// before us.
-    pub const LATE: u16 = 32;
 }
 
 /// A network device, by its index.

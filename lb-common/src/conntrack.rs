@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //! The question to netfilter's conntrack whether a packet of no flow answers what this node has sent, be it for a pod whose source
-//! netfilter has translated (masquerade).
+//! netfilter has translated (masquerade); or whether it goes on with a connection of a pod that the stack has forwarded untranslated, for
+//! the net or another load balancer, before there was a program on the pod's device.
 //!
 //! ```text
-//!  slow path --writes it, tail call--> a program of its own --known as an answer--> the stack
+//!  slow path --writes it, tail call--> a program of its own --known as such------> the stack
 //!      ^                                        | not known
 //!      +-----------------tail call--------------+
 //! ```
@@ -23,8 +24,10 @@ pub struct Question {
     pub tuple_len: u32,
     /// `struct bpf_ct_opts` of Linux 5.18, which later ones still take.
     pub options: Options,
-    /// 1 when conntrack was asked, and does not know the packet for an answer.
+    /// 1 when conntrack was asked, and does not know the packet as what it was asked about.
     pub is_answered: u32,
+    /// In: 0 to ask about an answer, 1 about any packet of a connection.
+    pub is_about_any: u32,
 }
 
 /// Parameters of the look-up.
@@ -57,4 +60,4 @@ impl Options {
     pub const REPLY: u8 = 1;
 }
 
-const _: () = assert!(size_of::<Options>() == 12 && size_of::<Question>() == 56);
+const _: () = assert!(size_of::<Options>() == 12 && size_of::<Question>() == 60);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! The net's device beside the pipeline: what leaves by it and is no Service's, and what arrives by it.
 //!
-//! Knows `packet`, and of `send` how to ask for a route.
+//! Knows `packet`, of `parse` the filter, and of `send` how to ask for a route.
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT,
@@ -14,6 +14,7 @@ use crate::{
         Exit, Packet, SkbPacket,
         header::{ETHERNET_LEN, Header},
     },
+    parse::filter::is_net_source,
     send::next_hop::ask_for_way,
 };
 
@@ -42,13 +43,17 @@ pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
     }
 }
 
-/// The action for a packet that arrives by the net's device, where the net's program has sent it: the stack forwards it. But what is for
-/// this node itself goes on by the loopback device, from where a packet may have an address of this node, and firewalls let it in.
+/// The action for a packet that arrives by the net's device, where the net's program has sent it: the stack forwards it, or knows whose
+/// it is. But what is for this node itself, and is no reply from a Service's own address, goes on by the loopback device, from where a
+/// packet may have an address of this node, and firewalls let it in. (A reply need not be for this node: netfilter may have given a pod's
+/// flow the node's address.)
 #[inline(always)]
 pub fn arrive<F: Header>(packet: &SkbPacket) -> i32 {
     let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
     let (src, dst) = (F::src(&frame), F::dst(&frame));
-    let is_own = F::widen(&dst).is_loopback() || may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst);
+    let begins_here = may_be_own::<F>(&src) || is_net_source::<F>(&src);
+    let is_own =
+        F::widen(&dst).is_loopback() || begins_here && may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst);
     if is_own { packet.send(LOOPBACK, Exit::Neighbour) } else { SkbPacket::PASS }
 }
 

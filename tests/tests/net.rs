@@ -199,10 +199,33 @@ fn add_late_pods(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Issue 12: kube-proxy's rules are global. Both ends may have been born without an agent; and nothing is lost when one comes.
+/// Flannel's rules, and those of others: what pods send out of the pods' network gets the node's address, and that to a Service looks like
+/// it.
+fn masquerade(node: &Namespace) -> Result<()> {
+    node.run(
+        "nft",
+        &["table inet hide { chain postrouting { type nat hook postrouting priority srcnat;
+             ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade;
+             ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade; }; }"],
+    )
+    .map(drop)
+}
+
+/// Both ends may have been born without an agent; and nothing is lost when one comes.
 #[test]
 fn pods_that_are_born_while_no_agent_runs_are_served() -> Result<()> {
-    let mut world = world(Options::TC)?;
+    serves_the_newborn(world(Options::TC)?)
+}
+
+/// Then the net knows their flows under the node's address, and the door would not know them again.
+#[test]
+fn pods_that_are_born_while_no_agent_runs_are_served_behind_a_masquerade() -> Result<()> {
+    let world = world(Options::TC)?;
+    masquerade(world.node("node-a").namespace())?;
+    serves_the_newborn(world)
+}
+
+fn serves_the_newborn(mut world: World) -> Result<()> {
     // The agent knows them as endpoints before they are.
     add_late_pods(&mut world)?;
     let servers = ["late-1", "late-2", "web-1", "web-2", "web-3"];
@@ -275,7 +298,56 @@ fn a_pod_without_a_door_reaches_itself() -> Result<()> {
     Ok(())
 }
 
-/// Nothing of it is left behind, and without it nobody is served by it.
+/// Raw sockets pass no socket door, and a SYN of theirs is answered by the backend (pitfall 38).
+#[test]
+fn a_raw_socket_of_the_node_reaches_a_service() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS)?;
+    node_meets(&world, &ALL)?;
+    for family in Family::BOTH {
+        let to = objects::cluster_ip(HOST, family);
+        let (ip, port) = (to.ip().to_string(), to.port().to_string());
+        let flag = if family == Family::V4 { "-4" } else { "-6" };
+        let arguments = [flag, "-T", "-n", "-q", "1", "-w", "2", "-m", "4", "-p", &port, &ip];
+        let shown = world.node("node-a").namespace().run("traceroute", &arguments)?;
+        ensure!(shown.lines().skip(1).any(|line| line.contains(&ip) && line.contains(" ms")), "{shown}");
+    }
+    Ok(())
+}
+
+/// The node's kernel sends without a socket of a process: a tunnel whose other end is a Service (pitfall 34).
+#[test]
+fn a_tunnel_of_the_kernel_reaches_a_service() -> Result<()> {
+    let world = world(Options::HOST_SOCKETS)?;
+    let ports = json!([{ "name": "vxlan", "protocol": "UDP", "port": 4789 }]);
+    world.put([objects::service("tunnel", HOST + 1, &json!({ "spec": { "ports": ports } }))])?;
+    let slices = world.slices("tunnel", &["web-2"]).map(|mut slice| {
+        slice["ports"] = json!([{ "name": "vxlan", "protocol": "UDP", "port": 4789 }]);
+        slice
+    });
+    world.put(slices)?;
+    for family in Family::BOTH {
+        let node = world.node("node-a");
+        let service = objects::cluster_ip(HOST + 1, family).ip();
+        let (own, pod) = (node.address(family), world.pod("web-2").address(family));
+        let add = |namespace: &Namespace, local: IpAddr, remote: IpAddr, last: u8| {
+            namespace.ip(&format!(
+                "link add vx0 mtu 1350 type vxlan id 7 local {local} remote {remote} dstport 4789 srcport 4789 4790\n\
+                 addr add 192.168.77.{last}/24 dev vx0\nlink set vx0 up"
+            ))
+        };
+        add(node.namespace(), own, service, 1)?;
+        add(world.pod("web-2").namespace(), pod, own, 2)?;
+        wait_until(&format!("{family:?}: an echo through the tunnel"), Duration::from_secs(10), || {
+            Ok(node.namespace().run("ping", &["-c", "1", "-W", "1", "192.168.77.2"]).is_ok())
+        })?;
+        for namespace in [node.namespace(), world.pod("web-2").namespace()] {
+            namespace.ip("link del vx0")?;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing of it is left behind.
 #[test]
 fn cleanup_takes_the_net_away() -> Result<()> {
     let mut world = world(Options::TC)?;

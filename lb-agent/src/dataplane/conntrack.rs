@@ -215,7 +215,7 @@ const fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64
         | (value.cast_unsigned() as u64) << 32
 }
 
-/// The instructions of a door's program: it looks its packet up, passes on what answers, and goes on with all else where it came from.
+/// The instructions of a door's program: it looks its packet up, passes on what is asked about, and goes on with all else where it came from.
 fn program(door: &Door, functions: &Functions, question: &OwnedFd, programs: &OwnedFd) -> Vec<u64> {
     const LOOK_UP: i32 = 1;
     const TAIL_CALL: i32 = 12;
@@ -249,7 +249,8 @@ fn program(door: &Door, functions: &Functions, question: &OwnedFd, programs: &Ow
     code.extend([set(5, size_of::<Options>() as i32), call_kernel(look_up)]);
     let is_unknown = code.len();
     code.push(0);
-    code.extend([instruction(0x71, 8, 7, DIRECTION as i16, 0), copy(1, 0), call_kernel(functions.release)]);
+    code.extend([instruction(0x71, 8, 7, DIRECTION as i16, 0), load(9, 7, mem::offset_of!(Question, is_about_any))]);
+    code.extend([instruction(0x4f, 8, 9, 0, 0), copy(1, 0), call_kernel(functions.release)]);
     let is_answer = code.len();
     code.push(0);
     // Back.

@@ -29,11 +29,8 @@ global_fn! {
 #[inline(always)]
 fn admit<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
-    let comes_from_pod = if !P::IS_XDP && scratch.is_net != 0 {
-        comes_from_inside(packet)
-    } else {
-        comes_from_pod(packet, &scratch.parsed)?
-    };
+    let comes_from_pod =
+        if !P::IS_XDP && scratch.is_net != 0 { comes_from_inside(packet) } else { comes_from_pod(packet)? };
     let parsed = &scratch.parsed;
     let key = &mut scratch.frontend_key;
     *key = FrontendKey::new(F::widen(&parsed.key.dst), parsed.key.dport_be, parsed.key.protocol);
@@ -43,7 +40,7 @@ fn admit<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     }
     let frontend = find_frontend(key, F::IS_V4)?;
     // Before whatever else may become of a client's packet.
-    own::check(packet, scratch)?;
+    own::check(packet, scratch, comes_from_pod)?;
     let scope = scope(&scratch.parsed, comes_from_pod)?;
     trace::note_frontend(packet, &frontend, scope);
     // Before the question whether anything serves (rule 36).
@@ -103,20 +100,10 @@ pub fn find_target(frontend: &Frontend, scope: Scope) -> Stage<Target> {
 }
 
 /// Whether the packet comes by a pod's device. By one that nobody has chosen nothing new comes in, nor in a frame for another
-/// machine, or for all, that an uplink sees as well: the stack forwards none. A pod's device may be a port of a bridge. What a pod goes on
-/// with that is older than our programs on its device is left to whom it has begun with: netfilter may have given it another source, by
-/// which alone the net knows it.
+/// machine, or for all, that an uplink sees as well: the stack forwards none. A pod's device may be a port of a bridge.
 #[inline(always)]
-fn comes_from_pod<P: Packet, F: Header>(packet: &P, parsed: &Parsed<F>) -> Stage<bool> {
+fn comes_from_pod<P: Packet>(packet: &P) -> Stage<bool> {
     match maps::find_interface(packet.ifindex()) {
-        Some(interface)
-            if !P::IS_XDP
-                && interface.role & role::LATE != 0
-                && parsed.is_picked_up()
-                && maps::config()?.net.is_there() =>
-        {
-            Err(Stop::NOT_OURS)
-        }
         Some(interface) if interface.role & role::POD != 0 => Ok(true),
         Some(interface) if interface.role & role::UPLINK != 0 && packet.is_for_device(interface.mac) => Ok(false),
         _ => Err(Stop::NOT_OURS),

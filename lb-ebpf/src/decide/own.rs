@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 //! Answers to what this node has sent, for itself or for a pod that netfilter hides behind it (masquerade), from a port that is a
-//! Service's, too (a NodePort, or a port of a load balancer at the node's address): they are no Service's, and the stack knows them.
-//! Asked for new flows alone.
+//! Service's, too (a NodePort, or a port of a load balancer at the node's address): they are no Service's, and the stack knows them. So does
+//! it connections of a pod to a Service that are older than the program on the pod's device: the net's, or another load balancer's. Asked
+//! for new flows alone.
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple},
@@ -30,41 +31,46 @@ const LISTEN: u32 = 10;
 
 /// Whether the packet in the scratch space, which is of no flow, may begin one. A SYN-ACK opens no connection, whoever it is for; others
 /// answer this node if a socket here is connected to their sender, or if conntrack says so, either of which may be older than the
-/// Service.
+/// Service. A pod's segment in mid-connection has been here before if conntrack knows it: what its door translates conntrack sees under
+/// another name.
 #[inline(always)]
-pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>) -> Stage<()> {
+pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, comes_from_pod: bool) -> Stage<()> {
     let parsed = &scratch.parsed;
     if parsed.is_answer() {
         return Err(Stop::NOT_OURS);
     }
-    if parsed.key.protocol == protocol::TCP && parsed.is_opening() || !is_node::<F>(&parsed.key.dst) {
+    let is_tcp = parsed.key.protocol == protocol::TCP;
+    let is_for_node = is_node::<F>(&parsed.key.dst);
+    let is_pods = is_tcp && comes_from_pod && !P::IS_XDP;
+    // Neither sockets nor conntrack tell a program of SCTP.
+    let has_another = is_tcp || parsed.key.protocol == protocol::UDP;
+    if is_tcp && parsed.is_opening() || !has_another || !is_for_node && !is_pods {
         return Ok(());
     }
-    let has_socket = match parsed.key.protocol {
-        protocol::TCP => has_tcp_socket_global::<P, F>(packet),
-        protocol::UDP => has_udp_socket_global::<P, F>(packet),
-        // Neither sockets nor conntrack tell a program of SCTP.
-        _ => return Ok(()),
-    };
-    if has_socket {
-        return Err(Stop::NOT_OURS);
+    if is_for_node {
+        let has_socket =
+            if is_tcp { has_tcp_socket_global::<P, F>(packet) } else { has_udp_socket_global::<P, F>(packet) };
+        if has_socket {
+            return Err(Stop::NOT_OURS);
+        }
     }
-    // A question of `trace` is answered by this program alone. At the net whatever this node receives is for a socket.
+    // A question of `trace` is answered by this program alone. What comes to the net was there before.
     let is_net = !P::IS_XDP && scratch.is_net != 0;
     if maps::config()?.flags & config_flags::ASKS_CONNTRACK == 0 || packet.is_trace() || is_net {
         return Ok(());
     }
-    ask_conntrack_global::<F>()
+    ask_conntrack_global::<F>(is_pods)
 }
 
 global_fn! {
     /// [`ask_conntrack`].
-    fn ask_conntrack_global<F: Header>() -> Stage<()> = ask_conntrack => ask_conntrack_v4 | ask_conntrack_v6
+    fn ask_conntrack_global<F: Header>(is_about_any: bool) -> Stage<()> = ask_conntrack => ask_conntrack_v4 | ask_conntrack_v6
 }
 
-/// Has conntrack asked about the packet in the scratch space, unless it was, and knows nothing of it.
+/// Has conntrack asked about the packet in the scratch space, unless it was, and knows nothing of it: whether it answers, or
+/// `is_about_any`.
 #[inline(always)]
-fn ask_conntrack<F: Header>() -> Stage<()> {
+fn ask_conntrack<F: Header>(is_about_any: bool) -> Stage<()> {
     let question = maps::conntrack_question().ok_or(Stop::drop(Reason::MapMissing))?;
     let key = &work::scratch::<F>()?.parsed.key;
     let tuple = &mut question.tuple;
@@ -82,6 +88,7 @@ fn ask_conntrack<F: Header>() -> Stage<()> {
     if is_answered && differences == 0 {
         return Ok(());
     }
+    question.is_about_any = is_about_any.into();
     question.tuple_len = if F::IS_V4 { Question::LEN_V4 } else { Question::LEN_V6 };
     question.options = Options {
         namespace: Options::CURRENT_NAMESPACE,

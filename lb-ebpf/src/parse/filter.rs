@@ -31,7 +31,7 @@ pub fn knows<F: Header>(hook: Hook, filter: &Filter, src: &F::Addr, dst: &F::Add
 
 /// Whether an address is the source that the net gives to packets for backends here.
 #[inline(always)]
-fn is_net_source<F: Header>(address: &F::Addr) -> bool {
+pub fn is_net_source<F: Header>(address: &F::Addr) -> bool {
     maps::config().is_ok_and(|config| F::narrow(&config.net.sources[family_index(F::IS_V4)]) == *address)
 }
 
