@@ -189,7 +189,7 @@ fn rule_44_rules_for_the_nodes_own_processes_find_a_route() -> Result<()> {
         let (table, address) = (if family == Family::V4 { "ip" } else { "ip6" }, stray(family).ip());
         let chain = "type nat hook output priority -100;";
         let rule = format!("{table} daddr {address} dnat to {}", world.pod("web-1").address(family));
-        node.run("nft", &[&format!("table {table} proxy {{ chain output {{ {chain} {rule}; }} }}")])?;
+        node.run("nft", &[&format!("table {table} proxy {{\n chain output {{\n {chain} {rule};\n }}\n }}")])?;
     }
     for_each_kind(|protocol, family| wait_to_meet(node, protocol, stray(family), &["web-1"]))
 }
