@@ -87,6 +87,20 @@ impl Address {
         }
     }
 
+    /// Whether no router forwards packets from there: a loopback address, a link-local one (`169.254.0.0/16`, `fe80::/10`), or a multicast
+    /// one (`224.0.0.0/4`, `ff00::/8`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unroutable(&self) -> bool {
+        let first = u32::from_be(if self.is_v4() { self.words[3] } else { self.words[0] });
+        let is_so = if self.is_v4() {
+            first >> 16 == 0xa9fe || first >> 28 == 0xe
+        } else {
+            first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff
+        };
+        is_so || self.is_loopback()
+    }
+
     /// The loopback address of the same family: `127.0.0.1` or `::1`.
     #[inline(always)]
     #[must_use]
@@ -313,6 +327,12 @@ mod tests {
         }
         for text in ["0.0.0.0", "128.0.0.1", "10.0.0.127", "::", "::2", "7f00::1"] {
             assert!(!address(text).is_loopback(), "{text}");
+        }
+        for text in ["127.0.0.1", "::1", "169.254.0.1", "224.0.0.1", "239.1.2.3", "fe80::1", "febf::1", "ff02::1"] {
+            assert!(address(text).is_unroutable(), "{text}");
+        }
+        for text in ["0.0.0.1", "169.253.0.1", "223.0.0.1", "240.0.0.1", "::", "::2", "fe00::1", "fec0::1", "fd00::1"] {
+            assert!(!address(text).is_unroutable(), "{text}");
         }
     }
 

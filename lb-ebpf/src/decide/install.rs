@@ -197,14 +197,18 @@ fn take_over<F: Header>(reply: u32) -> u32 {
     if !control.is_same_entry(Control::from_bits(scratch.holder_control)) {
         return TAKEN;
     }
+    /// What the new decision says, of both entries: an earlier one may have been another door's.
+    const DECIDED: u8 = flow_flags::SNAT | flow_flags::NET | flow_flags::RESET;
     let original = &mut scratch.original;
-    if scratch.parsed.is_opening() {
+    let is_opening = scratch.parsed.is_opening();
+    let seen = if is_opening { flow_flags::ANSWERED | flow_flags::PICKED_UP } else { 0 };
+    let flags = control.flags() & !(seen | DECIDED) | original.flags() & DECIDED;
+    let next = control.with(if is_opening { original.control.state() } else { control.state() }, flags);
+    if next.to_bits() != control.to_bits() && !slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits()) {
+        return TAKEN;
+    }
+    if is_opening {
         // From the start.
-        let flags = control.flags() & !(flow_flags::ANSWERED | flow_flags::PICKED_UP);
-        let next = control.with(original.control.state(), flags);
-        if !slot.compare_exchange(word::CONTROL, control.to_bits(), next.to_bits()) {
-            return TAKEN;
-        }
         table::set_sequence::<F, _>(slot, 0);
         table::set_born::<F, _>(slot, original.born);
     } else {

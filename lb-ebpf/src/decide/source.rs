@@ -77,16 +77,19 @@ global_fn! {
 }
 
 /// The same at the net, where it depends on the way that the reply will come. From elsewhere it comes by a device with a door, which
-/// knows it again, so that the client is seen as it is; and a loopback address can't be. From here nothing tells replies from other
-/// packets for the client, but that they are for an address which is routed to the net.
+/// knows it again, so that the client is seen as it is; but loopback and link-local addresses can't be. From here nothing tells
+/// replies from other packets for the client, but that they are for an address which is routed to the net.
 #[inline(always)]
 fn translate_at_net<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let client = scratch.parsed.key.src;
+    let is_unroutable = F::widen(&client).is_unroutable();
     let is_here = backend.flags & backend_flags::LOCAL != 0 || scratch.original.new_dst == client;
+    // From there the kernel knows no way (IPv6).
+    scratch.next_hop_src = if is_unroutable { F::from_first_words(&[0; 4]) } else { client };
     if !is_here && leads_to_door::<P, F>(packet, scratch) {
-        if F::widen(&client).is_loopback() {
+        if is_unroutable {
             take_address(packet, scratch)?;
         }
         set_flags(&mut scratch.original, 0, flow_flags::NET | flow_flags::SNAT);
@@ -101,11 +104,11 @@ fn translate_at_net<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     Ok(())
 }
 
-/// Whether packets to the backend leave by a device whose programs see the replies, and one that leads to no pod.
+/// Whether packets from the source in the scratch space to the backend leave by a device whose programs see the replies, and one that
+/// leads to no pod.
 #[inline(always)]
 fn leads_to_door<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> bool {
     scratch.next_hop_dst = scratch.original.new_dst;
-    scratch.next_hop_src = scratch.original.new_src;
     // No way, or one to this node itself: then the stack knows.
     let found = look_up_global::<P, F>(packet, scratch.parsed.key.protocol, Instruction::<F>::NO_SLOT).is_ok();
     let device = if found { maps::find_interface(scratch.way.ifindex) } else { None };

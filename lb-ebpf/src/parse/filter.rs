@@ -32,7 +32,10 @@ pub fn knows<F: Header>(hook: Hook, filter: &Filter, src: &F::Addr, dst: &F::Add
 /// Whether an address is the source that the net gives to packets for backends here.
 #[inline(always)]
 pub fn is_net_source<F: Header>(address: &F::Addr) -> bool {
-    maps::config().is_ok_and(|config| F::narrow(&config.net.sources[family_index(F::IS_V4)]) == *address)
+    maps::config().is_ok_and(|config| {
+        let source = &config.net.sources[family_index(F::IS_V4)];
+        !source.is_unspecified() && F::narrow(source) == *address
+    })
 }
 
 /// Whether a packet may be of a Service by its ports, too. `known` is what the filter knows of its addresses.

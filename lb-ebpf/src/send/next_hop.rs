@@ -85,10 +85,13 @@ pub fn resolve<P: Packet, F: Header>(
     Ok(Sending { exit: Exit::Wire, way })
 }
 
-/// The way back into this node, by the net's device.
+/// The way back into this node, by the net's device. Where there is none any more, the stack has the packet.
 #[inline(always)]
 pub fn way_of_net() -> Stage<Sending> {
     let net = &maps::config()?.net;
+    if !net.is_there() {
+        return Ok(Sending { exit: Exit::Stack, way: Way::NONE });
+    }
     Ok(Sending { exit: Exit::Net, way: Way { ifindex: net.ifindex, macs: net.macs, mtu: 0, flags: Way::RESOLVED } })
 }
 

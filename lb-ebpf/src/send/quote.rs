@@ -52,12 +52,13 @@ pub fn rewrite<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, sending: 
 
 /// Where the error comes from, for those who know the flow by its other name. A host that the quoted packet went to is known
 /// by that name; a router under its own address, so that `traceroute` shows it, but for a backend that knows nobody but
-/// this node.
+/// this node, and for what arrives by the net's device: nobody but Services is behind that, and where sources are checked
+/// (`rp_filter` 1) nothing comes from others.
 #[inline(always)]
 fn source<F: Header>(key: &FlowKey<F>, src: &F::Addr, flow: &Instruction<F>) -> F::Addr {
     let is_from_the_end = *src == key.src;
     let is_to_backend = flow.is_forwarded() && !flow.is_reply();
-    if is_from_the_end || is_to_backend { flow.src } else { *src }
+    if is_from_the_end || is_to_backend || flow.is_handed_to_net() { flow.src } else { *src }
 }
 
 /// Rewrites the quoted ports and, as far as it is there, the quoted checksum. Gives the difference that this makes.

@@ -12,13 +12,15 @@ use arbitrary::Arbitrary;
 use lb_common::flow::{FlowState, protocol};
 use libfuzzer_sys::fuzz_target;
 use shunt_fuzz::reference::{
-    Arrival, Backend, Door, Frontend, Interface, Model, Now, Place, Route, Setup, Verdict, Version, is_sound,
+    Arrival, Backend, Door, Frontend, Interface, Model, Net, Now, Place, Route, Setup, Verdict, Version, is_sound,
 };
 
 /// The uplink.
 const DEVICE: u32 = 10;
+const NET: u32 = 50;
 const CLIENT: [&str; 2] = ["203.0.113.7", "2001:db8:c::7"];
 const SERVICE: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
+const NET_SOURCE: [&str; 2] = ["169.254.96.1", "fd96:ffff::1"];
 /// One on this node, and one elsewhere.
 const BACKENDS: [[&str; 2]; 2] = [["10.1.0.11", "fd00:1::11"], ["10.2.0.21", "fd00:2::21"]];
 const BACKEND_PORT: u16 = 8080;
@@ -41,9 +43,10 @@ fuzz_target!(|drafts: Vec<Draft>| {
     let mut now = 1000;
     for draft in drafts.iter().take(20) {
         now += u32::from(draft.wait / 8);
-        let door = Door::ALL[usize::from(draft.door) % 3];
+        let door = Door::ALL[usize::from(draft.door) % Door::ALL.len()];
         let frame = frame(draft);
-        let arrival = Arrival { door, ifindex: DEVICE, frame: frame.clone(), is_trace: draft.door >= 250 };
+        let ifindex = if door == Door::Net { NET } else { DEVICE };
+        let arrival = Arrival { door, ifindex, arrived_by: 0, frame: frame.clone(), is_trace: draft.door >= 250 };
         let outcome = model.step(&arrival, Now { tick: now, jiffy: now << 8 });
         let is_changed = outcome.frame != frame;
         assert!(!is_changed || !is_sound(&frame) || is_sound(&outcome.frame), "{arrival:02x?}\n{outcome}");
@@ -137,16 +140,18 @@ fn setup() -> Setup {
         masquerades_all: false,
         backends,
         node_port_addresses: [].into(),
-        interfaces: [(
-            DEVICE,
-            Interface { addresses: both(SERVICE), is_pod: false, takes_xdp: true, only_returns: false },
-        )]
+        interfaces: [
+            (DEVICE, Interface { addresses: both(SERVICE), takes_xdp: true, ..Interface::default() }),
+            (NET, Interface { is_nets: true, ..Interface::default() }),
+        ]
         .into(),
+        net: Some(Net { ifindex: NET, sources: both(NET_SOURCE) }),
+        passing: [].into(),
         ingress_filter: SERVICE.map(parse).into(),
         egress_filter: BACKENDS.iter().flatten().map(|address| (parse(address), BACKEND_PORT)).collect(),
         routes: vec![route("0.0.0.0", Some(gateway)), route("::", None)],
         neighbours: [((DEVICE, gateway), [2; 6])].into(),
-        devices: [(DEVICE, [4; 6])].into(),
+        devices: [(DEVICE, [4; 6]), (NET, [6; 6])].into(),
         sockets: [].into(),
     }
 }

@@ -8,8 +8,8 @@ use lb_common::flow::{protocol, tcp_flags};
 
 use super::{
     build::{Error, SEQUENCE, Segment, chunk},
-    network::{BARE, POD, SECOND, UPLINK},
-    node::{Both, CALLER, CLUSTER_IP, NODE, OUTSIDE, SERVICES, pick},
+    network::{BARE, LOOPBACK, NET, POD, SECOND, UPLINK},
+    node::{Both, CALLER, CLUSTER_IP, NET_SOURCE, NODE, OUTSIDE, SERVICES, pick},
     random::{CLIENTS, Random},
     shape::{behind_headers, fragments, tagged, with_options},
 };
@@ -18,9 +18,12 @@ use crate::reference::{Arrival, Datagram, Door, Model, Tuple, Version};
 /// Length of an Ethernet header without tags.
 const IP: usize = 14;
 
+/// Where flows begin.
+const NEW: [Door; 4] = [Door::Xdp, Door::Ingress, Door::Net, Door::Net];
 /// Destinations beside those of Services.
-const STRANGERS: [Both; 5] = [
+const STRANGERS: [Both; 6] = [
     OUTSIDE,
+    NET_SOURCE,
     CALLER,
     ["10.1.0.1", "fd00:1::1"],
     ["255.255.255.255", "ff02::1"],
@@ -49,7 +52,7 @@ const EXTENSIONS: [u8; 4] = [0, 43, 51, 60];
 impl Random {
     /// A packet that may be of a flow of the model's or may begin one; or anything at all.
     pub fn arrival(&mut self, model: &Model) -> Arrival {
-        let (tuple, door) = self.flow(model).unwrap_or_else(|| (self.tuple(), self.pick(&Door::IN)));
+        let (tuple, door) = self.flow(model).unwrap_or_else(|| (self.tuple(), self.pick(&NEW)));
         let (mut frame, door) = match self.below(20) {
             0..3 => self.error(model),
             3..5 => (self.later_fragment(model, tuple), door),
@@ -66,8 +69,21 @@ impl Random {
         if frame.len() >= IP && self.chance(8) {
             frame = self.tag(&frame);
         }
-        let door = if self.chance(5) { self.pick(&Door::ALL) } else { door };
-        Arrival { door, ifindex: self.pick(&[UPLINK, UPLINK, SECOND, POD, POD, BARE]), frame, is_trace: self.chance(3) }
+        let mut door = if self.chance(5) { self.pick(&Door::ALL) } else { door };
+        if door == Door::Net {
+            door = match model.setup.net {
+                Some(_) if self.chance(2) => Door::NetArrival,
+                Some(_) => Door::Net,
+                None => self.pick(&Door::IN),
+            };
+        }
+        let devices: &[u32] = match door {
+            Door::Net => &[NET, NET, LOOPBACK],
+            Door::NetArrival => &[NET],
+            _ => &[UPLINK, UPLINK, SECOND, POD, POD, BARE],
+        };
+        let arrived_by = if door == Door::Net { self.pick(&[0, 0, 0, UPLINK, POD, BARE, LOOPBACK]) } else { 0 };
+        Arrival { door, ifindex: self.pick(devices), arrived_by, frame, is_trace: self.chance(3) }
     }
 
     /// The tuple of a flow that exists, and a door that it may go by.
@@ -77,8 +93,8 @@ impl Random {
             return None;
         }
         let (&tuple, entry) = flows.iter().nth(self.below(flows.len()))?;
-        let is_at_egress = entry.is_reply && !entry.is_snat;
-        Some((tuple, if is_at_egress { Door::Egress } else { self.pick(&Door::IN) }))
+        let doors: Vec<Door> = Door::ALL.into_iter().filter(|&door| entry.is_at(door)).collect();
+        Some((tuple, self.pick(&doors)))
     }
 
     /// A client and where it goes.

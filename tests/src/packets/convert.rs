@@ -19,7 +19,7 @@ use lb_common::{
 
 use super::flows::TABLE_KEY;
 use crate::reference::{
-    Backend, Datagram, Entry, Frontend, List, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
+    Backend, Datagram, Entry, Frontend, List, Net, NextHop, Place, Policy, Ports, Prefix, Setup, Tuple, Version,
 };
 
 /// The element of the configuration map.
@@ -40,7 +40,16 @@ pub fn config_of(setup: &Setup) -> Config {
         cluster_cidrs: Version::BOTH
             .map(|version| setup.cluster_cidrs.get(&version).map_or_else(Cidr::default, cidr_of)),
         flags: if setup.masquerades_all { config_flags::MASQUERADE_ALL } else { 0 },
+        net: setup.net.as_ref().map_or_else(config::Net::default, |net| net_of(setup, net)),
     }
+}
+
+/// The net's part of it.
+fn net_of(setup: &Setup, net: &Net) -> config::Net {
+    let own = setup.devices[&net.ifindex];
+    let twice: [u8; 12] = [own, own].concat().try_into().expect("twice six bytes");
+    let sources = Version::BOTH.map(|version| optional(net.sources.get(&version)));
+    config::Net { ifindex: net.ifindex, macs: bytemuck::cast(twice), sources }
 }
 
 /// A prefix as mask and value.
@@ -111,8 +120,9 @@ pub fn interface_of(setup: &Setup, index: u32) -> config::Interface {
         mac: setup.devices[&index],
         role: sum_of([
             (role::POD, interface.is_pod),
-            (role::UPLINK, !interface.is_pod && !interface.only_returns),
+            (role::UPLINK, !interface.is_pod && !interface.only_returns && !interface.is_nets),
             (role::RETURN, interface.only_returns),
+            (role::NET, interface.is_nets),
             (role::XDP, interface.takes_xdp),
         ]),
         ..config::Interface::default()
@@ -138,6 +148,7 @@ pub fn entry_of<F: Family + fmt::Debug>(entry: &flow::Entry<F>, next_hop: Option
         | flow_flags::RESET
         | flow_flags::ANSWERED
         | flow_flags::PICKED_UP
+        | flow_flags::NET
         | flow_flags::LIVE;
     let tuple = |src, dst, sport: u16, dport: u16| Tuple {
         src: SocketAddr::new(ip_of::<F>(src), u16::from_be(sport)),
@@ -157,7 +168,7 @@ pub fn entry_of<F: Family + fmt::Debug>(entry: &flow::Entry<F>, next_hop: Option
         to,
         backend: entry.backend,
         generation: entry.generation,
-        next_hop: next_hop.filter(|_| has(flow_flags::SNAT)),
+        next_hop: None,
         class: entry.class,
         born: entry.born,
         last_seen: control.last_seen(),
@@ -166,11 +177,13 @@ pub fn entry_of<F: Family + fmt::Debug>(entry: &flow::Entry<F>, next_hop: Option
         state: control.state(),
         is_reply: has(flow_flags::REPLY),
         is_snat: has(flow_flags::SNAT),
+        is_nets: has(flow_flags::NET),
         resets: has(flow_flags::RESET),
         is_answered: has(flow_flags::ANSWERED),
         is_picked_up: has(flow_flags::PICKED_UP),
     };
-    Ok((from, converted))
+    let next_hop = next_hop.filter(|_| converted.is_forwarded());
+    Ok((from, Entry { next_hop, ..converted }))
 }
 
 /// Whether an element of the table of next hops is for a destination.
@@ -197,6 +210,9 @@ pub fn fill_filter(filter: &mut Filter, setup: &Setup) {
             Place::Address(address) => filter.add(Concern::Frontend(address.into(), port.to_be(), protocol)),
             Place::Node(_) => filter.add(Concern::NodePort(port, protocol)),
         }
+    }
+    for &(client, protocol) in &setup.passing {
+        filter.add_frontend(&client.ip().into(), client.port().to_be(), protocol);
     }
     for (&ifindex, _) in setup.interfaces.iter().filter(|(_, interface)| interface.is_pod) {
         filter.add(Concern::PodDevice(ifindex));

@@ -65,7 +65,7 @@ impl Kernel {
         let mut output = Vec::new();
         let (packet, context) = match arrival.door {
             Door::Xdp => xdp_context(arrival),
-            Door::Ingress | Door::Egress => (arrival.frame.clone(), tc_context(arrival, segment_len)),
+            _ => (arrival.frame.clone(), tc_context(arrival, segment_len)),
         };
         let run = TestRun { packet: &packet, context: bytemuck::cast_slice(&context), ..TestRun::default() };
         // A program that looks at the clock on both sides of a tick's end has done what no one moment explains.
@@ -145,10 +145,13 @@ fn xdp_context(arrival: &Arrival) -> (Vec<u8>, Vec<u32>) {
 
 /// `struct __sk_buff`, in whose control block a trace bears its cookie.
 fn tc_context(arrival: &Arrival, segment_len: u32) -> Vec<u32> {
+    const ARRIVED_BY: usize = 9;
     const IFINDEX: usize = 10;
     const CB: usize = 12;
     const GSO_SIZE: usize = 44;
     let mut context = vec![0; GSO_SIZE + 1];
+    // Where a packet arrives, the kernel has just noted that.
+    context[ARRIVED_BY] = if arrival.door == Door::Ingress { arrival.ifindex } else { arrival.arrived_by };
     context[IFINDEX] = arrival.ifindex;
     context[GSO_SIZE] = segment_len;
     if arrival.is_trace {

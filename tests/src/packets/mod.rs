@@ -27,7 +27,7 @@ pub use bpf::detach_link;
 pub use build::{ETHERNET, Error, SEQUENCE, Segment, chunk, icmp_error, port_unreachable, reset};
 pub use clock::clock;
 pub use kernel::Kernel;
-pub use network::{BARE, Network, POD, SECOND, UPLINK};
+pub use network::{BARE, LOOPBACK, NET, Network, POD, SECOND, UPLINK};
 pub use object::{Object, Size, sizes};
 pub use random::Random;
 pub use rig::{Rig, Room, with_rig, with_rig_for};

@@ -32,16 +32,23 @@ pub const MTU: u16 = 1500;
 pub const POD: u32 = 30;
 /// An uplink without addresses.
 pub const BARE: u32 = 40;
+/// That of the net, without addresses.
+pub const NET: u32 = 50;
+/// The loopback device.
+pub const LOOPBACK: u32 = 1;
 
-/// The Ethernet address of all devices: frames that tests build are for it.
+/// The Ethernet address of the net's device.
+const NETS: [u8; 6] = ethernet(0x5e);
+/// That of all other devices: frames that tests build are for it.
 const OWN: [u8; 6] = [ETHERNET[0], ETHERNET[1], ETHERNET[2], ETHERNET[3], ETHERNET[4], ETHERNET[5]];
 
 /// Devices, each one end of a veth pair, with their addresses.
-const DEVICES: [(u32, &str, &[&str]); 4] = [
+const DEVICES: [(u32, &str, &[&str]); 5] = [
     (UPLINK, "uplink", &["192.0.2.1/24", "2001:db8:1::1/64"]),
     (SECOND, "second", &["198.51.100.1/24", "2001:db8:2::1/64"]),
     (POD, "pod", &["10.1.0.1/24", "fd00:1::1/64"]),
     (BARE, "bare", &[]),
+    (NET, "shunt0", &[]),
 ];
 
 /// Routes beside those that addresses bring: to pods of other nodes, and to clients.
@@ -125,13 +132,14 @@ impl Network {
     /// What is there once it is made.
     #[must_use]
     pub fn plan() -> Self {
-        let devices = DEVICES.map(|(index, ..)| (index, OWN));
+        let mut devices: BTreeMap<_, _> = DEVICES.map(|(index, ..)| (index, ethernet_of(index))).into();
+        devices.insert(LOOPBACK, [0; 6]);
         let neighbours = NEIGHBOURS.map(|(device, address, last)| ((device, parse(address)), ethernet(0x80 | last)));
         let addresses = DEVICES.map(|(index, _, addresses)| {
             let addresses = addresses.iter().map(|text| split(text).0);
             (index, addresses.map(|address| (Version::of(address), address)).collect())
         });
-        Self { routes: routes(), neighbours: neighbours.into(), devices: devices.into(), addresses: addresses.into() }
+        Self { routes: routes(), neighbours: neighbours.into(), devices, addresses: addresses.into() }
     }
 
     /// Ethernet addresses, destination first, of frames that leave by a device for a neighbour.
@@ -146,7 +154,7 @@ fn commands() -> String {
     let mut lines = String::new();
     let mut line = |text: std::fmt::Arguments<'_>| writeln!(lines, "{text}").expect("a string grows");
     for (index, name, addresses) in DEVICES {
-        let (own, peer) = (text(OWN), index + 1);
+        let (own, peer) = (text(ethernet_of(index)), index + 1);
         line(format_args!(
             "link add {name} index {index} mtu {MTU} address {own} type veth peer name {name}-peer index {peer}"
         ));
@@ -224,6 +232,11 @@ fn ip(lines: &str) -> Result<()> {
 
 fn name(device: u32) -> &'static str {
     DEVICES.iter().find(|(index, ..)| *index == device).expect("a device of ours").1
+}
+
+/// The Ethernet address of a device.
+const fn ethernet_of(device: u32) -> [u8; 6] {
+    if device == NET { NETS } else { OWN }
 }
 
 /// A locally administered Ethernet address.

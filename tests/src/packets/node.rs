@@ -10,9 +10,9 @@ use lb_common::flow::{FlowState, protocol};
 
 use super::{
     clock::clock,
-    network::{MTU, Network, POD, UPLINK},
+    network::{LOOPBACK, MTU, NET, Network, POD, UPLINK},
 };
-use crate::reference::{Backend, Frontend, Interface, Place, Policy, Setup, Version};
+use crate::reference::{Backend, Frontend, Interface, Net, Place, Policy, Setup, Version};
 
 /// Idle ticks by flow state; short, so that tests can wait.
 pub const TIMEOUTS: [u32; FlowState::COUNT] = [60, 80_000, 3_600, 3_601, 10, 30, 31, 11, 180];
@@ -45,6 +45,8 @@ pub const GATEWAY: Both = ["192.0.2.2", "2001:db8:1::2"];
 pub const SECOND_GATEWAY: Both = ["198.51.100.2", "2001:db8:2::2"];
 /// A client outside, behind the uplink.
 pub const OUTSIDE: Both = ["203.0.113.7", "2001:db8:c::7"];
+/// What the net gives to packets for backends here as their source.
+pub const NET_SOURCE: Both = ["169.254.96.1", "fd96:ffff::1"];
 /// A pod of this node that is a client.
 pub const CALLER: Both = ["10.1.0.12", "fd00:1::12"];
 
@@ -163,13 +165,20 @@ pub fn change_frontends(setup: &mut Setup, index: u32, change: impl Fn(&mut Fron
     setup.frontends.values_mut().filter(|frontend| frontend.service == index).for_each(change);
 }
 
+/// The net of this node.
+#[must_use]
+pub fn net() -> Net {
+    Net { ifindex: NET, sources: Version::BOTH.map(|version| (version, pick(NET_SOURCE, version))).into() }
+}
+
 /// This node without Services.
 #[must_use]
 pub fn empty(network: &Network) -> Setup {
     let interface = |(&index, addresses): (&u32, &BTreeMap<Version, IpAddr>)| {
-        let (is_pod, takes_xdp) = (index == POD, index == UPLINK);
-        (index, Interface { addresses: addresses.clone(), is_pod, only_returns: false, takes_xdp })
+        let (is_pod, takes_xdp, is_nets) = (index == POD, index == UPLINK, index == NET);
+        (index, Interface { addresses: addresses.clone(), is_pod, only_returns: false, takes_xdp, is_nets })
     };
+    let loopback = (LOOPBACK, Interface { is_nets: true, ..Interface::default() });
     Setup {
         seed: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
         second: clock().hz(),
@@ -186,7 +195,9 @@ pub fn empty(network: &Network) -> Setup {
         masquerades_all: false,
         backends: vec![Backend::free(0); super::maps::BACKENDS as usize],
         node_port_addresses: [].into(),
-        interfaces: network.addresses.iter().map(interface).collect(),
+        interfaces: network.addresses.iter().map(interface).chain([loopback]).collect(),
+        net: Some(net()),
+        passing: [].into(),
         ingress_filter: network.addresses.values().flat_map(BTreeMap::values).copied().collect(),
         egress_filter: [].into(),
         routes: network.routes.clone(),

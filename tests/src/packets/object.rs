@@ -143,7 +143,8 @@ pub(super) fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
 
 /// All programs: those of the doors, where they go on, and the clock.
 fn names() -> impl Iterator<Item = &'static str> {
-    Door::ALL.map(name).into_iter().chain(programs::TAILS.map(|(.., name)| name)).chain([programs::CLOCK])
+    let doors = Door::ALL.into_iter().chain([Door::NetArrival]);
+    doors.map(name).chain(programs::TAILS.map(|(.., name)| name)).chain([programs::CLOCK])
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
@@ -162,6 +163,8 @@ const fn name(door: Door) -> &'static str {
         Door::Xdp => programs::XDP,
         Door::Ingress => programs::TC_INGRESS,
         Door::Egress => programs::TC_EGRESS,
+        Door::Net => programs::NET,
+        Door::NetArrival => programs::NET_ARRIVAL,
     }
 }
 

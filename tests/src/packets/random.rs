@@ -86,12 +86,23 @@ impl Random {
         if self.chance(10) {
             setup.interfaces.remove(&self.pick(&[UPLINK, SECOND, POD, BARE]));
         }
+        self.net(&mut setup);
         self.policies(&mut setup);
         for index in 1..=2 * SERVICES.len() {
             self.change_tables(&mut setup, index as u32);
             self.change_rules(&mut setup, index as u32);
         }
         setup
+    }
+
+    /// Mostly there is one.
+    fn net(&mut self, setup: &mut Setup) {
+        setup.net = self.chance(80).then(node::net);
+        if let Some(net) = &mut setup.net
+            && self.chance(10)
+        {
+            net.sources.remove(&self.pick(&Version::BOTH));
+        }
     }
 
     /// What holds for all Services.
@@ -162,10 +173,11 @@ impl Random {
     /// A change that the agent might make.
     pub fn change(&mut self, setup: &mut Setup) {
         let index = 1 + self.below(2 * SERVICES.len());
-        match self.below(7) {
+        match self.below(8) {
             0 => setup.next_hop_generation += 1,
             1 => self.change_tables(setup, index as u32),
             2 => self.change_rules(setup, index as u32),
+            7 => self.net(setup),
             3..5 => {
                 let generation = setup.backends[index].generation + 1;
                 setup.backends[index] = Backend::free(generation);

@@ -25,7 +25,7 @@ use super::{
     packet::Segment,
     route::Way,
     setup::{Backend, Frontend, Place, Policy, Setup, Version},
-    verdict::{Door, End},
+    verdict::{Arrival, Door, End},
 };
 
 /// Source ports that are tried in a row after the first one, and rows that are tried for as long as none can be had.
@@ -37,8 +37,7 @@ const PROBE_STEP: u32 = 0x9e37_79b9;
 /// A packet of no flow.
 pub(super) struct Question<'a> {
     pub segment: &'a Segment,
-    pub door: Door,
-    pub ifindex: u32,
+    pub arrival: &'a Arrival,
     pub now: Now,
 }
 
@@ -74,20 +73,28 @@ pub(super) fn answers_node(setup: &Setup, segment: &Segment) -> bool {
 }
 
 /// Whether the client is a pod of the cluster: one of this node, or one of another by its address.
-pub(super) fn is_internal(setup: &Setup, ifindex: u32, client: IpAddr) -> bool {
+pub(super) fn is_internal(setup: &Setup, arrival: &Arrival, client: IpAddr) -> bool {
     let cidr = setup.cluster_cidrs.get(&Version::of(client));
-    is_pod_of_ours(setup, ifindex) || cidr.is_some_and(|cidr| cidr.contains(client))
+    is_inside(setup, arrival) || cidr.is_some_and(|cidr| cidr.contains(client))
 }
 
-/// Whether something new may come in by a device: what comes by a pod's, or by an uplink to whose Ethernet address it is sent.
-pub(super) fn comes_in(setup: &Setup, ifindex: u32, frame: &[u8]) -> bool {
+/// Whether something new may come in by a device: what comes by a pod's, or by an uplink to whose Ethernet address it is sent; and
+/// whatever has come to the net.
+pub(super) fn comes_in(setup: &Setup, arrival: &Arrival) -> bool {
+    let &Arrival { door, ifindex, ref frame, .. } = arrival;
     let is_for_device = || setup.devices.get(&ifindex).is_some_and(|ethernet| frame.starts_with(ethernet));
-    setup.interfaces.get(&ifindex).is_some_and(|device| device.is_pod || !device.only_returns && is_for_device())
+    door == Door::Net || setup.is_pods(ifindex) || setup.is_uplink(ifindex) && is_for_device()
 }
 
-/// Whether the client is behind a pod's device.
-fn is_pod_of_ours(setup: &Setup, ifindex: u32) -> bool {
-    setup.is_pods(ifindex)
+/// The device behind which the client is; 0 where it is this node.
+const fn device_of(arrival: &Arrival) -> u32 {
+    if matches!(arrival.door, Door::Net) { arrival.arrived_by } else { arrival.ifindex }
+}
+
+/// Whether the client is on this node: behind a pod's device, or, at the net, wherever no uplink leads.
+fn is_inside(setup: &Setup, arrival: &Arrival) -> bool {
+    let ifindex = device_of(arrival);
+    if arrival.door == Door::Net { !setup.is_uplink(ifindex) } else { setup.is_pods(ifindex) }
 }
 
 /// What a pod sends to a backend itself begins a flow of its own only where a Service's flow, which lives, has the tuple of its reply: by
@@ -145,7 +152,7 @@ fn choose_backend(
     if frontend.is_restricted && !ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(client))) {
         return Err(End::Drop(Reason::SourceRange));
     }
-    let scope = usize::from(!is_internal(setup, question.ifindex, client));
+    let scope = usize::from(!is_internal(setup, question.arrival, client));
     let slots = &frontend.tables[scope];
     if slots.is_empty() {
         return Err(match frontend.policies[scope] {
@@ -184,7 +191,7 @@ fn begin(
         backend: index,
         generation: backend.generation,
         next_hop: None,
-        class: class_of(setup, question.ifindex, key.src.ip()),
+        class: class_of(setup, question.arrival, key.src.ip()),
         born: question.now.jiffy,
         last_seen: question.now.tick,
         peer_seen: question.now.tick,
@@ -192,6 +199,7 @@ fn begin(
         state: first_state(to.protocol, signs.flags),
         is_reply: false,
         is_snat: false,
+        is_nets: false,
         resets: frontend.resets && is_tcp,
         is_answered: false,
         is_picked_up: to.protocol != protocol::UDP && !signs.is_opening(),
@@ -199,9 +207,9 @@ fn begin(
 }
 
 /// Whose share of the table a flow takes: that of a pod's device, or of a network outside. A hash, on which both sides agree.
-fn class_of(setup: &Setup, ifindex: u32, client: IpAddr) -> u8 {
+fn class_of(setup: &Setup, arrival: &Arrival, client: IpAddr) -> u8 {
     match client {
-        _ if is_pod_of_ours(setup, ifindex) => class_of_device(ifindex),
+        _ if is_inside(setup, arrival) => class_of_device(device_of(arrival)),
         IpAddr::V4(_) => class_of_source::<V4>(&V4::narrow(&client.into())),
         IpAddr::V6(v6) => class_of_source::<V6>(&V6::narrow(&v6.into())),
     }
@@ -210,17 +218,45 @@ fn class_of(setup: &Setup, ifindex: u32, client: IpAddr) -> u8 {
 /// Translates the source where the reply would not come back otherwise. Where all sources are to be translated, those of other
 /// clients from outside are as well, unless there is no way to the backend but the local stack.
 fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Question<'_>) -> Result<Entry, End> {
+    let (door, is_inside) = (question.arrival.door, is_inside(setup, question.arrival));
     let is_hairpin = entry.to.dst.ip() == question.segment.key.src.ip();
-    let is_elsewhere = !is_pod_of_ours(setup, question.ifindex) && !backend.is_local;
+    if door == Door::Net {
+        return choose_source_at_net(setup, entry, is_hairpin || backend.is_local);
+    }
+    let is_elsewhere = !is_inside && !backend.is_local;
     if is_hairpin || is_elsewhere {
         let is_own = !is_hairpin && setup.filters_in(entry.to.dst.ip());
-        let translated = translate_source(setup, entry, question.door);
+        let translated = translate_source(setup, entry, door);
         if is_own { Ok(translated.unwrap_or(entry)) } else { translated }
-    } else if setup.masquerades_all && !is_pod_of_ours(setup, question.ifindex) {
-        Ok(translate_source(setup, entry, question.door).unwrap_or(entry))
+    } else if setup.masquerades_all && !is_inside {
+        Ok(translate_source(setup, entry, door).unwrap_or(entry))
     } else {
         Ok(entry)
     }
+}
+
+/// At the net the client keeps its address where the reply will come by a door outside, which sends it back to the net; but loopback and
+/// link-local addresses mean nothing there (nor do multicast ones, as sources). All others get the net's source, to which replies are routed.
+fn choose_source_at_net(setup: &Setup, mut entry: Entry, is_here: bool) -> Result<Entry, End> {
+    entry.is_nets = true;
+    let client = entry.to.src.ip();
+    let way = match setup.way_to(entry.to.dst.ip()) {
+        Way::Known { ifindex, .. } | Way::Unresolved { ifindex } => Some(ifindex),
+        Way::Nowhere => None,
+    };
+    if !is_here && way.is_some_and(|ifindex| setup.has_door_outside(ifindex)) {
+        entry.is_snat = true;
+        let is_link_local = match client {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        let is_unroutable = is_link_local || client.is_loopback() || client.is_multicast();
+        return if is_unroutable { translate_source(setup, entry, Door::Net) } else { Ok(entry) };
+    }
+    let sources = setup.net.as_ref().map(|net| &net.sources);
+    let source = sources.and_then(|sources| sources.get(&Version::of(client)));
+    entry.to.src.set_ip(*source.ok_or(End::Drop(Reason::NoSourceAddress))?);
+    Ok(entry)
 }
 
 /// SipHash-1-3 of the tuple as it stands in a packet, ports after addresses, then the protocol and zeroes to 8 bytes.
@@ -267,8 +303,8 @@ pub(super) fn look_up(setup: &Setup, entry: &mut Entry, is_xdp: bool) -> Result<
     }
 }
 
-/// Sees to it that the reply's tuple is this flow's own: by the client's port where the client's address is kept and nobody
-/// is in the way, else by one of the source ports. A flow that begins takes the first one that is free; a segment in mid-connection
+/// Sees to it that the reply's tuple is this flow's own: by the client's port where the client's address is kept, or the packet is at the
+/// net, and nobody is in the way, else by one of the source ports. A flow that begins takes the first one that is free; a segment in mid-connection
 /// looks for the reply's entry of its own connection first. Gives the rank of the flow that must yield its port, if one must.
 fn claim_port(
     setup: &Setup,
@@ -283,7 +319,7 @@ fn claim_port(
     let (mut free, mut first_to_yield, mut can_be_had) = (None, None::<(Urge, u16)>, 0);
     // A segment of a connection that has a port in a later row must not stop where few ports have become free since.
     let enough = if begins { 1 } else { PROBES / 2 };
-    let own = (!entry.is_snat).then_some(key.src.port());
+    let own = (!entry.is_snat || entry.is_nets).then_some(key.src.port());
     let probes =
         (0..=PROBES * ROWS).map(|probe| setup.source_port((hash as u32).wrapping_add(probe.wrapping_mul(PROBE_STEP))));
     let probes = own.into_iter().map(|port| (0, port)).chain((0..).zip(probes));

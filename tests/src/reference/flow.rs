@@ -8,6 +8,7 @@ use lb_common::flow::{FlowState, protocol, tcp_flags};
 use super::{
     life::{Ends, Signs, is_over, is_step, may_mean_something, meaning},
     setup::Setup,
+    verdict::Door,
 };
 
 /// The time: the packet path's tick, and the kernel's finer one.
@@ -80,8 +81,10 @@ pub struct Entry {
     pub state: FlowState,
     /// From the backend to the client.
     pub is_reply: bool,
-    /// The client's address is translated as well.
+    /// The client's address is translated as well; of the net's flows, its packets are forwarded at once.
     pub is_snat: bool,
+    /// The client's packets are translated at the net.
+    pub is_nets: bool,
     /// TCP is reset when the backend goes.
     pub resets: bool,
     /// The backend has answered.
@@ -95,8 +98,8 @@ pub struct Entry {
 pub(super) struct Look {
     pub key: Tuple,
     pub signs: Signs,
-    /// It is leaving this node.
-    pub is_egress: bool,
+    /// Where it is.
+    pub door: Door,
 }
 
 /// Ticks after which a direction sees to the other one's entry again: an eighth of the time-out, and no more than eight.
@@ -105,9 +108,38 @@ const fn refresh_ticks(timeout: u32) -> u32 {
 }
 
 impl Entry {
-    /// Whether it applies where packets leave, not where they arrive.
-    pub(super) const fn is_at_egress(&self) -> bool {
-        self.is_reply && !self.is_snat
+    /// Whether packets are translated at a door. A client's packets are where they come to us: by a device, or at the net. The
+    /// backend's come to the net where they are for its source; by a device, where we have forwarded the client's; and else they leave by
+    /// the one that the client is behind.
+    #[must_use]
+    pub fn is_at(&self, door: Door) -> bool {
+        let doors: &[Door] = match (self.is_reply, self.is_nets, self.is_snat) {
+            (false, true, _) | (true, true, false) => &[Door::Net],
+            (false, false, _) | (true, _, true) => &Door::IN,
+            (true, false, false) => &[Door::Egress],
+        };
+        doors.contains(&door)
+    }
+
+    /// Whether packets that come to a door are somebody else's to translate. Those at the net have passed everybody else already; and
+    /// where there is no net any more nobody translates its flows.
+    fn is_left_alone(&self, door: Door, setup: &Setup) -> bool {
+        match door {
+            Door::Net => false,
+            Door::Xdp | Door::Ingress => !self.is_nets || setup.net.is_some(),
+            Door::Egress | Door::NetArrival => true,
+        }
+    }
+
+    /// Whether packets go on as ones that arrive by the net's device: all of the net's flows, but those that it forwards.
+    pub(super) const fn is_handed_to_net(&self) -> bool {
+        self.is_nets && (self.is_reply || !self.is_snat)
+    }
+
+    /// Whether packets are forwarded at once.
+    #[must_use]
+    pub const fn is_forwarded(&self) -> bool {
+        self.is_snat && !self.is_handed_to_net()
     }
 
     /// The other direction's entry, made from this one, found under `key`.
@@ -214,8 +246,8 @@ impl Flows {
     /// The entry of a packet. Unless `is_trace`, notes what the packet means to the flow, and makes a lost peer again.
     pub(super) fn find(&mut self, look: &Look, setup: &Setup, now: Now, is_trace: bool) -> Found {
         let Some(&entry) = self.0.get(&look.key) else { return Found::Nothing };
-        if entry.is_at_egress() != look.is_egress {
-            return Found::Elsewhere;
+        if !entry.is_at(look.door) {
+            return if entry.is_left_alone(look.door, setup) { Found::Elsewhere } else { Found::Nothing };
         }
         if !entry.is_reply && entry.is_orphaned(look, setup) {
             return Found::Orphan(entry);
@@ -323,8 +355,10 @@ impl Flows {
                 entry.peer(key)
             }
             Some(own) => {
-                let (backend, generation, last_seen) = (entry.backend, entry.generation, entry.last_seen);
-                let own = Entry { backend, generation, last_seen, ..own };
+                let Entry { backend, generation, last_seen, is_snat, is_nets, resets, .. } = entry;
+                let own = Entry { backend, generation, last_seen, is_snat, is_nets, resets, ..own };
+                let next_hop = own.next_hop.filter(|_| own.is_forwarded());
+                let own = Entry { next_hop, ..own };
                 if signs.is_opening() {
                     let (state, born) = (entry.state, entry.born);
                     Entry { state, born, sequence: 0, is_answered: false, is_picked_up: false, ..own }

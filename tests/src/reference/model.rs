@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The whole decision, one packet at a time.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use lb_common::{
     flow::{protocol, tcp_flags},
@@ -16,25 +16,12 @@ use super::{
     decide::{self, Decision, Question},
     flow::{Entry, Flows, Found, Look, NextHop, Now, Tuple},
     fragment::{Datagram, Fragments},
-    packet::{Body, Packet, Segment, parse},
+    packet::{Body, Packet, Segment, destination, parse},
     quote::Quote,
     rewrite::{Rewrite, rewrite},
     setup::{Setup, Version},
-    verdict::{Door, End, Verdict},
+    verdict::{Arrival, Door, End, Verdict},
 };
-
-/// A packet, and how it comes.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    /// The hook.
-    pub door: Door,
-    /// The device of arrival (ingress) or departure (egress).
-    pub ifindex: u32,
-    /// From the Ethernet header on.
-    pub frame: Vec<u8>,
-    /// A question of `trace`: it leaves no mark but the answer.
-    pub is_trace: bool,
-}
 
 /// What must come of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +76,9 @@ impl Model {
 
     /// What comes of a packet that arrives now.
     pub fn step(&mut self, arrival: &Arrival, now: Now) -> Outcome {
+        if arrival.door == Door::NetArrival {
+            return self.step_at_arrival(arrival);
+        }
         let before = self.counters.clone();
         let mut run = Run { arrival, now, frame: arrival.frame.clone(), record: TraceRecord::default() };
         let parsed = parse(&run.frame, arrival.door, arrival.ifindex, &self.setup);
@@ -104,6 +94,13 @@ impl Model {
             record = TraceRecord::default();
         }
         Outcome { verdict, frame, moved: self.counters.since(&before), record }
+    }
+
+    /// What the net has made arrive by its device is forwarded by the stack, but what is for this node goes on by the loopback device.
+    fn step_at_arrival(&self, arrival: &Arrival) -> Outcome {
+        let is_own = |address: IpAddr| address.is_loopback() || self.setup.ingress_filter.contains(&address);
+        let verdict = if destination(&arrival.frame).is_some_and(is_own) { Verdict::Redirect } else { Verdict::Pass };
+        Outcome { verdict, frame: arrival.frame.clone(), moved: Counters::default(), record: TraceRecord::default() }
     }
 
     fn process(&mut self, run: &mut Run<'_>, packet: &Packet) -> Result<Verdict, End> {
@@ -123,7 +120,7 @@ impl Model {
     fn process_segment(&mut self, run: &mut Run<'_>, packet: &Packet, segment: &Segment) -> Result<Verdict, End> {
         let is_egress = run.arrival.door == Door::Egress;
         let is_trace = run.arrival.is_trace;
-        let look = Look { key: segment.key, signs: segment.signs, is_egress };
+        let look = Look { key: segment.key, signs: segment.signs, door: run.arrival.door };
         match self.flows.find(&look, &self.setup, run.now, is_trace) {
             Found::Elsewhere => Err(End::NotOurs),
             Found::Nothing | Found::Orphan(_) if is_egress => Err(End::NotOurs),
@@ -173,7 +170,7 @@ impl Model {
         };
         match self.flows.0.get(&key) {
             None => Err(End::Drop(Reason::OrphanFragment)),
-            Some(entry) if entry.is_at_egress() != is_egress => Err(End::NotOurs),
+            Some(entry) if !entry.is_at(run.arrival.door) => Err(End::NotOurs),
             Some(&entry) => self.go_along(run, packet, key, entry),
         }
     }
@@ -183,9 +180,7 @@ impl Model {
     fn process_error(&mut self, run: &mut Run<'_>, packet: &Packet, quote: &Quote) -> Result<Verdict, End> {
         let key = quote.answers();
         match self.flows.0.get(&key) {
-            Some(&entry) if entry.is_at_egress() == (run.arrival.door == Door::Egress) => {
-                self.go_along(run, packet, key, entry)
-            }
+            Some(&entry) if entry.is_at(run.arrival.door) => self.go_along(run, packet, key, entry),
             _ => Err(End::NotOurs),
         }
     }
@@ -212,11 +207,12 @@ impl Model {
 
     /// A new flow: both its entries are written, and counted.
     fn decide(&mut self, run: &mut Run<'_>, segment: &Segment) -> Result<Entry, End> {
-        let Arrival { door, ifindex, is_trace, .. } = *run.arrival;
-        if !decide::comes_in(&self.setup, ifindex, &run.arrival.frame) {
+        let arrival = run.arrival;
+        let Arrival { door, is_trace, .. } = *arrival;
+        if !decide::comes_in(&self.setup, arrival) {
             return Err(End::NotOurs);
         }
-        let question = Question { segment, door, ifindex, now: run.now };
+        let question = Question { segment, arrival, now: run.now };
         if segment.is_direct {
             return self.decide_direct(is_trace, &question);
         }
@@ -227,7 +223,7 @@ impl Model {
         let (service, client) = (frontend.service, segment.key.src.ip());
         run.record.step = trace_step::FRONTEND;
         run.record.service = service;
-        run.record.internal = u32::from(decide::is_internal(&self.setup, ifindex, client));
+        run.record.internal = u32::from(decide::is_internal(&self.setup, arrival, client));
         let Decision { backend, result } =
             decide::decide(&self.setup, (&self.flows, &self.affinities), frontend, &question);
         if let Some(backend) = backend {
@@ -249,6 +245,9 @@ impl Model {
                     *self.counters.evictions.entry(rank.label()).or_default() += 1;
                 }
                 let (entry, is_new) = self.flows.begin(segment.key, entry, &segment.signs);
+                if entry.is_nets && entry.is_snat {
+                    self.setup.passing.insert((entry.to.src, entry.to.protocol));
+                }
                 if is_new {
                     self.counters.service(service).flows += 1;
                     self.counters.backend(entry.backend).flows += 1;
@@ -277,8 +276,13 @@ impl Model {
         Ok(self.flows.begin(segment.key, entry, &segment.signs).0)
     }
 
-    /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once.
+    /// How a packet of the flow goes on. Packets of source-translated flows are forwarded at once; of the net's flows, those to backends
+    /// elsewhere. What would go back to a net that is no more the stack has.
     fn exit(&self, run: &Run<'_>, entry: &mut Entry, packet: &Packet) -> Result<Exit, End> {
+        if entry.is_handed_to_net() {
+            let exit = self.setup.net_addresses().map_or(Exit::Stack, |addresses| Exit::Net { addresses });
+            return if run.arrival.door == Door::Xdp { Err(End::LeaveToTc) } else { Ok(exit) };
+        }
         if !entry.is_snat {
             // The other door would take it for a Service's once more.
             let (to, protocol) = (entry.to.dst, entry.to.protocol);
@@ -307,8 +311,7 @@ impl Model {
     fn send(&mut self, run: &mut Run<'_>, packet: &Packet, entry: &Entry, exit: Exit) -> Verdict {
         let arrival = run.arrival;
         if arrival.is_trace {
-            let is_forwarded = exit != Exit::Stack;
-            run.record.verdict = if is_forwarded { trace_verdict::FORWARDED } else { trace_verdict::TRANSLATED };
+            run.record.verdict = if exit.is_forwarded() { trace_verdict::FORWARDED } else { trace_verdict::TRANSLATED };
             run.record.ifindex = exit.ifindex();
             let bits = [entry.is_reply, entry.is_snat, entry.resets].map(u32::from);
             run.record.flow_flags = bits[0] | bits[1] << 1 | bits[2] << 2;
@@ -318,13 +321,16 @@ impl Model {
             counters.packets[direction] += 1;
             counters.bytes[direction] += run.frame.len() as u64;
         }
-        let ethernet = if let Exit::Wire(next_hop) = exit { Some(next_hop.addresses) } else { None };
-        let change = Rewrite { entry, forwards: exit != Exit::Stack, ethernet, door: arrival.door };
+        let ethernet = match exit {
+            Exit::Wire(NextHop { addresses, .. }) | Exit::Net { addresses } => Some(addresses),
+            Exit::Stack | Exit::Neighbour { .. } => None,
+        };
+        let change = Rewrite { entry, forwards: exit.is_forwarded(), ethernet, door: arrival.door };
         rewrite(&mut run.frame, packet, &change);
         match exit {
             Exit::Stack => Verdict::Pass,
             Exit::Wire(to) if arrival.door == Door::Xdp && to.ifindex == arrival.ifindex => Verdict::Transmit,
-            Exit::Wire(_) | Exit::Neighbour { .. } => Verdict::Redirect,
+            Exit::Wire(_) | Exit::Neighbour { .. } | Exit::Net { .. } => Verdict::Redirect,
         }
     }
 
@@ -341,8 +347,8 @@ impl Model {
             End::NotOurs | End::LeaveToTc | End::Pass(_) => Verdict::Pass,
             End::Drop(_) => Verdict::Drop,
             End::Reset(_) => {
-                run.frame = answer::reset(&run.frame, packet.expect("a segment"));
-                Verdict::Redirect
+                let answer = answer::reset(&run.frame, packet.expect("a segment"));
+                self.send_back(run, answer)
             }
             End::Reject(Reason::TtlExpired) => self.send_error(run, packet.expect("a packet"), Message::TimeExceeded),
             End::Reject(Reason::TooBig) => {
@@ -369,8 +375,21 @@ impl Model {
             return self.conclude(run, None, End::Drop(Reason::RejectLimit));
         }
         self.rejects.1 += 1;
-        let source = self.setup.node.get(&Version::of(packet.src)).copied();
-        run.frame = answer::error(&run.frame, packet, message, source);
+        // By the net's device nothing comes but from addresses that are routed there.
+        let is_nets = run.arrival.door == Door::Net;
+        let source = self.setup.node.get(&Version::of(packet.src)).copied().filter(|_| !is_nets);
+        let answer = answer::error(&run.frame, packet, message, source);
+        self.send_back(run, answer)
+    }
+
+    /// The way that a packet came; at the net, as one that arrives by its device.
+    fn send_back(&self, run: &mut Run<'_>, mut answer: Vec<u8>) -> Verdict {
+        if run.arrival.door == Door::Net
+            && let Some(addresses) = self.setup.net_addresses()
+        {
+            answer[..12].copy_from_slice(&addresses);
+        }
+        run.frame = answer;
         Verdict::Redirect
     }
 }
@@ -407,13 +426,20 @@ enum Exit {
     Wire(NextHop),
     /// Out of a device, to a neighbour that the kernel resolves.
     Neighbour { ifindex: u32 },
+    /// As one that arrives by the net's device.
+    Net { addresses: [u8; 12] },
 }
 
 impl Exit {
+    /// Whether it leaves this node.
+    const fn is_forwarded(&self) -> bool {
+        matches!(self, Self::Wire(_) | Self::Neighbour { .. })
+    }
+
     /// The device; 0 where the stack chooses it.
     const fn ifindex(&self) -> u32 {
         match self {
-            Self::Stack => 0,
+            Self::Stack | Self::Net { .. } => 0,
             Self::Wire(next_hop) => next_hop.ifindex,
             Self::Neighbour { ifindex } => *ifindex,
         }

@@ -114,6 +114,13 @@ fn parse_direct(frame: &[u8], setup: &Setup) -> Result<Packet, End> {
     }
 }
 
+/// Where a packet goes.
+pub(super) fn destination(frame: &[u8]) -> Option<IpAddr> {
+    let (version, ip) = link(frame, Door::NetArrival)?;
+    let is_whole = frame.len() >= ip + Headers::fixed_len(version);
+    is_whole.then(|| Headers { version, ip, l4: ip, protocol: 0, part: Part::Whole }.addresses(frame).1)
+}
+
 fn parse_for_service(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, End> {
     let (version, ip) = link(frame, door).ok_or(End::NotOurs)?;
     if frame.len() < ip + Headers::fixed_len(version) {
@@ -122,11 +129,13 @@ fn parse_for_service(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, 
     let fixed = Headers { version, ip, l4: ip, protocol: 0, part: Part::Whole };
     let (src, dst) = fixed.addresses(frame);
     let end = claimed_end(frame, version, ip);
-    let concerns = if door == Door::Egress { setup.filters_out(src) } else { setup.filters_in(dst) };
+    // Replies to the net, by any port.
+    let is_for_net = door == Door::Net && setup.is_net_source(dst);
+    let concerns = is_for_net || if door == Door::Egress { setup.filters_out(src) } else { setup.filters_in(dst) };
     let ttl = frame[fixed.ttl_at()];
     let concerns_port = |key: Tuple| match door {
         Door::Egress => setup.filters_out_port(key.src, key.protocol),
-        _ => setup.filters_in_port(key.dst, key.protocol),
+        _ => is_for_net || setup.filters_in_port(key.dst, key.protocol),
     };
     let parsed = parse_body(frame, fixed, end, concerns_port).map(|(headers, body)| Packet {
         headers,

@@ -52,11 +52,12 @@ impl Quote {
     }
 
     /// Where the error comes from, for those who know the flow by its other name: the host that the packet went to is
-    /// known by that; a router under its own address, but for a backend that knows nobody but this node.
+    /// known by that; a router under its own address, but for a backend that knows nobody but this node, and for what arrives by the
+    /// net's device: nobody else is behind it.
     pub(super) fn source(&self, packet: &Packet, entry: &Entry) -> IpAddr {
         let is_from_the_end = packet.src == self.key.dst.ip();
         let is_to_backend = entry.is_snat && !entry.is_reply;
-        if is_from_the_end || is_to_backend { entry.to.src.ip() } else { packet.src }
+        if is_from_the_end || is_to_backend || entry.is_handed_to_net() { entry.to.src.ip() } else { packet.src }
     }
 
     /// Turns the quoted packet into the one that was sent by whom the error goes to, and corrects its checksums as far as

@@ -140,6 +140,17 @@ pub struct Interface {
     pub only_returns: bool,
     /// Takes frames that XDP redirects.
     pub takes_xdp: bool,
+    /// What leaves by it meets the net, and no other door.
+    pub is_nets: bool,
+}
+
+/// A device to which the addresses of Services are routed, so that what no door has translated meets a program there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// The device.
+    pub ifindex: u32,
+    /// Addresses of nobody that are routed to it, for packets to backends here: their replies come back by it.
+    pub sources: BTreeMap<Version, IpAddr>,
 }
 
 /// Everything that decisions depend on, but the flow table.
@@ -177,6 +188,10 @@ pub struct Setup {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// By index.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// The net under the doors, where there is one.
+    pub net: Option<Net>,
+    /// Where replies to what the net has forwarded come in: clients, with protocol. The programs have let them pass the filter.
+    pub passing: BTreeSet<(SocketAddr, u8)>,
     /// The node's own addresses, to which NodePorts and replies to translated sources come. That packets to frontends concern Shunt goes
     /// without saying.
     pub ingress_filter: BTreeSet<IpAddr>,
@@ -217,7 +232,8 @@ impl Setup {
     /// too: the agent and the programs agree on that hash, and so must we.
     pub(super) fn filters_in(&self, destination: IpAddr) -> bool {
         let frontends = self.frontends.keys().filter_map(|(place, ..)| place.address());
-        let known = self.ingress_filter.iter().chain(&self.guarded).copied().chain(frontends);
+        let clients = self.passing.iter().map(|(client, _)| client.ip());
+        let known = self.ingress_filter.iter().chain(&self.guarded).copied().chain(frontends).chain(clients);
         let cell = cell(destination);
         known.into_iter().any(|known| self::cell(known) == cell)
     }
@@ -231,6 +247,7 @@ impl Setup {
         };
         self.guarded.iter().any(|&guarded| self::cell(guarded) == cell)
             || self.frontends.iter().any(is_frontend)
+            || self.passing.iter().any(|&(client, of)| port_bit(client, of) == bit)
             || self.is_source_port(destination.port())
     }
 
@@ -257,6 +274,27 @@ impl Setup {
     /// Whether a device leads to pods of this node.
     pub(super) fn is_pods(&self, ifindex: u32) -> bool {
         self.interfaces.get(&ifindex).is_some_and(|interface| interface.is_pod)
+    }
+
+    /// Whether an address is one of those that only the net's packets come from.
+    pub(super) fn is_net_source(&self, address: IpAddr) -> bool {
+        self.net.as_ref().is_some_and(|net| net.sources.get(&Version::of(address)) == Some(&address))
+    }
+
+    /// Whether packets that leave by a device are answered by ones that a door sees: it leads out of this node, and has programs.
+    pub(super) fn has_door_outside(&self, ifindex: u32) -> bool {
+        self.interfaces.get(&ifindex).is_some_and(|device| !device.is_pod && !device.is_nets)
+    }
+
+    /// Whether new packets from clients outside come by a device.
+    pub(super) fn is_uplink(&self, ifindex: u32) -> bool {
+        self.has_door_outside(ifindex) && !self.interfaces[&ifindex].only_returns
+    }
+
+    /// Both Ethernet addresses of what arrives by the net's device.
+    pub(super) fn net_addresses(&self) -> Option<[u8; 12]> {
+        let own = self.devices[&self.net.as_ref()?.ifindex];
+        Some([own, own].concat().try_into().expect("twice six bytes"))
     }
 
     /// How the kernel would send to a destination.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Doors, what they can do with a packet, and why one may end early.
+//! Doors, how packets come to them and what they can do with one, and why one may end early.
 
 use lb_common::verdict::Reason;
 
@@ -12,13 +12,32 @@ pub enum Door {
     Ingress,
     /// TC, packets that leave.
     Egress,
+    /// The net: what leaves by its device, or by the loopback device.
+    Net,
+    /// What arrives by the net's device.
+    NetArrival,
 }
 
 impl Door {
-    /// All doors.
-    pub const ALL: [Self; 3] = [Self::Xdp, Self::Ingress, Self::Egress];
-    /// Those that packets arrive by.
+    /// All that translate.
+    pub const ALL: [Self; 4] = [Self::Xdp, Self::Ingress, Self::Egress, Self::Net];
+    /// Those that packets of others arrive by.
     pub const IN: [Self; 2] = [Self::Xdp, Self::Ingress];
+}
+
+/// A packet, and how it comes.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The hook.
+    pub door: Door,
+    /// The device of arrival (ingress) or departure (egress, the net).
+    pub ifindex: u32,
+    /// At the net, the device by which it has come to this node; 0 where it has begun here.
+    pub arrived_by: u32,
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+    /// A question of `trace`: it leaves no mark but the answer.
+    pub is_trace: bool,
 }
 
 /// What becomes of a packet.

@@ -192,7 +192,8 @@ fn a15_an_element_that_is_used_again_is_not_taken_for_the_frontend() -> Result<(
             for to in [HERE.at_cluster_ip(version), HERE.at_node(version)] {
                 let frame = Segment::tcp(end(OUTSIDE, version, 40_000), to, SYN).build();
                 for door in Door::IN {
-                    let arrival = Arrival { door, ifindex: UPLINK, frame: frame.clone(), is_trace: false };
+                    let arrival =
+                        Arrival { door, ifindex: UPLINK, arrived_by: 0, frame: frame.clone(), is_trace: false };
                     let (verdict, after) = rig.send_unobserved(&arrival)?;
                     ensure!(verdict == Verdict::Pass && after == frame, "{to} {door:?}: {verdict:?}");
                 }

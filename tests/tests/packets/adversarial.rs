@@ -147,7 +147,7 @@ fn lengthen(frame: &[u8]) -> Vec<u8> {
 
 /// One packet through both, if the kernel will test it.
 fn try_both(rig: &mut Rig, (door, ifindex): (Door, u32), frame: Vec<u8>) -> Result<()> {
-    rig.try_send(&Arrival { door, ifindex, frame, is_trace: false }).map(drop)
+    rig.try_send(&Arrival { door, ifindex, arrived_by: 0, frame, is_trace: false }).map(drop)
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn packets_cut_off_after_every_byte() -> Result<()> {
         for door in Door::ALL {
             for len in IP..case.frame.len() {
                 let frame = case.frame[..len].to_vec();
-                let arrival = Arrival { door, ifindex: case.at.1, frame, is_trace: false };
+                let arrival = Arrival { door, ifindex: case.at.1, arrived_by: 0, frame, is_trace: false };
                 let Some(outcome) = rig.try_send(&arrival).with_context(|| format!("{len} bytes"))? else { continue };
                 let is_harmless = outcome.verdict == Verdict::Pass && outcome.frame == arrival.frame;
                 ensure!(is_harmless, "{len} bytes at {door:?}: {outcome}");

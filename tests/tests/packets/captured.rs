@@ -44,7 +44,7 @@ fn restart(rig: &mut Rig) -> Result<()> {
 }
 
 fn try_both(rig: &mut Rig, door: Door, frame: Vec<u8>) -> Result<Option<Outcome>> {
-    rig.try_send(&Arrival { door, ifindex: UPLINK, frame, is_trace: false })
+    rig.try_send(&Arrival { door, ifindex: UPLINK, arrived_by: 0, frame, is_trace: false })
 }
 
 /// Both doors see the whole conversation, and nothing in it is lost on them but the error about another port.

@@ -139,7 +139,7 @@ fn a_trace_of_a_first_fragment_leaves_nothing() -> Result<()> {
         let (client, frontend) = (end(OUTSIDE, version, 40_001), HERE.at_node(version));
         let frames = fragments(&datagram(client, frontend).build(), ID, LEN);
         let frame = frames[0].clone();
-        rig.send(&Arrival { door: Door::Ingress, ifindex: UPLINK, frame, is_trace: true })?;
+        rig.send(&Arrival { door: Door::Ingress, ifindex: UPLINK, arrived_by: 0, frame, is_trace: true })?;
         rig.compare_flows()?;
         take(rig, [Step::untouched("later", (Door::Ingress, UPLINK), frames[1].clone(), "orphan-fragment=1")])
     })

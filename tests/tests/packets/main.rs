@@ -12,6 +12,8 @@ mod icmp;
 mod life;
 mod malformed;
 mod masquerade;
+mod net;
+mod net_errors;
 mod own;
 mod pending;
 mod race;

@@ -111,7 +111,8 @@ fn truncate_everywhere(rig: &mut Rig, version: Version, frame: &[u8]) -> Result<
     let l4 = IP + if version == Version::V4 { 20 } else { 40 };
     for door in Door::ALL {
         for len in IP..frame.len() {
-            let arrival = Arrival { door, ifindex: UPLINK, frame: frame[..len].to_vec(), is_trace: false };
+            let arrival =
+                Arrival { door, ifindex: UPLINK, arrived_by: 0, frame: frame[..len].to_vec(), is_trace: false };
             let Some(outcome) = rig.try_send(&arrival)? else {
                 ensure!(door != Door::Xdp && len < l4, "{door:?}: the kernel won't test {len} bytes");
                 continue;

@@ -31,7 +31,7 @@ fn state(rig: &Rig, src: SocketAddr, dst: SocketAddr, protocol: u8) -> Result<Fl
 
 /// A packet that the model is not asked about.
 fn send_unobserved(rig: &mut Rig, (door, ifindex): (Door, u32), packet: &Segment) -> Result<(Verdict, Vec<u8>)> {
-    rig.send_unobserved(&Arrival { door, ifindex, frame: packet.build(), is_trace: false })
+    rig.send_unobserved(&Arrival { door, ifindex, arrived_by: 0, frame: packet.build(), is_trace: false })
 }
 
 /// A client outside and its way to the backend elsewhere: the node's end of it.

@@ -68,7 +68,7 @@ fn at_once<T: Send>(rig: &Rig, work: impl Fn(&Kernel, usize) -> Result<T> + Sync
 
 /// What becomes of a packet.
 fn pass(kernel: &Kernel, (door, ifindex): (Door, u32), packet: &Segment) -> Result<(Verdict, Vec<u8>)> {
-    let arrival = Arrival { door, ifindex, frame: packet.build(), is_trace: false };
+    let arrival = Arrival { door, ifindex, arrived_by: 0, frame: packet.build(), is_trace: false };
     let ran = kernel.run(&arrival)?.context("a frame that the kernel takes")?;
     Ok((ran.verdict, ran.frame))
 }

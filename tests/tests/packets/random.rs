@@ -42,7 +42,7 @@ const IMPOSSIBLE: [Reason; 8] = [
 ];
 
 /// Kinds of flows that must be left at the ends, and of packets that must be among those translated.
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 17] = [
     "half-open flow",
     "established flow",
     "fin-original flow",
@@ -52,6 +52,8 @@ const KINDS: [&str; 15] = [
     "unreplied flow",
     "replied flow",
     "stream flow",
+    "net flow",
+    "forwarded net flow",
     "translated ICMP error",
     "translated options",
     "translated extension header",
@@ -107,6 +109,9 @@ fn run(rig: &mut Rig, seed: u64, packets: u64, seen: &mut Seen) -> Result<()> {
     }
     for flow in rig.model().flows.0.values() {
         count(seen, &format!("{} flow", flow.state.as_str()));
+        if flow.is_nets {
+            count(seen, if flow.is_snat { "forwarded net flow" } else { "net flow" });
+        }
     }
     Ok(())
 }

@@ -340,7 +340,7 @@ fn a_packet_that_is_yet_to_be_cut_is_as_long_as_its_segments() -> Result<()> {
                 for (frame, headers_len) in [(plain, headers_len), (longer, headers_len + 8)] {
                     let mut goes = |segment_len: usize| -> Result<bool> {
                         let (door, ifindex, frame) = (Door::Ingress, UPLINK, frame.clone());
-                        let arrival = Arrival { door, ifindex, frame, is_trace: false };
+                        let arrival = Arrival { door, ifindex, arrived_by: 0, frame, is_trace: false };
                         let sent = rig.send_uncut(&arrival, segment_len.try_into()?)?;
                         ensure!(sent.verdict == Verdict::Redirect, "{sent}");
                         Ok(sent.moved.reasons.is_empty())

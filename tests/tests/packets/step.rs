@@ -64,7 +64,7 @@ pub fn take(rig: &mut Rig, steps: impl IntoIterator<Item = Step>) -> Result<()> 
 
 /// One packet.
 pub fn send(rig: &mut Rig, at: (Door, u32), frame: Vec<u8>) -> Result<shunt_tests::reference::Outcome> {
-    rig.send(&Arrival { door: at.0, ifindex: at.1, frame, is_trace: false })
+    rig.send(&Arrival { door: at.0, ifindex: at.1, arrived_by: 0, frame, is_trace: false })
 }
 
 /// The first packet of a flow.

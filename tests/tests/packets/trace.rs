@@ -24,7 +24,8 @@ use crate::step::{end, first, send};
 /// Asks, and sees to it that nothing else has happened.
 fn ask(rig: &mut Rig, at: (Door, u32), frame: &[u8]) -> Result<Outcome> {
     let (flows, affinities) = (rig.model().flows.clone(), rig.model().affinities.clone());
-    let outcome = rig.send(&Arrival { door: at.0, ifindex: at.1, frame: frame.to_vec(), is_trace: true })?;
+    let outcome =
+        rig.send(&Arrival { door: at.0, ifindex: at.1, arrived_by: 0, frame: frame.to_vec(), is_trace: true })?;
     ensure!(outcome.moved == Counters::default(), "counters moved: {}", outcome.moved);
     ensure!(rig.model().flows == flows, "flows changed");
     ensure!(rig.model().affinities == affinities, "affinities changed");
@@ -171,7 +172,7 @@ fn a_wrong_cookie_is_no_trace() -> Result<()> {
         let version = Version::V4;
         for (door, port) in [(Door::Xdp, 40_000), (Door::Ingress, 40_001)] {
             let frame = first(protocol::TCP, end(OUTSIDE, version, port), HERE.at_node(version)).build();
-            let arrival = Arrival { door, ifindex: UPLINK, frame, is_trace: true };
+            let arrival = Arrival { door, ifindex: UPLINK, arrived_by: 0, frame, is_trace: true };
             ensure!(rig.send_with_wrong_cookie(&arrival)?.moved != Counters::default(), "{door:?}: not counted");
         }
         Ok(())

@@ -67,7 +67,7 @@ fn send(rig: &mut Rig, tuple: Tuple, version: Version, flags: u8) -> Result<Tupl
         protocol::UDP => Segment::udp(tuple.src, tuple.dst),
         _ => Segment::tcp(tuple.src, tuple.dst, flags),
     };
-    let arrival = Arrival { door: Door::Xdp, ifindex: UPLINK, frame: segment.build(), is_trace: false };
+    let arrival = Arrival { door: Door::Xdp, ifindex: UPLINK, arrived_by: 0, frame: segment.build(), is_trace: false };
     let (verdict, frame) = rig.send_unobserved(&arrival)?;
     ensure!(verdict == Verdict::Transmit && is_sound(&frame), "{tuple:?}: {verdict:?} {frame:02x?}");
     ends(&frame, version).map(|(src, dst)| Tuple { src, dst, ..tuple }).context("a frame that is too short")

@@ -69,7 +69,7 @@ pub fn stranger(version: Version) -> SocketAddr {
 
 /// Sends a packet through kernel and model, which must agree in everything. Gives the verdict and the frame as it left.
 pub fn send(rig: &mut Rig, door: Door, ifindex: u32, frame: Vec<u8>) -> Result<(Verdict, Vec<u8>)> {
-    let outcome = rig.send(&Arrival { door, ifindex, frame, is_trace: false })?;
+    let outcome = rig.send(&Arrival { door, ifindex, arrived_by: 0, frame, is_trace: false })?;
     Ok((outcome.verdict, outcome.frame))
 }
 

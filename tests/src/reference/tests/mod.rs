@@ -30,7 +30,7 @@ fn model() -> Model {
 
 /// One packet.
 fn send(model: &mut Model, (door, ifindex): (Door, u32), frame: Vec<u8>) -> Outcome {
-    model.step(&Arrival { door, ifindex, frame, is_trace: false }, NOW)
+    model.step(&Arrival { door, ifindex, arrived_by: 0, frame, is_trace: false }, NOW)
 }
 
 /// The first packet of a client outside to a Service's NodePort.
