@@ -25,7 +25,6 @@ use crate::reference::{
 /// The element of the configuration map.
 pub fn config_of(setup: &Setup) -> Config {
     Config {
-        net: lb_common::config::Net::default(),
         seed: setup.seed,
         table_key: TABLE_KEY,
         next_hop_generation: setup.next_hop_generation,
@@ -212,7 +211,7 @@ pub fn fill_filter(filter: &mut Filter, setup: &Setup) {
         }
     }
     for &(client, protocol) in &setup.passing {
-        filter.add_frontend(&client.ip().into(), client.port().to_be(), protocol);
+        filter.add(Concern::Frontend(client.ip().into(), client.port().to_be(), protocol));
     }
     for (&ifindex, _) in setup.interfaces.iter().filter(|(_, interface)| interface.is_pod) {
         filter.add(Concern::PodDevice(ifindex));
