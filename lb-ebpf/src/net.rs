@@ -30,7 +30,7 @@ pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
     let (src, dst) = (F::src(&frame), F::dst(&frame));
     let known = maps::filter().map_or(0, |filter| filter.destination(F::filter_bit(&dst)));
     let is_at_device = maps::config().is_ok_and(|config| config.net.ifindex == packet.ifindex());
-    if known == 0 || known & WHOLE != 0 || !is_at_device {
+    if known == 0 || known & WHOLE != 0 || may_be_own::<F>(&dst) || !is_at_device || packet.is_trace() {
         return SkbPacket::PASS;
     }
     // The main table: the net's own leads here.

@@ -16,9 +16,10 @@ use super::{
     decide::{self, Decision, Question},
     flow::{Entry, Flows, Found, Look, NextHop, Now, Tuple},
     fragment::{Datagram, Fragments},
-    packet::{Body, Packet, Segment, destination, parse},
+    packet::{Body, Packet, Segment, addresses, parse},
     quote::Quote,
     rewrite::{Rewrite, rewrite},
+    route::Way,
     setup::{Setup, Version},
     verdict::{Arrival, Door, End, Verdict},
 };
@@ -90,16 +91,35 @@ impl Model {
             Err(end) => self.conclude(&mut run, None, end),
         };
         let Run { frame, mut record, .. } = run;
+        let is_let_go = verdict == Verdict::Pass && arrival.door == Door::Net && !arrival.is_trace;
+        let verdict = if is_let_go { self.pass_on(arrival) } else { verdict };
         if !arrival.is_trace {
             record = TraceRecord::default();
         }
         Outcome { verdict, frame, moved: self.counters.since(&before), record }
     }
 
-    /// What the net has made arrive by its device is forwarded by the stack, but what is for this node goes on by the loopback device.
+    /// What leaves by the net's device for an address where frontends are, but no ClusterIP, and is for none of them goes on as if there
+    /// were no net.
+    fn pass_on(&self, arrival: &Arrival) -> Verdict {
+        let is_at_device = self.setup.net.as_ref().is_some_and(|net| net.ifindex == arrival.ifindex);
+        let has_way = |dst: IpAddr| {
+            let may_be_others =
+                self.setup.filters_in(dst) && !self.setup.is_guarded(dst) && !self.setup.ingress_filter.contains(&dst);
+            may_be_others && self.setup.way_to(dst) != Way::Nowhere
+        };
+        let goes_on = is_at_device && addresses(&arrival.frame).is_some_and(|(_, dst)| has_way(dst));
+        if goes_on { Verdict::Redirect } else { Verdict::Pass }
+    }
+
+    /// What the net has made arrive by its device is forwarded by the stack, or received where it is a reply of a Service; but what
+    /// begins in this node, and is for it, goes on by the loopback device.
     fn step_at_arrival(&self, arrival: &Arrival) -> Outcome {
-        let is_own = |address: IpAddr| address.is_loopback() || self.setup.ingress_filter.contains(&address);
-        let verdict = if destination(&arrival.frame).is_some_and(is_own) { Verdict::Redirect } else { Verdict::Pass };
+        let is_own = |address: &IpAddr| self.setup.ingress_filter.contains(address);
+        let goes_on = addresses(&arrival.frame).is_some_and(|(src, dst)| {
+            dst.is_loopback() || is_own(&dst) && (is_own(&src) || self.setup.is_net_source(src))
+        });
+        let verdict = if goes_on { Verdict::Redirect } else { Verdict::Pass };
         Outcome { verdict, frame: arrival.frame.clone(), moved: Counters::default(), record: TraceRecord::default() }
     }
 

@@ -114,11 +114,11 @@ fn parse_direct(frame: &[u8], setup: &Setup) -> Result<Packet, End> {
     }
 }
 
-/// Where a packet goes.
-pub(super) fn destination(frame: &[u8]) -> Option<IpAddr> {
+/// Where a packet comes from, and where it goes.
+pub(super) fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let (version, ip) = link(frame, Door::NetArrival)?;
     let is_whole = frame.len() >= ip + Headers::fixed_len(version);
-    is_whole.then(|| Headers { version, ip, l4: ip, protocol: 0, part: Part::Whole }.addresses(frame).1)
+    is_whole.then(|| Headers { version, ip, l4: ip, protocol: 0, part: Part::Whole }.addresses(frame))
 }
 
 fn parse_for_service(frame: &[u8], door: Door, setup: &Setup) -> Result<Packet, End> {

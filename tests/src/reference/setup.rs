@@ -238,14 +238,19 @@ impl Setup {
         known.into_iter().any(|known| self::cell(known) == cell)
     }
 
+    /// Whether all ports of a destination are taken for a ClusterIP's.
+    pub(super) fn is_guarded(&self, destination: IpAddr) -> bool {
+        self.guarded.iter().any(|&guarded| cell(guarded) == cell(destination))
+    }
+
     /// Whether it does by its port: any of a ClusterIP's, a frontend's own, a NodePort, a source port.
     pub(super) fn filters_in_port(&self, destination: SocketAddr, protocol: u8) -> bool {
-        let (cell, bit) = (cell(destination.ip()), port_bit(destination, protocol));
+        let bit = port_bit(destination, protocol);
         let is_frontend = |(&(place, port, of), _): (&(Place, u16, u8), &Frontend)| match place {
             Place::Address(address) => port_bit(SocketAddr::new(address, port), of) == bit,
             Place::Node(_) => (port, of) == (destination.port(), protocol),
         };
-        self.guarded.iter().any(|&guarded| self::cell(guarded) == cell)
+        self.is_guarded(destination.ip())
             || self.frontends.iter().any(is_frontend)
             || self.passing.iter().any(|&(client, of)| port_bit(client, of) == bit)
             || self.is_source_port(destination.port())

@@ -21,7 +21,7 @@ use shunt_tests::{
         },
         with_rig, with_rig_for,
     },
-    reference::{Arrival, Door, Policy, Verdict, Version},
+    reference::{Arrival, Door, Place, Policy, Verdict, Version},
 };
 
 use crate::step::{ALL_PROTOCOLS, Step, answer, begun, continued, end, first, next, replied, send, source_port, take};
@@ -364,16 +364,38 @@ fn a_stranger_at_the_net_is_let_alone() -> Result<()> {
     })
 }
 
+/// The address is somebody's, who serves other ports there: `ssh` to a machine whose address is an external IP.
+#[test]
+fn what_is_no_services_at_an_address_with_frontends_goes_on() -> Result<()> {
+    for_all(|rig, version, protocol| {
+        let at = |port| end(OUTSIDE, version, port);
+        rig.change(|setup| {
+            let frontend = setup.frontends[&(Place::Address(pick(CLUSTER_IP, version)), 80, protocol)].clone();
+            setup.frontends.insert((Place::Address(at(80).ip()), 80, protocol), frontend);
+        })?;
+        let packet = first(protocol, end(NODE, version, 40_000), at(22)).build();
+        for (device, verdict) in [(NET, Verdict::Redirect), (LOOPBACK, Verdict::Pass)] {
+            let step = Step { verdict, ..Step::untouched("other port", (Door::Net, device), packet.clone(), "") };
+            take(rig, [step])?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn what_arrives_by_the_nets_device_for_this_node_goes_on_by_the_loopback_device() -> Result<()> {
     for_all(|rig, version, protocol| {
         let at = (Door::NetArrival, NET);
-        let own = [NODE, LOCALHOST, ["198.51.100.1", "2001:db8:2::1"], ["10.1.0.1", "fd00:1::1"]];
-        for (clients, verdict) in [(own, Verdict::Redirect), ([CALLER, OUTSIDE, NET_SOURCE, GATEWAY], Verdict::Pass)] {
-            for client in clients {
-                let frame = answer(protocol, HERE.at_cluster_ip(version), end(client, version, 40_000)).build();
-                let step = Step { verdict, ..Step::untouched("arrival", at, frame, "") };
-                take(rig, [step])?;
+        let own = [NODE, ["198.51.100.1", "2001:db8:2::1"], ["10.1.0.1", "fd00:1::1"]];
+        let others = [CALLER, OUTSIDE, NET_SOURCE, GATEWAY];
+        // From a process of this node to a backend here, and back to one that has asked at a NodePort; and a reply, which may be for a pod
+        // whose source netfilter has translated.
+        for (from, goes_on) in [(NET_SOURCE, true), (NODE, true), (CLUSTER_IP, false)] {
+            let pairs = own.map(|to| (to, goes_on)).into_iter().chain(others.map(|to| (to, false)));
+            for (to, goes_on) in pairs.chain([(LOCALHOST, true)]) {
+                let frame = answer(protocol, end(from, version, 80), end(to, version, 40_000)).build();
+                let verdict = if goes_on { Verdict::Redirect } else { Verdict::Pass };
+                take(rig, [Step { verdict, ..Step::untouched("arrival", at, frame, "") }])?;
             }
         }
         Ok(())
