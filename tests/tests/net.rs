@@ -225,6 +225,22 @@ fn pods_that_are_born_while_no_agent_runs_are_served_behind_a_masquerade() -> Re
     serves_the_newborn(world)
 }
 
+/// `trace` of the node itself, and of a pod without a door.
+fn says_that_it_is_the_net(world: &World) -> Result<()> {
+    for family in Family::BOTH {
+        let node = world.node("node-a");
+        let (own, to) = (node.address(family), objects::cluster_ip(HOST, family));
+        let at_node = SocketAddr::new(own, NODE_PORT);
+        let late = world.pod("late-2").address(family);
+        for (from, to, device) in [(own, to, "shunt0"), (late, to, "shunt0"), (own, at_node, "lo")] {
+            let said = node.lb_agent(&format!("trace --from {from} --to {to}"))?;
+            let is_decided = said.contains("verdict     translated, and");
+            ensure!(is_decided && said.contains(&format!("leaving by {device} from inside")), "{said}");
+        }
+    }
+    Ok(())
+}
+
 fn serves_the_newborn(mut world: World) -> Result<()> {
     // The agent knows them as endpoints before they are.
     add_late_pods(&mut world)?;
@@ -236,6 +252,7 @@ fn serves_the_newborn(mut world: World) -> Result<()> {
         world.remove_pod(name)?;
     }
     add_late_pods(&mut world)?;
+    says_that_it_is_the_net(&world)?;
     for strict in [false, true] {
         if strict {
             be_strict(world.node("node-a").namespace())?;

@@ -16,11 +16,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use lb_common::flow::protocol;
+use lb_common::{
+    config::{Net, role},
+    flow::protocol,
+};
 use serde::Serialize;
 
 use self::answer::TraceAnswer;
-use crate::dataplane::{DEFAULT_BPFFS, Maps, Pins, ask};
+use crate::dataplane::{DEFAULT_BPFFS, Door, Maps, Pins, ask};
 
 /// Flags of `trace`.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,7 +43,8 @@ pub struct TraceArgs {
     pub proto: Protocol,
     /// Device by which the packet arrives: it decides whether the client counts as inside or outside. Default: the
     /// device that leads back to the client; where that has no programs (a bridge, say), the first pod interface if it
-    /// is not an uplink or the client is a backend on this node, else the first uplink
+    /// is not an uplink or the client is a backend on this node, else the first uplink. For the node itself, and for a pod
+    /// that was born while no agent ran, the net's device (`shunt0`, or `lo`), by which the packet leaves
     #[arg(long, value_name = "IF")]
     pub in_interface: Option<String>,
     /// Form of the answer
@@ -131,9 +135,13 @@ pub fn trace(args: &TraceArgs) -> anyhow::Result<TraceAnswer> {
     let dump = maps.dump()?;
     let device = match &args.in_interface {
         Some(name) => device::named(name, &dump)?,
-        None => device::choose(from.ip(), &dump)?,
+        None => {
+            let net = maps.config.get(0).map(|config| config.net).filter(Net::is_there);
+            device::choose((from.ip(), to.ip()), net.map(|net| net.ifindex), &dump, &pins)?
+        }
     };
     let question = packet::build(device.mac, from, to, args.proto.number());
-    let answer = ask(&pins, &maps, device.ifindex, &question)?;
+    let door = if device.role & role::NET == 0 { Door::TcIngress } else { Door::Net };
+    let answer = ask(&pins, &maps, (door, device.ifindex), &question)?;
     Ok(TraceAnswer::new((from, to, args.proto.number()), &device, &answer, &dump))
 }

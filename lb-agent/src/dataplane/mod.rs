@@ -82,7 +82,7 @@ pub use self::{
     kernel::{Feature, Lacks},
     maps::{MapError, Maps},
     pins::{DEFAULT_BPFFS, PinError, Pins},
-    question::{Answer, QuestionError, ask, ask_socket},
+    question::{Answer, QuestionError, ask, ask_socket, has_door},
     remove::{Item, remove_all},
     sockets::{SocketError, SocketMode, SocketOptions},
     sys::{cpu_numbers, device_name, lift_file_limit},

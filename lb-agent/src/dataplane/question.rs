@@ -11,7 +11,6 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 use lb_common::{
     flow::protocol,
-    maps::programs,
     socket::{TRACE_ANSWERED, TRACE_SOCKET},
     trace::{TRACE_MAGIC, TraceRecord},
 };
@@ -20,6 +19,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{
     doors::Door,
+    filters,
     maps::{MapError, Maps},
     pins::{PinError, Pins},
     sys,
@@ -98,14 +98,14 @@ struct Context {
     after: u32,
 }
 
-/// Asks the live program what becomes of a packet that arrives by a device of this network namespace. Questions wait for
-/// each other: there is one record.
+/// Asks the live program of a TC door what becomes of a packet at a device of this network namespace. Questions wait for each other:
+/// there is one record.
 ///
 /// # Errors
 /// When the program can't be run.
-pub fn ask(pins: &Pins, maps: &Maps, ifindex: u32, packet: &[u8]) -> Result<Answer, QuestionError> {
-    let program = programs::TC_INGRESS;
-    let descriptor = attached(pins, ifindex)?;
+pub fn ask(pins: &Pins, maps: &Maps, (door, ifindex): (Door, u32), packet: &[u8]) -> Result<Answer, QuestionError> {
+    let program = door.program();
+    let descriptor = attached(pins, door, ifindex)?;
     let _turn = pins.wait_for_turn()?;
     let cookie = cookie().map_err(|cause| QuestionError::Random { cause })?;
     maps.trace.set(0, &TraceRecord { cookie, ..TraceRecord::default() })?;
@@ -151,13 +151,19 @@ pub fn ask_socket(
     if record.cookie[3] == TRACE_ANSWERED { Ok(record) } else { Err(QuestionError::NoAnswer) }
 }
 
-/// The program that packets meet which arrive by that device. The one that is pinned is that of the latest agent, which may have had
+/// Whether a device has a program for packets that arrive.
+#[must_use]
+pub fn has_door(pins: &Pins, ifindex: u32) -> bool {
+    pins.links().join(Door::TcIngress.pin_name(ifindex)).exists() || filters::is_marked(pins, ifindex)
+}
+
+/// The program that packets meet at that device. The one that is pinned is that of the latest agent, which may have had
 /// no first sync yet; it answers for devices without programs, and where TC works by filters.
-fn attached(pins: &Pins, ifindex: u32) -> Result<OwnedFd, PinError> {
-    let link = sys::open_pin(&pins.links().join(Door::TcIngress.pin_name(ifindex)));
+fn attached(pins: &Pins, door: Door, ifindex: u32) -> Result<OwnedFd, PinError> {
+    let link = sys::open_pin(&pins.links().join(door.pin_name(ifindex)));
     let attached = link.and_then(|link| sys::open_program(sys::link_info(link.as_fd())?.program_id));
     attached.or_else(|_| {
-        let path = pins.program(programs::TC_INGRESS);
+        let path = pins.program(door.program());
         sys::open_pin(&path).map_err(|cause| PinError::Pin { path, cause })
     })
 }
@@ -171,7 +177,7 @@ fn cookie() -> io::Result<[u32; 4]> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::config::role;
+    use lb_common::{config::role, maps::programs};
 
     use super::*;
     use crate::{
@@ -186,7 +192,7 @@ mod tests {
         let uplink = ifindex("uplink");
         place.open().attach(uplink, "uplink", Duty { role: role::UPLINK, is_main: true }, VETH).unwrap();
         let pins = Pins::new(&place.options.bpffs);
-        let asked = || sys::program_id(attached(&pins, uplink).unwrap().as_fd()).unwrap();
+        let asked = || sys::program_id(attached(&pins, Door::TcIngress, uplink).unwrap().as_fd()).unwrap();
         let pinned = || sys::program_id(sys::open_pin(&pins.program(programs::TC_INGRESS)).unwrap().as_fd()).unwrap();
         let first = asked();
         let mut second = place.open();

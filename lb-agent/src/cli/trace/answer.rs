@@ -33,6 +33,9 @@ pub struct TraceAnswer {
     pub in_interface: String,
     /// Whether the client counts as inside this node.
     pub internal: bool,
+    /// Whether the packet leaves by that device, and meets the net.
+    #[serde(rename = "net")]
+    pub is_at_net: bool,
     /// `10.96.0.1:80/TCP`; `null` where there is none.
     pub frontend: Option<String>,
     /// `namespace/name:port` of the Service port that the frontend leads to.
@@ -93,7 +96,8 @@ impl TraceAnswer {
             to,
             protocol: ProtocolText(protocol).to_string(),
             in_interface: device.name.clone(),
-            internal: device.role & role::POD != 0,
+            internal: device.role & (role::POD | role::NET) != 0,
+            is_at_net: device.role & role::NET != 0,
             frontend: frontend.map(|(key, _)| FrontendText(&key).to_string()),
             service: service.map(|id| id.to_string()),
             decision: decision(record.step),
@@ -121,6 +125,7 @@ impl TraceAnswer {
     fn verdict_text(&self) -> String {
         let reason = self.reason.unwrap_or("no reason given");
         match self.verdict {
+            "translated" if self.is_at_net => "translated, and handed to the network stack, by shunt0".to_owned(),
             "translated" => "translated, and handed to the network stack".to_owned(),
             "forwarded" => {
                 format!("translated, and sent out by {}", self.out_interface.as_deref().unwrap_or("an unknown device"))
@@ -139,7 +144,8 @@ impl fmt::Display for TraceAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.internal { "inside" } else { "outside" };
         let Self { protocol, from, to, in_interface, .. } = self;
-        writeln!(f, "packet      {protocol} {from} -> {to}, arriving by {in_interface} from {place}")?;
+        let how = if self.is_at_net { "leaving by" } else { "arriving by" };
+        writeln!(f, "packet      {protocol} {from} -> {to}, {how} {in_interface} from {place}")?;
         match (&self.frontend, &self.service) {
             (Some(frontend), Some(service)) => writeln!(f, "frontend    {frontend} of {service}")?,
             (Some(frontend), None) => writeln!(f, "frontend    {frontend}")?,

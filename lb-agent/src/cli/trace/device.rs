@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The device by which the packet shall arrive.
+//! The device by which the packet shall arrive; or, at the net, leave.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,10 @@ use rtnetlink::{
     packet_route::route::{RouteAttribute, RouteMessage},
 };
 
-use crate::{dataplane, diff::Dump};
+use crate::{
+    dataplane::{self, Pins, has_door},
+    diff::Dump,
+};
 
 /// A device that the programs know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,14 +48,28 @@ pub fn named(name: &str, dump: &Dump) -> anyhow::Result<Device> {
     Ok(Device::new(ifindex, &dump.interfaces.get(&ifindex).copied().unwrap_or_default()))
 }
 
-/// The device by which a client's packets most likely arrive: see the help of `--in-interface`.
-pub fn choose(client: IpAddr, dump: &Dump) -> anyhow::Result<Device> {
+/// The device by which a client's packets to an address most likely arrive: see the help of `--in-interface`. `net` is the index of the
+/// net's.
+pub fn choose((client, to): (IpAddr, IpAddr), net: Option<u32>, dump: &Dump, pins: &Pins) -> anyhow::Result<Device> {
     let back = route_to(client).unwrap_or_default();
-    match choose_from(client, back, dump) {
-        Some(ifindex) => Ok(Device::new(ifindex, &dump.interfaces[&ifindex])),
+    let has_role = |ifindex: &u32| dump.interfaces.contains_key(ifindex);
+    let at_net = net.filter(has_role).filter(|_| {
+        // No agent knows of a pod's device that is there since the last one has ended.
+        let may_be_pods = |ifindex: u32| dump.interfaces.get(&ifindex).is_none_or(|own| own.role & role::POD != 0);
+        back.is_some_and(|ifindex| ifindex == LOOPBACK || may_be_pods(ifindex) && !has_door(pins, ifindex))
+    });
+    let at_net = at_net.map(|net| {
+        let stays = back == Some(LOOPBACK) && route_to(to).is_ok_and(|way| way == Some(LOOPBACK));
+        if stays { LOOPBACK } else { net }
+    });
+    match at_net.or_else(|| choose_from(client, back, dump)) {
+        Some(ifindex) => Ok(Device::new(ifindex, &dump.interfaces.get(&ifindex).copied().unwrap_or_default())),
         None => bail!("no device has a role yet: is the agent running? Name a device in --in-interface"),
     }
 }
+
+/// Index of the loopback device.
+const LOOPBACK: u32 = 1;
 
 fn choose_from(client: IpAddr, back: Option<u32>, dump: &Dump) -> Option<u32> {
     let with_role = |bit: u16| {
@@ -67,7 +84,7 @@ fn choose_from(client: IpAddr, back: Option<u32>, dump: &Dump) -> Option<u32> {
         }
     }
     // By one for replies alone the client does not come in.
-    let is_inside = back.is_some_and(|ifindex| role_of(ifindex) == 0) || is_local_backend(client, dump);
+    let is_inside = back.is_some_and(|ifindex| role_of(ifindex) & !role::NET == 0) || is_local_backend(client, dump);
     let (first, second) = if is_inside { (role::POD, role::UPLINK) } else { (role::UPLINK, role::POD) };
     with_role(first).or_else(|| with_role(second))
 }
