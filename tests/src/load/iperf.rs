@@ -59,7 +59,12 @@ pub fn run(server: &Log, client: &Namespace, to: SocketAddr, more: &[&str]) -> R
     server.wait_until_idle()?;
     let (address, port) = (to.ip().to_string(), to.port().to_string());
     let arguments = [&["-c", &address, "-p", &port, "-J", "--connect-timeout", "5000"], more].concat();
-    let report: Value = serde_json::from_str(&client.run("iperf3", &arguments)?)?;
+    let mut report = Value::Null;
+    // By its log it may have time before it has.
+    wait_until("iperf3 having time", LIMIT, || {
+        report = serde_json::from_str(&client.run("iperf3", &arguments)?)?;
+        Ok(!report["error"].as_str().is_some_and(|error| error.contains("busy")))
+    })?;
     ensure!(report["error"].is_null(), "{to} {more:?}: {}", report["error"]);
     Ok(report)
 }
