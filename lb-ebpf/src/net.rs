@@ -26,11 +26,13 @@ const LOOPBACK: u32 = 1;
 /// nobody's, nor is an address without frontends: the device drops what is left to it.
 #[inline(always)]
 pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
+    if !maps::config().is_ok_and(|config| config.net.ifindex == packet.ifindex()) || packet.is_trace() {
+        return SkbPacket::PASS;
+    }
     let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
     let (src, dst) = (F::src(&frame), F::dst(&frame));
     let known = maps::filter().map_or(0, |filter| filter.destination(F::filter_bit(&dst)));
-    let is_at_device = maps::config().is_ok_and(|config| config.net.ifindex == packet.ifindex());
-    if known == 0 || known & WHOLE != 0 || may_be_own::<F>(&dst) || !is_at_device || packet.is_trace() {
+    if known == 0 || known & WHOLE != 0 || may_be_own::<F>(&dst) {
         return SkbPacket::PASS;
     }
     // The main table: the net's own leads here.

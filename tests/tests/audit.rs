@@ -95,7 +95,7 @@ const SERVICE_CIDR: &str = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "Se
     "spec": {"cidrs": ["10.96.0.0/16"]}}"#;
 
 fn routes(node: &Node) -> Result<String> {
-    node.namespace().run("ip", &["route", "show", "table", "all", "protocol", "83"])
+    node.namespace().run("ip", &["route", "show", "protocol", "83"])
 }
 
 /// `bpftool link detach`, `tc qdisc del`, a route and a frontend removed: each is put back.
@@ -121,7 +121,7 @@ fn programs_routes_and_frontends_that_somebody_removes_come_back_within_half_a_m
         drop(node.namespace().command("tc").args(["qdisc", "del", "dev", interface, "clsact"]).output());
     }
     ensure!(world.serves().is_err(), "{detached} links were detached");
-    node.namespace().ip("route del 10.96.0.0/16 table 83")?;
+    node.namespace().ip("route del blackhole 10.96.0.0/16 proto 83")?;
     let map = MapData::from_pin(pins(node, "maps").join(FRONTENDS))?;
     let mut frontends: HashMap<_, [u8; 20], [u8; 28]> = HashMap::try_from(Map::HashMap(map))?;
     let keys: Vec<_> = frontends.keys().collect::<Result<_, _>>()?;

@@ -82,10 +82,6 @@ fn rule_58_established_connections_stay() -> Result<()> {
 #[test]
 fn pods_links_are_attached_live_and_forgotten() -> Result<()> {
     let mut world = World::with_agents(Options::TC)?;
-    // The programs of the net, whose device the agent makes at the start.
-    wait_until("the net standing", LIMIT, || {
-        Ok(world.node("node-a").namespace().run("ip", &["rule"])?.contains("lookup 83"))
-    })?;
     let before = pinned(&world)?;
     for (kind, host) in [(LinkKind::Bridged, 15), (LinkKind::Routed, 215)] {
         world.add_pod("late", "node-a", host, kind)?;

@@ -44,7 +44,7 @@ pub enum SocketMode {
     /// Those of all pods too: no cost per packet, but side-cars and sandboxes that redirect a pod's connections see
     /// backends instead of Services
     All,
-    /// None: the node's own processes reach no Service
+    /// None: the node's own processes reach no Service, unless by the net
     Off,
 }
 

@@ -304,12 +304,6 @@ impl State {
         keys.map(|key| (key.address, *key == FrontendKey::any_port(key.address)))
     }
 
-    /// The addresses of all backends; each as often as it is one.
-    pub fn backend_addresses(&self) -> impl Iterator<Item = Address> + '_ {
-        let live = self.mirror.backends().iter().filter(|backend| backend.state != backend_state::FREE);
-        live.map(|backend| backend.address)
-    }
-
     /// The backends of one Service.
     pub fn backends_of(&self, service: &ServiceKey) -> impl Iterator<Item = &BackendKey> {
         let units = self.records.get(service).into_iter().flat_map(|record| record.units.values());

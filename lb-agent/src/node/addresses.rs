@@ -103,8 +103,7 @@ mod tests {
         let mut node = NodeState::default();
         let own = [(1, "127.0.0.1"), (1, "::1"), (2, "192.0.2.1"), (2, "fd00::1"), (3, "10.0.0.1"), (3, "fe80::1")];
         for (ifindex, ip) in own {
-            let address =
-                LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false, prefix_len: 24 };
+            let address = LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false };
             node.apply(Change::Address { ifindex, address });
         }
         let primary = [Some("192.0.2.1".parse().unwrap()), None];
@@ -134,8 +133,7 @@ mod tests {
     fn rule_29_addresses_that_come_later_answer_too() {
         let (mut node, all) = (NodeState::default(), "all".parse::<NodePortAddresses>().unwrap());
         for ip in ["192.0.2.1", "198.51.100.1"] {
-            let address =
-                LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false, prefix_len: 24 };
+            let address = LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false };
             node.apply(Change::Address { ifindex: 2, address });
             assert!(all.select(&node, [None, None]).contains(&Address::from(address.ip)));
         }

@@ -103,10 +103,7 @@ fn decode_address(message: &AddressMessage) -> Option<Change> {
     let is_alone = u32::from(message.header.prefix_len) == if ip.is_ipv4() { 32 } else { 128 };
     let is_secondary = flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated) || is_alone;
     let is_global = message.header.scope == AddressScope::Universe;
-    Some(Change::Address {
-        ifindex,
-        address: LocalAddress { ip, is_global, is_secondary, prefix_len: message.header.prefix_len },
-    })
+    Some(Change::Address { ifindex, address: LocalAddress { ip, is_global, is_secondary } })
 }
 
 /// Whether it is a default route of the main table: those of others are for some packets only.

@@ -306,10 +306,7 @@ mod tests {
             for ip in addresses {
                 let ip: IpAddr = ip.parse().unwrap();
                 let is_global = !ip.to_string().starts_with("fe80");
-                node.apply(Change::Address {
-                    ifindex,
-                    address: LocalAddress { ip, is_global, is_secondary: false, prefix_len: 24 },
-                });
+                node.apply(Change::Address { ifindex, address: LocalAddress { ip, is_global, is_secondary: false } });
             }
         }
         node
@@ -365,8 +362,7 @@ mod tests {
                 node.apply(Change::Link { ifindex, link });
             }
             // Nor because of what others have done with it.
-            let address =
-                LocalAddress { ip: "192.0.2.1".parse().unwrap(), is_global: true, is_secondary: false, prefix_len: 24 };
+            let address = LocalAddress { ip: "192.0.2.1".parse().unwrap(), is_global: true, is_secondary: false };
             node.apply(Change::Address { ifindex: 7, address });
             node.apply(Change::DefaultDevices([2, 7].into()));
             for names in [&[] as &[&str], &["eth0"], &["eth0", "shunt0"]] {
@@ -448,20 +444,14 @@ mod tests {
         assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1"), expected);
         node.apply(Change::DefaultDevices(BTreeSet::new()));
         let ip = "192.0.2.1".parse().unwrap();
-        node.apply(Change::Address {
-            ifindex: 3,
-            address: LocalAddress { ip, is_global: true, is_secondary: true, prefix_len: 24 },
-        });
+        node.apply(Change::Address { ifindex: 3, address: LocalAddress { ip, is_global: true, is_secondary: true } });
         assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1"), expected, "its route went for a moment");
         // A pod's device that has the address of another one.
         node.apply(Change::Link {
             ifindex: 4,
             link: Link { name: "eth0".into(), is_ethernet: true, ..Link::default() },
         });
-        node.apply(Change::Address {
-            ifindex: 4,
-            address: LocalAddress { ip, is_global: true, is_secondary: false, prefix_len: 24 },
-        });
+        node.apply(Change::Address { ifindex: 4, address: LocalAddress { ip, is_global: true, is_secondary: false } });
         assert_eq!(roles_at(&selection(&[]), &node, "192.0.2.1")[0], (2, role::POD));
     }
 
@@ -488,10 +478,7 @@ mod tests {
         let with = |is_secondary| {
             let mut node = node();
             let ip = "192.0.2.1".parse().unwrap();
-            node.apply(Change::Address {
-                ifindex: 2,
-                address: LocalAddress { ip, is_global: true, is_secondary, prefix_len: 24 },
-            });
+            node.apply(Change::Address { ifindex: 2, address: LocalAddress { ip, is_global: true, is_secondary } });
             node
         };
         assert_eq!(role_of(&with(true)), role::POD, "a gateway's address, alone in its network");

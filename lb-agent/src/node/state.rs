@@ -6,8 +6,6 @@ use std::{
     net::IpAddr,
 };
 
-use ipnet::IpNet;
-
 use super::net::DEVICE;
 
 /// A network device.
@@ -72,8 +70,6 @@ pub struct LocalAddress {
     /// Whether new traffic should rather be sent from another one: secondary, temporary, deprecated, or in no network but its own
     /// (`/32`, as VRRP has it).
     pub is_secondary: bool,
-    /// Length of its network's prefix.
-    pub prefix_len: u8,
 }
 
 /// What the kernel knows of a neighbour's Ethernet address.
@@ -211,12 +207,6 @@ impl NodeState {
         if families == [false; 2] { [true; 2] } else { families }
     }
 
-    /// The networks in which its addresses are, those with nobody else in them aside.
-    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
-        let networks = self.all_addresses().filter_map(|own| IpNet::new(own.ip, own.prefix_len).ok());
-        networks.filter(|network| network.prefix_len() < network.max_prefix_len())
-    }
-
     /// Whether routing rules make the way to a destination depend on more than that.
     #[must_use]
     pub const fn is_policy_routed(&self) -> bool {
@@ -321,7 +311,7 @@ mod tests {
     }
 
     fn address(ip: &str) -> LocalAddress {
-        LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false, prefix_len: 24 }
+        LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false }
     }
 
     #[test]
@@ -339,7 +329,7 @@ mod tests {
     fn a_node_has_the_families_of_its_addresses_and_either_as_long_as_it_has_none() {
         let mut state = NodeState::default();
         let mut with = |ip: &str, is_global| {
-            let address = LocalAddress { ip: ip.parse().unwrap(), is_global, is_secondary: false, prefix_len: 24 };
+            let address = LocalAddress { ip: ip.parse().unwrap(), is_global, is_secondary: false };
             state.apply(Change::Address { ifindex: 2, address });
             state.families()
         };

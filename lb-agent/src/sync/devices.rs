@@ -10,7 +10,6 @@ use std::{
     time::Instant,
 };
 
-use ipnet::IpNet;
 use lb_common::{
     address::Address,
     config::{Interface, role},
@@ -188,12 +187,6 @@ impl Devices {
     pub fn all_local_addresses(&self) -> BTreeSet<IpAddr> {
         let told = self.told.internal_addresses.iter().chain(&self.told.external_addresses).copied();
         self.node.all_addresses().map(|own| own.ip).chain(told).collect()
-    }
-
-    /// The networks in which this node is.
-    #[must_use]
-    pub fn networks(&self) -> Vec<IpNet> {
-        self.node.networks().collect()
     }
 
     /// The node's address of each family, if it holds it.

@@ -4,7 +4,7 @@
 //! Nothing meets a gap: the programs are on the device, and the maps complete, before anything is routed there; and a device
 //! that can't be had is not in the configuration, so that the socket door does without.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::config;
@@ -83,13 +83,12 @@ impl Net {
             service_ranges: basis.service_ranges.clone(),
             given_ranges: &self.options.ranges,
             local: &devices.all_local_addresses(),
-            networks: &devices.networks(),
             own: devices.sources(),
             families: devices.families(),
             sources: self.options.sources,
         };
-        let frontends = state.frontend_addresses().map(|(address, is_cluster_ip)| (address.into(), is_cluster_ip));
-        let routes = Arc::new(addresses.routes(frontends, state.backend_addresses().map(IpAddr::from)));
+        let cluster_ips = state.frontend_addresses().filter(|(_, is_cluster_ip)| *is_cluster_ip);
+        let routes = Arc::new(addresses.routes(cluster_ips.map(|(address, _)| address.into())));
         self.routes = Some((basis, Arc::clone(&routes)));
         routes
     }
@@ -113,7 +112,10 @@ impl<D: Doors> Loop<D> {
             self.maps.doors.set_net(config);
         }
         let wanted = match self.net.options.is_off {
-            true if is_synced => Wanted::Off,
+            // None where the node's own processes reach Services by the kernel's routes: rules for them (kube-proxy's) come after the
+            // look-up of a route, which must find one.
+            true if is_synced && !self.maps.doors.is_socket_door_open() => Wanted::Off(Some(BTreeSet::new())),
+            true if is_synced => Wanted::Off(self.services.model().service_cidrs()),
             true => Wanted::Unknown,
             false => {
                 let is_ready = is_synced && there.is_there();

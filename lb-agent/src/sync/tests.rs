@@ -242,7 +242,7 @@ fn link(name: &str) -> Link {
 }
 
 fn address(ip: &str) -> LocalAddress {
-    LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false, prefix_len: 24 }
+    LocalAddress { ip: ip.parse().unwrap(), is_global: true, is_secondary: false }
 }
 
 fn web() -> [Event; 2] {

@@ -4,7 +4,7 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use lb_common::{
-    config::{family_index, role},
+    config::{Interface, family_index, role},
     flow::table::{class_of_device, class_of_source},
     frontend::{Frontend, FrontendKey, Scope, SourceRange, Target, frontend_flags},
     verdict::{Fate, Reason, Stage, Stop},
@@ -113,7 +113,8 @@ fn comes_from_pod<P: Packet>(packet: &P) -> Stage<bool> {
 /// Whether a packet at the net is of this node's processes, or of a pod. A device that no pattern matches may lead to one.
 #[inline(always)]
 fn comes_from_inside<P: Packet>(packet: &P) -> bool {
-    maps::find_interface(packet.arrived_by()).is_none_or(|device| device.role & role::UPLINK == 0)
+    let is_outside = |device: &Interface| device.role & (role::UPLINK | role::RETURN) != 0;
+    !maps::find_interface(packet.arrived_by()).is_some_and(is_outside)
 }
 
 /// Pods are internal clients, those of this node by the device that they come by and those of others by their address;

@@ -84,12 +84,13 @@ fn translate_at_net<P: Packet, F: Header>(packet: &P) -> Stage<()> {
     let scratch = work::scratch::<F>()?;
     let backend = maps::find_backend(scratch.original.backend).ok_or(Stop::drop(Reason::TableCorrupt))?;
     let client = scratch.parsed.key.src;
-    let is_unroutable = F::widen(&client).is_unroutable();
+    // What has begun here gets the address that it would have had without a Service: in an overlay another one.
+    let gets_address = packet.arrived_by() == 0 || F::widen(&client).is_unroutable();
     let is_here = backend.flags & backend_flags::LOCAL != 0 || scratch.original.new_dst == client;
     // From there the kernel knows no way (IPv6).
-    scratch.next_hop_src = if is_unroutable { F::from_first_words(&[0; 4]) } else { client };
+    scratch.next_hop_src = if gets_address { F::from_first_words(&[0; 4]) } else { client };
     if !is_here && leads_to_door::<P, F>(packet, scratch) {
-        if is_unroutable {
+        if gets_address {
             take_address(packet, scratch)?;
         }
         set_flags(&mut scratch.original, 0, flow_flags::NET | flow_flags::SNAT);

@@ -24,6 +24,7 @@ use aya_ebpf::{bindings::bpf_sock_addr, maps::lpm_trie::Key, programs::SockConte
 use lb_common::{
     address::{Address, Family as _, V4},
     config::{config_flags, family_index},
+    filter::WHOLE,
     flow::protocol,
     frontend::{Affinity, AffinityKey, Frontend, FrontendKey, NO_BACKEND, Scope, SourceRange, frontend_flags},
     hash,
@@ -217,7 +218,7 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
         record.service = frontend.service;
         record.internal = 1;
     }
-    if is_of_node && call == Call::Connect && protocol == protocol::UDP && record.is_none() && is_nets(&address)? {
+    if is_of_node && protocol == protocol::UDP && record.is_none() && is_nets(socket, call, &address)? {
         return Err(Stop::NOT_OURS);
     }
     let needs_attention = match protocol {
@@ -280,11 +281,18 @@ fn decide<F: SocketFamily>(socket: &Socket<F>, call: Call, record: &mut Option<&
     Ok(())
 }
 
-/// Whether what is sent to an address of a Service is translated by the net: a connected socket's datagrams go to whatever backend there
-/// is then, and the socket hears of no change. No packet to a loopback address is.
+/// Whether UDP of this node to an address is left to the net, because the socket is connected: its datagrams go to whatever backend there
+/// is then, and it hears of no change. The net sees what is for ClusterIPs, and for NodePorts at the node's addresses. To connected
+/// sockets of IPv6 that send by IPv4 the kernel names the address with each datagram.
 #[inline(always)]
-fn is_nets(address: &Address) -> Stage<bool> {
-    Ok(maps::config()?.net.is_there() && !address.is_this_machine())
+fn is_nets<F: SocketFamily>(socket: &Socket<F>, call: Call, address: &Address) -> Stage<bool> {
+    if !maps::config()?.net.is_there() || address.is_this_machine() {
+        return Ok(false);
+    }
+    let is_by_packets = call == Call::Connect || socket.is_connected() && maps::find_socket(socket.cookie()).is_none();
+    let cell = hash::filter_bit(address.words_be());
+    let is_seen = maps::filter().is_some_and(|filter| filter.destination(cell) & WHOLE != 0 || filter.is_node(cell));
+    Ok(is_by_packets && is_seen)
 }
 
 /// A Service's address, a NodePort on an address of this node, or a NodePort on localhost (rule 30): that is the node's own

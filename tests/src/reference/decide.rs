@@ -221,7 +221,8 @@ fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Ques
     let (door, is_inside) = (question.arrival.door, is_inside(setup, question.arrival));
     let is_hairpin = entry.to.dst.ip() == question.segment.key.src.ip();
     if door == Door::Net {
-        return choose_source_at_net(setup, entry, is_hairpin || backend.is_local);
+        let begins_here = question.arrival.arrived_by == 0;
+        return choose_source_at_net(setup, entry, is_hairpin || backend.is_local, begins_here);
     }
     let is_elsewhere = !is_inside && !backend.is_local;
     if is_hairpin || is_elsewhere {
@@ -235,9 +236,10 @@ fn choose_source(setup: &Setup, entry: Entry, backend: &Backend, question: &Ques
     }
 }
 
-/// At the net the client keeps its address where the reply will come by a door outside, which sends it back to the net; but loopback and
-/// link-local addresses mean nothing there (nor do multicast ones, as sources). All others get the net's source, to which replies are routed.
-fn choose_source_at_net(setup: &Setup, mut entry: Entry, is_here: bool) -> Result<Entry, End> {
+/// At the net the client keeps its address where the reply will come by a door outside, which sends it back to the net; but this node
+/// itself takes the address that it would have without a Service, and loopback and link-local addresses mean nothing there (nor do
+/// multicast ones, as sources). All others get the net's source, to which replies are routed.
+fn choose_source_at_net(setup: &Setup, mut entry: Entry, is_here: bool, begins_here: bool) -> Result<Entry, End> {
     entry.is_nets = true;
     let client = entry.to.src.ip();
     let way = match setup.way_to(entry.to.dst.ip()) {
@@ -251,7 +253,7 @@ fn choose_source_at_net(setup: &Setup, mut entry: Entry, is_here: bool) -> Resul
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
         let is_unroutable = is_link_local || client.is_loopback() || client.is_multicast();
-        return if is_unroutable { translate_source(setup, entry, Door::Net) } else { Ok(entry) };
+        return if is_unroutable || begins_here { translate_source(setup, entry, Door::Net) } else { Ok(entry) };
     }
     let sources = setup.net.as_ref().map(|net| &net.sources);
     let source = sources.and_then(|sources| sources.get(&Version::of(client)));

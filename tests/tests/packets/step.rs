@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One line of a test's table: a packet, and all that must come of it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::flow::{
@@ -10,8 +10,8 @@ use lb_common::flow::{
 };
 use shunt_tests::{
     packets::{
-        Rig, Segment, chunk,
-        node::{Both, pick},
+        POD, Rig, Segment, chunk,
+        node::{Both, CALLER, pick},
     },
     reference::{Arrival, Door, Verdict, Version},
 };
@@ -62,9 +62,17 @@ pub fn take(rig: &mut Rig, steps: impl IntoIterator<Item = Step>) -> Result<()> 
     rig.compare_flows()
 }
 
-/// One packet.
+/// One packet. What comes to the net from the calling pod has arrived by its device; what else does has begun on this node.
 pub fn send(rig: &mut Rig, at: (Door, u32), frame: Vec<u8>) -> Result<shunt_tests::reference::Outcome> {
-    rig.send(&Arrival { door: at.0, ifindex: at.1, arrived_by: 0, frame, is_trace: false })
+    let is_callers = |frame: &[u8]| {
+        let octets = match pick(CALLER, if frame[12..14] == [8, 0] { Version::V4 } else { Version::V6 }) {
+            IpAddr::V4(v4) => (26, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (22, v6.octets().to_vec()),
+        };
+        frame.get(octets.0..).is_some_and(|rest| rest.starts_with(&octets.1))
+    };
+    let arrived_by = if at.0 == Door::Net && is_callers(&frame) { POD } else { 0 };
+    rig.send(&Arrival { door: at.0, ifindex: at.1, arrived_by, frame, is_trace: false })
 }
 
 /// The first packet of a flow.

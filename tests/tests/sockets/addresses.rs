@@ -52,7 +52,7 @@ fn getpeername_shows_the_service() -> Result<()> {
                     for kind in [Type::STREAM, Type::DGRAM] {
                         let socket = connect(domain, kind, to)?;
                         ensure!(peer(&socket)? == to, "{kind:?}: {:?}", peer(&socket)?);
-                        ask(&socket)?;
+                        ask(&socket).with_context(|| format!("{kind:?} {to}"))?;
                     }
                 }
             }

@@ -114,12 +114,12 @@ impl DeviceArgs {
 /// Flags about the net under the doors.
 #[derive(Clone, Debug, clap::Args)]
 pub struct NetArgs {
-    /// A device of the agent's own, shunt0, to which Services' addresses are routed: what no door has translated is served there, and
-    /// what is for no Service goes no further
-    #[arg(long, value_enum, default_value_t = NetMode::Auto)]
+    /// A device of the agent's own, shunt0, to which ClusterIPs are routed: what no door has translated is served there, and
+    /// what is for no Service goes no further. New, and not for every network yet: see docs/switching.md
+    #[arg(long, value_enum, default_value_t = NetMode::Off)]
     pub net: NetMode,
-    /// Ranges from which ClusterIPs are allocated, beside those of ServiceCIDR objects (Kubernetes before 1.33 has none): they are
-    /// routed to shunt0 as a whole. Services outside of all ranges are by their addresses
+    /// With --net auto: ranges whose addresses are Services' alone, beside those of ServiceCIDR objects (Kubernetes before 1.33 has
+    /// none), such as a load balancer's pool. They are routed to shunt0 as a whole; ClusterIPs outside of all ranges are one by one
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',')]
     pub service_cidr: Vec<ServiceRange>,
     /// Addresses of nobody, one of each family, which backends on this node see as the client where shunt0 serves it
@@ -131,9 +131,9 @@ pub struct NetArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetMode {
     /// Where the kernel has such a device
-    #[default]
     Auto,
     /// Not at all: what is there of it is taken away
+    #[default]
     Off,
 }
 
@@ -297,9 +297,10 @@ mod tests {
     }
 
     #[test]
-    fn the_net_is_there_unless_it_is_off() {
+    fn the_net_is_there_where_it_is_wanted() {
         let options = |flags: &[&str]| run(&[&["--source", "kube"], flags].concat()).map(|args| args.net.options());
-        assert_eq!(options(&[]).unwrap(), NetOptions::default());
+        assert!(options(&[]).unwrap().is_off);
+        assert_eq!(options(&["--net", "auto"]).unwrap(), NetOptions::default());
         let flags =
             ["--net", "off", "--service-cidr", "10.96.0.0/12,fd00:96::/108", "--net-sources", "192.0.2.9,fd00::9"];
         let given = options(&flags).unwrap();

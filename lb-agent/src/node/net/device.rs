@@ -139,10 +139,17 @@ pub async fn remove(handle: &Handle, ifindex: u32) -> Result<(), NetError> {
     removed.map_err(|source| NetError::Device { act: "removed", source })
 }
 
-/// What the device needs to forward packets; new ones have it where the machine forwards as a whole.
+/// What the device needs to forward packets; new ones have it where the machine forwards as a whole. Its other end must not: what comes
+/// out there is for nobody, and would go round.
 fn forwarding() -> impl Iterator<Item = (String, &'static str)> {
-    let settings = [("ipv4", "forwarding", "1"), ("ipv6", "disable_ipv6", "0"), ("ipv6", "forwarding", "1")];
-    settings.into_iter().map(|(family, name, value)| (format!("net/{family}/conf/{DEVICE}/{name}"), value))
+    const SETTINGS: [(&str, &str, &str, &str); 5] = [
+        ("ipv4", DEVICE, "forwarding", "1"),
+        ("ipv6", DEVICE, "disable_ipv6", "0"),
+        ("ipv6", DEVICE, "forwarding", "1"),
+        ("ipv4", PEER, "forwarding", "0"),
+        ("ipv6", PEER, "disable_ipv6", "1"),
+    ];
+    SETTINGS.into_iter().map(|(family, device, name, value)| (format!("net/{family}/conf/{device}/{name}"), value))
 }
 
 /// Read first: in most containers they are not to be written.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The net under the doors: a device of our own to which the addresses of Services are routed, so that packets for them that no
-//! door has translated meet a program there. What is for nobody goes no further (rule 44).
+//! door has translated meet a program there. What is for nobody goes no further (rule 44); where there is no net, `blackhole` routes see
+//! to that.
 //!
 //! In: what is wanted ([`Wanted`]), from the one loop. Out: the device, a table of routes of our own and the rules that lead to
 //! it, kept as they should be; and what was lost, and what fails ([`Told`]). All of it outlives the agent. Nothing here knows
@@ -137,7 +138,7 @@ pub enum Item {
     },
     /// A route to the device.
     Route(IpNet),
-    /// What an agent of an earlier version has made in place of routes to the device.
+    /// What drops what is for nobody where there is no net.
     Blackhole(IpNet),
     /// The device.
     Device,
@@ -196,23 +197,29 @@ pub async fn follow(mut wanted: watch::Receiver<Wanted>, tell: impl Fn(Told)) {
 /// Where netlink fails.
 pub async fn remove_all(dry_run: bool) -> Result<Vec<Item>, NetError> {
     let handle = connect()?;
+    let mut removed = remove_net(&handle, dry_run).await?;
+    removed.extend(remove_blackholes(&handle, dry_run).await?);
+    Ok(removed)
+}
+
+/// Routes are withdrawn before the device goes: until then packets meet its program.
+async fn remove_net(handle: &Handle, dry_run: bool) -> Result<Vec<Item>, NetError> {
     let mut removed = Vec::new();
     for is_v4 in routes::rules().await? {
         if !dry_run {
-            routes::remove_rule(&handle, is_v4).await?;
+            routes::remove_rule(handle, is_v4).await?;
         }
         removed.push(Item::Rule { is_v4 });
     }
     for (range, route) in routes::of_table().await? {
         if !dry_run {
-            routes::remove(&handle, range, route.message).await?;
+            routes::remove(handle, range, route.message).await?;
         }
         removed.push(Item::Route(range));
     }
-    removed.extend(remove_blackholes(&handle, dry_run).await?);
-    if let Some(device) = device::find(&handle).await?.filter(device::Found::is_ours) {
+    if let Some(device) = device::find(handle).await?.filter(device::Found::is_ours) {
         if !dry_run {
-            device::remove(&handle, device.ifindex).await?;
+            device::remove(handle, device.ifindex).await?;
         }
         removed.push(Item::Device);
     }
@@ -245,6 +252,8 @@ struct Keeper {
     routes: BTreeSet<IpNet>,
     /// Whether everything has stood on this device.
     has_stood: bool,
+    /// Ranges whose blackhole routes are there.
+    blackholes: BTreeSet<IpNet>,
 }
 
 impl Keeper {
@@ -253,19 +262,23 @@ impl Keeper {
         let mut look = Look::default();
         let kept = match wanted {
             Wanted::Unknown => Ok(()),
-            Wanted::Off => self.remove().await,
+            Wanted::Off(ranges) => self.do_without(ranges.as_ref(), &mut look).await,
             Wanted::On { mtu, routes, .. } => self.keep(*mtu, routes.as_deref(), &mut look).await,
         };
         look.errors.extend(kept.err());
         look
     }
 
-    /// Routes are withdrawn before the device goes: until then packets meet its program.
-    async fn remove(&mut self) -> Result<(), NetError> {
-        *self = Self::default();
-        for item in remove_all(false).await? {
+    async fn do_without(&mut self, ranges: Option<&BTreeSet<IpNet>>, look: &mut Look) -> Result<(), NetError> {
+        *self = Self { blackholes: std::mem::take(&mut self.blackholes), ..Self::default() };
+        let handle = connect()?;
+        for item in remove_net(&handle, false).await? {
             info!("{item} removed: --net off");
         }
+        let Some(ranges) = ranges else { return Ok(()) };
+        let added = routes::make_blackholes(&handle, ranges).await?;
+        look.lost.extend(added.intersection(&self.blackholes).copied().map(Item::Blackhole));
+        self.blackholes.clone_from(ranges);
         Ok(())
     }
 

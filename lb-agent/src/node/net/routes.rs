@@ -113,9 +113,30 @@ pub async fn of_table() -> Result<BTreeMap<IpNet, Found>, NetError> {
     Ok(found.collect())
 }
 
-/// What agents of earlier versions have made in the main table.
+/// What there is in the main table while there is no net.
 pub async fn blackholes() -> Result<Vec<(IpNet, RouteMessage)>, NetError> {
     Ok(look(|| listed(RouteHeader::RT_TABLE_MAIN, RouteType::BlackHole)).await?)
+}
+
+/// Makes the blackhole routes of the main table these. Gives those that were missing.
+pub async fn make_blackholes(handle: &Handle, wanted: &BTreeSet<IpNet>) -> Result<BTreeSet<IpNet>, NetError> {
+    /// Behind whatever else there is for a range.
+    const METRIC: u32 = 1 << 30;
+    let found: BTreeMap<_, _> = blackholes().await?.into_iter().collect();
+    for (range, route) in found.iter().filter(|(range, _)| !wanted.contains(range)) {
+        remove(handle, *range, route.clone()).await?;
+        info!("route blackhole {range} removed: no ServiceCIDR holds it any more");
+    }
+    let missing: BTreeSet<_> = wanted.iter().filter(|range| !found.contains_key(range)).copied().collect();
+    for range in &missing {
+        let prefix = (range.network(), range.prefix_len());
+        let Ok(builder) = RouteMessageBuilder::<IpAddr>::new().destination_prefix(prefix.0, prefix.1) else { continue };
+        let route = builder.kind(RouteType::BlackHole).protocol(PROTOCOL).priority(METRIC).build();
+        let added = handle.route().add(route).execute().await;
+        added.map_err(|source| NetError::Routes { verb: "add", count: 1, first: *range, source })?;
+        info!("route blackhole {range} added: of this ServiceCIDR only Services are reached");
+    }
+    Ok(missing)
 }
 
 /// Routes of ours in a table; and whether they were looked at as a whole.

@@ -224,8 +224,8 @@ fn what_is_no_longer_wanted_goes_as_cleanup_would_have_it_and_nothing_else() {
             "route 10.96.0.0/12 dev shunt0 table 83",
             "route 198.51.100.7/32 dev shunt0 table 83",
             "route fd00:96::/108 dev shunt0 table 83",
-            "route blackhole 172.30.0.0/16",
             "device shunt0",
+            "route blackhole 172.30.0.0/16",
         ];
         for dry_run in [true, false] {
             let items: Vec<_> = remove_all(dry_run).await.unwrap().iter().map(ToString::to_string).collect();
@@ -236,7 +236,34 @@ fn what_is_no_longer_wanted_goes_as_cleanup_would_have_it_and_nothing_else() {
         assert!(is_gone());
         assert_eq!(remove_all(false).await.unwrap(), []);
         look(&mut Keeper::default(), &on(&BOTH)).await;
-        look(&mut Keeper::default(), &Wanted::Off).await;
+        look(&mut Keeper::default(), &Wanted::Off(None)).await;
         assert!(is_gone() && output_of_ip("rule").contains("from 203.0.113.0/24 lookup 83"));
+    });
+}
+
+#[test]
+fn rule_44_where_there_is_no_net_routes_drop_what_is_nobodys_and_are_put_back() {
+    in_new_namespace(|| async {
+        node();
+        ip("route add 10.96.0.0/12 via 192.0.2.8");
+        let off = |ranges: &[&str]| Wanted::Off(Some(ranges.iter().map(|range| range.parse().unwrap()).collect()));
+        let blackholes = || {
+            let routes = output_of_ip("route show proto 83") + &output_of_ip("-6 route show proto 83");
+            let first = |line: &str| line.split(" dev ").next().unwrap().trim().to_owned();
+            routes.lines().map(first).collect::<Vec<_>>()
+        };
+        let mut keeper = Keeper::default();
+        for lost in [&[] as &[&str], &["route blackhole fd00:96::/108"]] {
+            assert_eq!(look(&mut keeper, &off(&["10.96.0.0/12", "fd00:96::/108"])).await, lost);
+            assert_eq!(blackholes(), ["blackhole 10.96.0.0/12 metric 1073741824", "blackhole fd00:96::/108"]);
+            ip("-6 route del blackhole fd00:96::/108");
+        }
+        assert!(output_of_ip("-o route get 10.96.0.1").contains("192.0.2.8"), "others come first");
+        look(&mut keeper, &Wanted::Off(None)).await;
+        assert_eq!(blackholes().len(), 1, "nobody knows of ranges");
+        look(&mut keeper, &off(&["172.30.0.0/16"])).await;
+        assert_eq!(blackholes(), ["blackhole 172.30.0.0/16 metric 1073741824"]);
+        look(&mut keeper, &off(&[])).await;
+        assert_eq!(blackholes(), [""; 0]);
     });
 }

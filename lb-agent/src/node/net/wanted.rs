@@ -17,8 +17,9 @@ pub enum Wanted {
     /// That it stays as it is: nobody knows yet.
     #[default]
     Unknown,
-    /// Nothing of it.
-    Off,
+    /// Nothing of it. In its place `blackhole` routes keep what is for nobody's address in these ranges from leaving by the default route;
+    /// `None` while nobody knows of the ranges: then those that are there stay.
+    Off(Option<BTreeSet<IpNet>>),
     /// All of it.
     On {
         /// The device's.
@@ -55,8 +56,6 @@ pub struct Addresses<'a> {
     pub given_ranges: &'a [IpNet],
     /// Addresses of this node.
     pub local: &'a BTreeSet<IpAddr>,
-    /// Networks in which this node is.
-    pub networks: &'a [IpNet],
     /// Addresses that may be the source of what this node sends, IPv4 and IPv6.
     pub own: [Option<IpAddr>; 2],
     /// The families that this node has, IPv4 and IPv6.
@@ -66,34 +65,15 @@ pub struct Addresses<'a> {
 }
 
 impl Addresses<'_> {
-    /// The routes that follow. `frontends` are the addresses of Services, and whether that one is known for a ClusterIP.
+    /// The routes that follow, for ClusterIPs outside of the ranges, too.
     ///
-    /// Other frontends may be at addresses of machines: external IPs, and those of load balancers that have none of their own
-    /// (k3s's). With a route to the device, all that comes from there would be dropped by `rp_filter`, whatever it is. So there is
-    /// none to an address where an endpoint is, nor in this node's own networks, where other nodes are.
+    /// Other frontends have none of their own: external IPs may be those of machines, and those of load balancers as well (k3s's). With a
+    /// route to the device, all that comes from there would be dropped by `rp_filter`, whatever it is.
     #[must_use]
-    pub fn routes(
-        &self,
-        frontends: impl Iterator<Item = (IpAddr, bool)>,
-        endpoints: impl Iterator<Item = IpAddr>,
-    ) -> Routes {
+    pub fn routes(&self, cluster_ips: impl Iterator<Item = IpAddr>) -> Routes {
         let known: BTreeSet<IpNet> = self.ranges().collect();
-        let (mut cluster_ips, mut others) = (BTreeSet::new(), BTreeSet::new());
-        for (ip, is_cluster_ip) in frontends.filter(|(ip, _)| self.needs_route(ip)) {
-            let is_near = || self.networks.iter().any(|network| network.contains(&ip));
-            if is_cluster_ip {
-                cluster_ips.insert(ip);
-            } else if !is_near() {
-                others.insert(ip);
-            }
-        }
-        if !others.is_empty() {
-            for ip in endpoints {
-                others.remove(&ip);
-            }
-        }
-        let others: Vec<IpNet> =
-            cluster_ips.into_iter().chain(others).chain(self.sources.addresses()).map(host).collect();
+        let others: BTreeSet<IpAddr> = cluster_ips.filter(|ip| self.needs_route(ip)).collect();
+        let others = others.into_iter().chain(self.sources.addresses()).map(host);
         let index = |range: &IpNet| usize::from(!range.addr().is_ipv4());
         let ranges = known.into_iter().chain(others).filter(|range| self.families[index(range)]);
         Routes {
@@ -124,11 +104,6 @@ pub fn mtu(of_devices: impl Iterator<Item = u32>) -> u32 {
 mod tests {
     use super::*;
 
-    /// Frontends: `10.96.0.1!` is a ClusterIP.
-    fn frontends(texts: &[&str]) -> Vec<(IpAddr, bool)> {
-        texts.iter().map(|text| (text.trim_end_matches('!').parse().unwrap(), text.ends_with('!'))).collect()
-    }
-
     fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
@@ -145,23 +120,22 @@ mod tests {
             service_ranges: Some(nets(&["10.96.0.0/12", "fd00:96::/108"])),
             given_ranges: &[],
             local: NOBODY,
-            networks: &[],
             own: [Some("192.0.2.1".parse().unwrap()), Some("fd00::1".parse().unwrap())],
             families: [true; 2],
             sources: NetSources::default(),
         }
     }
 
-    /// The routes, while there are no endpoints.
+    /// The routes, with these ClusterIPs.
     fn routed(addresses: &Addresses<'_>, all: &[&str]) -> Vec<String> {
-        texts(&addresses.routes(frontends(all).into_iter(), [].into_iter()))
+        texts(&addresses.routes(all.iter().map(|text| text.parse().unwrap())))
     }
 
     const SOURCES: [&str; 2] = ["169.254.96.1/32 src 192.0.2.1", "fd96:ffff::1/128 src fd00::1"];
 
     #[test]
     fn ranges_and_sources_are_routed_with_the_nodes_address_as_source() {
-        let services = ["10.96.0.1!", "10.96.0.1", "fd00:96::1!"];
+        let services = ["10.96.0.1", "fd00:96::1"];
         let all = routed(&addresses(), &services);
         assert_eq!(all, ["10.96.0.0/12 src 192.0.2.1", SOURCES[0], "fd00:96::/108 src fd00::1", SOURCES[1]]);
         let [_, v6] = addresses().own;
@@ -172,8 +146,8 @@ mod tests {
     }
 
     #[test]
-    fn frontends_outside_of_all_ranges_have_routes_of_their_own() {
-        let services = ["10.96.0.1!", "198.51.100.7", "fd00:7::7", "0.0.0.0", "::", "127.0.0.1"];
+    fn cluster_ips_outside_of_all_ranges_have_routes_of_their_own() {
+        let services = ["10.96.0.1", "198.51.100.7", "fd00:7::7", "0.0.0.0", "::", "127.0.0.1"];
         let all = routed(&addresses(), &services);
         assert!(all.contains(&"198.51.100.7/32 src 192.0.2.1".into()), "{all:?}");
         assert!(all.contains(&"fd00:7::7/128 src fd00::1".into()), "{all:?}");
@@ -185,23 +159,18 @@ mod tests {
         assert_eq!(all, expected);
     }
 
-    /// A load balancer without addresses of its own (k3s's) takes those of nodes, and so do people for external IPs.
     #[test]
-    fn a_frontend_at_the_address_of_a_machine_is_not_routed_away_from_it() {
-        let local = BTreeSet::from(["192.0.2.1".parse().unwrap()]);
-        let networks = nets(&["192.0.2.0/24", "10.0.0.0/8"]).into_iter().collect::<Vec<_>>();
-        let addresses = Addresses { local: &local, networks: &networks, service_ranges: None, ..addresses() };
-        let services = ["192.0.2.1", "192.0.2.2", "198.51.100.2", "198.51.100.3", "10.96.0.1!", "10.96.0.1"];
-        let endpoints = ["198.51.100.2", "10.96.0.1"].map(|ip| ip.parse().unwrap());
-        let all = texts(&addresses.routes(frontends(&services).into_iter(), endpoints.into_iter()));
-        let expected = ["10.96.0.1/32 src 192.0.2.1", SOURCES[0], "198.51.100.3/32 src 192.0.2.1", SOURCES[1]];
-        assert_eq!(all, expected, "a ClusterIP is, whatever network it is in");
+    fn what_this_node_holds_is_not_routed_away_from_it() {
+        let local = BTreeSet::from(["10.96.0.10".parse().unwrap()]);
+        let addresses = Addresses { local: &local, service_ranges: None, ..addresses() };
+        let expected = ["10.96.0.1/32 src 192.0.2.1", SOURCES[0], SOURCES[1]];
+        assert_eq!(routed(&addresses, &["10.96.0.1", "10.96.0.10"]), expected);
     }
 
     #[test]
     fn ranges_that_may_not_be_read_may_be_there() {
         let addresses = Addresses { service_ranges: None, ..addresses() };
-        let routes = addresses.routes(frontends(&["10.96.0.1!"]).into_iter(), [].into_iter());
+        let routes = addresses.routes(["10.96.0.1".parse().unwrap()].into_iter());
         assert!(routes.are_more);
         assert_eq!(texts(&routes)[0], "10.96.0.1/32 src 192.0.2.1");
         assert_eq!(routes.families(), [true, false].into());

@@ -154,32 +154,19 @@ fn rule_44_the_net_serves_without_the_socket_door_too() {
     assert_eq!(routes(&world).unwrap()[0], "10.96.0.0/12 192.0.2.1");
 }
 
+/// External IPs and those of load balancers may be machines'.
 #[test]
-fn frontends_at_addresses_of_machines_are_not_routed() {
+fn frontends_that_are_no_cluster_ips_are_not_routed() {
     let mut world = world(NetOptions::default());
-    let external = |ips: &[&str]| {
-        let Event::Apply(Object::Service(mut object)) =
-            service("web").cluster_ips(&["10.96.0.1"]).tcp("http", 80).applied()
-        else {
-            unreachable!()
-        };
-        object.spec.as_mut().unwrap().external_ips = Some(ips.iter().map(ToString::to_string).collect());
-        Event::Apply(Object::Service(object))
+    world.change(device()).events(web());
+    let Event::Apply(Object::Service(mut object)) =
+        service("web").cluster_ips(&["10.96.0.1"]).tcp("http", 80).applied()
+    else {
+        unreachable!()
     };
-    world.change(device()).event(service_cidr("kubernetes", &["10.96.0.0/12"])).events(web()).event(Event::Synced);
-    // This node's, an endpoint's, and nobody's.
-    let endpoint = "10.244.0.9";
-    world.event(slice("web-2", "web").tcp("http", 8080).with(super::endpoint(endpoint)).applied());
-    world.event(external(&["192.0.2.1", endpoint, "198.51.100.7"])).settle();
-    assert_eq!(routes(&world).unwrap()[1..3], [SOURCES[0], "198.51.100.7/32 192.0.2.1"]);
-    assert_eq!(routes(&world).unwrap().len(), 4);
-    // Another's, until this node has it, as a virtual router does.
-    world.change(Change::Address { ifindex: 2, address: address("198.51.100.7") }).settle();
-    assert_eq!(routes(&world).unwrap().len(), 3);
-    world.change(Change::AddressGone { ifindex: 2, ip: "198.51.100.7".parse().unwrap() }).settle();
-    assert_eq!(routes(&world).unwrap().len(), 4);
-    world.event(external(&[])).settle();
-    assert_eq!(routes(&world).unwrap().len(), 3);
+    object.spec.as_mut().unwrap().external_ips = Some(vec!["198.51.100.7".into()]);
+    world.event(Event::Apply(Object::Service(object))).event(Event::Synced).settle();
+    assert_eq!(routes(&world).unwrap(), ["10.96.0.1/32 192.0.2.1", SOURCES[0], SOURCES[1]]);
 }
 
 #[test]
@@ -206,7 +193,8 @@ fn net_off_leaves_all_as_it_is_until_the_maps_are_complete_and_then_takes_it_awa
     world.change(device()).settle();
     assert_eq!((world.doors().net, world.agent.net().borrow().clone()), (former, Wanted::Unknown));
     world.event(Event::Synced).settle();
-    assert_eq!((world.doors().net, world.agent.net().borrow().clone()), (config::Net::default(), Wanted::Off));
+    let off = Wanted::Off(Some(BTreeSet::new()));
+    assert_eq!((world.doors().net, world.agent.net().borrow().clone()), (config::Net::default(), off));
     assert_eq!(world.doors().attached.get(&83), Some(&role::NET), "as long as something may be routed there");
     world.change(Change::LinkGone { ifindex: 83 }).settle();
     assert!(!world.doors().attached.contains_key(&83) && !world.doors().attached.contains_key(&1));
@@ -223,4 +211,20 @@ fn what_an_earlier_agent_s_programs_do_at_its_device_goes_on_until_the_maps_are_
         world.event(Event::Synced).settle();
         assert_eq!(world.doors().net.ifindex, 83);
     }
+}
+
+#[test]
+fn rule_44_without_the_net_routes_drop_what_is_nobodys_while_the_socket_door_is_open() {
+    let off = |world: &World| match &*world.agent.net().borrow() {
+        Wanted::Off(ranges) => ranges.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        other => panic!("{other:?}"),
+    };
+    let mut world = world(NetOptions { is_off: true, ..NetOptions::default() });
+    world.event(Event::ServiceCidrsUnknown(true)).event(Event::Synced).settle();
+    assert_eq!(off(&world), None, "those of an earlier agent stay");
+    world.event(service_cidr("kubernetes", &["10.96.0.0/12"])).event(Event::ServiceCidrsUnknown(false)).settle();
+    assert_eq!(off(&world).unwrap(), ["10.96.0.0/12"]);
+    world.doors().has_no_socket_door = true;
+    world.event(service_cidr("more", &["172.30.0.0/16"])).settle();
+    assert_eq!(off(&world).unwrap(), [""; 0], "kube-proxy's rules must find a route");
 }
