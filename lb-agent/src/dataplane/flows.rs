@@ -123,6 +123,16 @@ impl FlowEntry {
         }
     }
 
+    /// Whether the backend sees another address than the client's. At the net that does not follow from how packets are sent on.
+    #[must_use]
+    pub fn has_other_source(&self) -> bool {
+        if self.flags & flow_flags::NET == 0 {
+            return self.flags & flow_flags::SNAT != 0;
+        }
+        let client = usize::from(!self.is_original());
+        self.arrives[client].ip() != self.leaves[client].ip()
+    }
+
     /// Whether it is the client's direction: every flow has one such entry.
     const fn is_original(&self) -> bool {
         self.flags & flow_flags::REPLY == 0
@@ -169,7 +179,7 @@ impl Census {
                 let open = census.backends.entry(flow.backend).or_default();
                 *(if flow.state.is_active() { &mut open.active } else { &mut open.inactive }) += 1;
             }
-            if flow.flags & flow_flags::SNAT != 0 {
+            if flow.has_other_source() && flow.flags & flow_flags::NET == 0 {
                 *ports.entry((flow.protocol, flow.leaves[1], flow.leaves[0].ip())).or_default() += 1;
             }
         }

@@ -41,7 +41,8 @@ pub fn check<P: Packet, F: Header>(packet: &P, scratch: &Scratch<F>, comes_from_
     }
     let is_tcp = parsed.key.protocol == protocol::TCP;
     let is_for_node = is_node::<F>(&parsed.key.dst);
-    let is_pods = is_tcp && comes_from_pod && !P::IS_XDP;
+    // What is known has been at the net, and there is none any more.
+    let is_pods = is_tcp && comes_from_pod && !P::IS_XDP && scratch.is_known == 0;
     // Neither sockets nor conntrack tell a program of SCTP.
     let has_another = is_tcp || parsed.key.protocol == protocol::UDP;
     if is_tcp && parsed.is_opening() || !has_another || !is_for_node && !is_pods {

@@ -316,7 +316,7 @@ impl<'a> FlowRows<'a> {
             translated_source: flow.leaves[0],
             translated_destination: flow.leaves[1],
             state: flow.state.as_str(),
-            source_translated: flow.flags & flow_flags::SNAT != 0,
+            source_translated: flow.has_other_source(),
             idle_secs: u64::from(flow.idle_ticks) * self.clock.tick_ns() / 1_000_000_000,
             service: backend.and_then(|backend| self.services.get(&backend.service).cloned()),
             backend_index: flow.backend,

@@ -138,6 +138,7 @@ fn a_table_that_is_shared_is_one_row() {
 fn a_flow_whose_backend_has_gone_is_stale() {
     let dump = dump();
     let rows = rows::FlowRows::new(&dump);
+    assert!(!rows.row(&flow(1, 0, flow_flags::NET | flow_flags::SNAT)).source_translated, "forwarded from the net");
     let rows = [flow(1, 0, 0), flow(2, 7, flow_flags::REPLY | flow_flags::SNAT)].map(|flow| rows.row(&flow));
     assert_eq!((rows[0].direction, rows[0].stale, rows[0].idle_secs), ("original", false, 61));
     assert_eq!(rows[0].service.as_ref().unwrap().name, "web");

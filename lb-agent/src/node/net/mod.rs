@@ -290,6 +290,10 @@ impl Keeper {
             *self = Self { rules: std::mem::take(&mut self.rules), ..Self::default() };
             look.lost.push(Item::Device);
         }
+        if self.device.is_none() && found.is_some() {
+            // An earlier agent's.
+            self.has_stood |= !routes::rules().await?.is_empty();
+        }
         let device = match found {
             Some(found) if found.is_ours() => found,
             Some(found) => return Err(NetError::NotOurs { kind: found.kind }),
