@@ -124,6 +124,12 @@ impl<F: Family> Instruction<F> {
         flow_flags::is_at(self.flags as u8, hook)
     }
 
+    /// Whether packets go on to the stack as they arrive, and nobody sends them anywhere.
+    #[inline(always)]
+    pub fn stays_with_stack(&self) -> bool {
+        self.flags & u32::from(flow_flags::SNAT | flow_flags::NET) == 0
+    }
+
     /// Whether the flow is the net's.
     #[inline(always)]
     pub fn is_nets(&self) -> bool {

@@ -46,11 +46,14 @@ pub fn resolve<P: Packet, F: Header>(
     parsed: &Parsed<F>,
     l4: u32,
 ) -> Stage<Sending> {
-    if flow.is_handed_to_net() {
-        return if P::IS_XDP { Err(Stop::LEAVE_TO_TC) } else { way_of_net() };
-    }
-    if !flow.is_forwarded() {
+    if flow.stays_with_stack() {
         return Ok(Sending { exit: Exit::Stack, way: Way::NONE });
+    }
+    if P::IS_XDP && flow.is_nets() {
+        return Err(Stop::LEAVE_TO_TC);
+    }
+    if !P::IS_XDP && flow.is_handed_to_net() {
+        return way_of_net();
     }
     if parsed.ttl <= 1 {
         return Err(Stop::reject(Reason::TtlExpired));
