@@ -53,10 +53,11 @@ pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
 pub fn arrive<F: Header>(packet: &SkbPacket) -> i32 {
     let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
     let (src, dst) = (F::src(&frame), F::dst(&frame));
-    let begins_here = may_be_own::<F>(&src) || is_net_source::<F>(&src);
-    let is_own =
+    // The filter may take others for this node as well, and is asked first for that.
+    let begins_here = is_net_source::<F>(&src) || may_be_own::<F>(&src) && is_own::<F>(packet, &dst, &src);
+    let goes_on =
         F::widen(&dst).is_loopback() || begins_here && may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst);
-    if is_own { packet.send(LOOPBACK, Exit::Neighbour) } else { SkbPacket::PASS }
+    if goes_on { packet.send(LOOPBACK, Exit::Neighbour) } else { SkbPacket::PASS }
 }
 
 /// Whether an address may be this node's, by the filter.
@@ -65,7 +66,7 @@ fn may_be_own<F: Header>(address: &F::Addr) -> bool {
     maps::filter().is_some_and(|filter| filter.is_node(F::filter_bit(address)))
 }
 
-/// Whether the kernel would receive the packet, and not forward it.
+/// Whether the kernel would receive a packet from and to these addresses, and not forward it.
 #[inline(always)]
 fn is_own<F: Header>(packet: &SkbPacket, src: &F::Addr, dst: &F::Addr) -> bool {
     ask_for_way::<_, F>(packet, src, dst, 0).is_ok_and(|result| result == BPF_FIB_LKUP_RET_NOT_FWDED)
