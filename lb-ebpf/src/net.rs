@@ -32,7 +32,7 @@ pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
     let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
     let (src, dst) = (F::src(&frame), F::dst(&frame));
     let known = maps::filter().map_or(0, |filter| filter.destination(F::filter_bit(&dst)));
-    if known == 0 || known & WHOLE != 0 || may_be_own::<F>(&dst) {
+    if known == 0 || known & WHOLE != 0 || may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst) {
         return SkbPacket::PASS;
     }
     // The main table: the net's own leads here.

@@ -105,19 +105,22 @@ impl Model {
         let is_at_device = self.setup.net.as_ref().is_some_and(|net| net.ifindex == arrival.ifindex);
         let has_way = |dst: IpAddr| {
             let may_be_others =
-                self.setup.filters_in(dst) && !self.setup.is_guarded(dst) && !self.setup.ingress_filter.contains(&dst);
+                self.setup.filters_in(dst) && !self.setup.is_guarded(dst) && !self.setup.is_taken_for_own(dst);
             may_be_others && self.setup.way_to(dst) != Way::Nowhere
         };
-        let goes_on = is_at_device && addresses(&arrival.frame).is_some_and(|(_, dst)| has_way(dst));
+        // From ::1 the kernel knows no way.
+        let has_source = |src: IpAddr| src.is_ipv4() || !src.is_loopback();
+        let goes_on =
+            is_at_device && addresses(&arrival.frame).is_some_and(|(src, dst)| has_source(src) && has_way(dst));
         if goes_on { Verdict::Redirect } else { Verdict::Pass }
     }
 
     /// What the net has made arrive by its device is forwarded by the stack, or received where it is a reply of a Service; but what
     /// begins in this node, and is for it, goes on by the loopback device.
     fn step_at_arrival(&self, arrival: &Arrival) -> Outcome {
-        let is_own = |address: &IpAddr| self.setup.ingress_filter.contains(address);
+        let is_own = |address| self.setup.is_taken_for_own(address);
         let goes_on = addresses(&arrival.frame).is_some_and(|(src, dst)| {
-            dst.is_loopback() || is_own(&dst) && (is_own(&src) || self.setup.is_net_source(src))
+            dst.is_loopback() || is_own(dst) && (is_own(src) || self.setup.is_net_source(src))
         });
         let verdict = if goes_on { Verdict::Redirect } else { Verdict::Pass };
         Outcome { verdict, frame: arrival.frame.clone(), moved: Counters::default(), record: TraceRecord::default() }

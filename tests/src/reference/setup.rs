@@ -9,6 +9,7 @@ use std::{
 
 use lb_common::{
     address::Address,
+    filter::NODE_CELLS,
     flow::{FlowState, protocol},
     hash,
 };
@@ -241,6 +242,14 @@ impl Setup {
     /// Whether all ports of a destination are taken for a ClusterIP's.
     pub(super) fn is_guarded(&self, destination: IpAddr) -> bool {
         self.guarded.iter().any(|&guarded| cell(guarded) == cell(destination))
+    }
+
+    /// Whether an address is taken for this node's: the filter says that it may be, and the kernel forwards nothing there. (It says the
+    /// same of an address without a route.)
+    pub(super) fn is_taken_for_own(&self, address: IpAddr) -> bool {
+        let cell = |address| cell(address) & (NODE_CELLS - 1);
+        let may_be_own = self.ingress_filter.iter().any(|&own| cell(own) == cell(address));
+        may_be_own && self.way_to(address) == Way::Nowhere
     }
 
     /// Whether it does by its port: any of a ClusterIP's, a frontend's own, a NodePort, a source port.
