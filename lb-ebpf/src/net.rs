@@ -23,7 +23,7 @@ const LOOPBACK: u32 = 1;
 
 /// The action for a packet that leaves by the net's device, or by the loopback device, and is no Service's. An address with frontends may
 /// be somebody's who answers at other ports: what is for him takes the way that it would have taken without the net. A ClusterIP is
-/// nobody's, nor is an address without frontends: the device drops what is left to it.
+/// nobody's, nor is an address without frontends: the device drops what is left to it, and what no router would forward.
 #[inline(always)]
 pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
     if !maps::config().is_ok_and(|config| config.net.ifindex == packet.ifindex()) || packet.is_trace() {
@@ -32,7 +32,11 @@ pub fn pass_on<F: Header>(packet: &SkbPacket) -> i32 {
     let Some(frame) = packet.frame(ETHERNET_LEN + F::HEADER_LEN) else { return SkbPacket::PASS };
     let (src, dst) = (F::src(&frame), F::dst(&frame));
     let known = maps::filter().map_or(0, |filter| filter.destination(F::filter_bit(&dst)));
-    if known == 0 || known & WHOLE != 0 || may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst) {
+    if known == 0
+        || known & WHOLE != 0
+        || F::widen(&src).is_unroutable()
+        || may_be_own::<F>(&dst) && is_own::<F>(packet, &src, &dst)
+    {
         return SkbPacket::PASS;
     }
     // The main table: the net's own leads here.

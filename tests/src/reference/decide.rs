@@ -248,17 +248,25 @@ fn choose_source_at_net(setup: &Setup, mut entry: Entry, is_here: bool, begins_h
     };
     if !is_here && way.is_some_and(|ifindex| setup.has_door_outside(ifindex)) {
         entry.is_snat = true;
-        let is_link_local = match client {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        return if is_unroutable(client) || begins_here {
+            translate_source(setup, entry, Door::Net)
+        } else {
+            Ok(entry)
         };
-        let is_unroutable = is_link_local || client.is_loopback() || client.is_multicast();
-        return if is_unroutable || begins_here { translate_source(setup, entry, Door::Net) } else { Ok(entry) };
     }
     let sources = setup.net.as_ref().map(|net| &net.sources);
     let source = sources.and_then(|sources| sources.get(&Version::of(client)));
     entry.to.src.set_ip(*source.ok_or(End::Drop(Reason::NoSourceAddress))?);
     Ok(entry)
+}
+
+/// Whether no router forwards what comes from there.
+pub(super) fn is_unroutable(source: IpAddr) -> bool {
+    let is_link_local = match source {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    is_link_local || source.is_loopback() || source.is_multicast()
 }
 
 /// SipHash-1-3 of the tuple as it stands in a packet, ports after addresses, then the protocol and zeroes to 8 bytes.

@@ -108,10 +108,8 @@ impl Model {
                 self.setup.filters_in(dst) && !self.setup.is_guarded(dst) && !self.setup.is_taken_for_own(dst);
             may_be_others && self.setup.way_to(dst) != Way::Nowhere
         };
-        // From ::1 the kernel knows no way.
-        let has_source = |src: IpAddr| src.is_ipv4() || !src.is_loopback();
-        let goes_on =
-            is_at_device && addresses(&arrival.frame).is_some_and(|(src, dst)| has_source(src) && has_way(dst));
+        let goes_on = is_at_device
+            && addresses(&arrival.frame).is_some_and(|(src, dst)| !decide::is_unroutable(src) && has_way(dst));
         if goes_on { Verdict::Redirect } else { Verdict::Pass }
     }
 
