@@ -45,6 +45,9 @@ const FLAGS: [&str; 6] =
 
 fn world(options: Options) -> Result<World> {
     let world = World::with_echoes(options, &FLAGS)?;
+    wait_until("the net standing", Duration::from_secs(10), || {
+        Ok(world.node("node-a").namespace().run("ip", &["rule"])?.contains("lookup 83"))
+    })?;
     world.put([service()].into_iter().chain(world.slices(NAME, &ALL)))?;
     Ok(world)
 }
