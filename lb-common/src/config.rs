@@ -13,6 +13,9 @@ pub const fn family_index(is_v4: bool) -> usize {
     if is_v4 { 0 } else { 1 }
 }
 
+/// Index of the loopback device, the first of every network namespace.
+pub const LOOPBACK: u32 = 1;
+
 /// The least [`Config::next_hop_generation`]: 0 marks a next hop that is nobody's or is being written, and with
 /// [`config_flags::POLICY_ROUTING`] those that only the agent reads are of the generation before.
 pub const FIRST_GENERATION: u32 = 2;

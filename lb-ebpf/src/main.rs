@@ -35,7 +35,7 @@ use crate::{
     kernel::{clock, tail},
     packet::{
         Packet, SkbPacket, XdpPacket, ethertype,
-        header::{ETHERNET_LEN, Header, behind_tags, is_tag},
+        header::{ETHERNET_LEN, behind_tags, is_tag},
     },
     socket::{Call, context::Socket},
 };
@@ -119,8 +119,8 @@ pub fn shunt_tc_egress_rare(context: TcContext) -> i32 {
 pub fn shunt_net(context: TcContext) -> i32 {
     let mut packet = SkbPacket::new(context.skb.skb);
     let next = match ethertype(&packet) {
-        Some(V4::ETHERTYPE_BE) => or_pass_on::<V4>(pipeline::plain_net::<_, V4>(&mut packet), &packet),
-        Some(V6::ETHERTYPE_BE) => or_pass_on::<V6>(pipeline::plain_net::<_, V6>(&mut packet), &packet),
+        Some(V4::ETHERTYPE_BE) => pipeline::plain_net::<_, V4>(&mut packet),
+        Some(V6::ETHERTYPE_BE) => pipeline::plain_net::<_, V6>(&mut packet),
         _ => SkbPacket::PASS,
     };
     tail::go_on_tc(&context, next, NET_RARE)
@@ -130,19 +130,12 @@ pub fn shunt_net(context: TcContext) -> i32 {
 #[classifier]
 pub fn shunt_net_rare(context: TcContext) -> i32 {
     let mut packet = SkbPacket::new(context.skb.skb);
-    const L3: u32 = ETHERNET_LEN as u32;
     let next = match ethertype(&packet) {
-        Some(V4::ETHERTYPE_BE) => or_pass_on::<V4>(pipeline::rare_net::<_, V4>(&mut packet, L3), &packet),
-        Some(V6::ETHERTYPE_BE) => or_pass_on::<V6>(pipeline::rare_net::<_, V6>(&mut packet, L3), &packet),
+        Some(V4::ETHERTYPE_BE) => pipeline::rare_net::<_, V4>(&mut packet, ETHERNET_LEN as u32),
+        Some(V6::ETHERTYPE_BE) => pipeline::rare_net::<_, V6>(&mut packet, ETHERNET_LEN as u32),
         _ => SkbPacket::PASS,
     };
     tail::go_on_tc(&context, next, NET_RARE)
-}
-
-/// What becomes of a packet of which the pipeline makes nothing.
-#[inline(always)]
-fn or_pass_on<F: Header>(next: i32, packet: &SkbPacket) -> i32 {
-    if next == SkbPacket::PASS { net::pass_on::<F>(packet) } else { next }
 }
 
 /// The net's device, for packets that the net's program has made arrive by it.

@@ -204,7 +204,8 @@ pub mod flow_flags {
         flags & SNAT != 0
     }
 
-    const NETS_FORWARDED: u8 = NET | SNAT;
+    /// Of the net's flows, those to backends elsewhere.
+    pub const NETS_FORWARDED: u8 = NET | SNAT;
     const NETS_REPLY: u8 = NET | REPLY;
 
     /// Where packets of an entry with these flags are translated.

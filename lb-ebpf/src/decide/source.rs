@@ -93,7 +93,7 @@ fn translate_at_net<P: Packet, F: Header>(packet: &P) -> Stage<()> {
         if gets_address {
             take_address(packet, scratch)?;
         }
-        set_flags(&mut scratch.original, 0, flow_flags::NET | flow_flags::SNAT);
+        set_flags(&mut scratch.original, 0, flow_flags::NETS_FORWARDED);
         return Ok(());
     }
     let source = &maps::config()?.net.sources[family_index(F::IS_V4)];
@@ -120,8 +120,7 @@ fn leads_to_door<P: Packet, F: Header>(packet: &P, scratch: &mut Scratch<F>) -> 
 /// looks there.
 #[inline(always)]
 pub fn let_reply_pass<F: Header>(entry: &Entry<F>) {
-    const FORWARDED: u8 = flow_flags::NET | flow_flags::SNAT;
-    if entry.flags() & FORWARDED == FORWARDED {
+    if entry.flags() & flow_flags::NETS_FORWARDED == flow_flags::NETS_FORWARDED {
         let bit = F::filter_port_bit(&entry.new_src, entry.new_sport_be, entry.protocol);
         maps::let_pass(F::filter_bit(&entry.new_src), bit);
     }

@@ -291,12 +291,12 @@ fn ask_for_source<P: Packet, F: Header>(packet: &P, protocol: u8) -> Stage<u32> 
     Ok(result)
 }
 
-/// What the kernel says of the way from and to these addresses; `flags` are those of `bpf_fib_lookup`.
+/// What the kernel says of the way from and to these addresses.
 #[inline(always)]
-pub fn ask_for_way<P: Packet, F: Header>(packet: &P, src: &F::Addr, dst: &F::Addr, flags: u32) -> Stage<u32> {
+pub fn ask_for_way<P: Packet, F: Header>(packet: &P, src: &F::Addr, dst: &F::Addr) -> Stage<u32> {
     let scratch = work::scratch::<F>()?;
     (scratch.next_hop_src, scratch.next_hop_dst) = (*src, *dst);
-    ask::<P, F>(packet, 0, 1, flags)
+    ask::<P, F>(packet, 0, 1, 0)
 }
 
 /// The kernel's refusal of flags that it does not know.

@@ -261,7 +261,7 @@ fn choose_source_at_net(setup: &Setup, mut entry: Entry, is_here: bool, begins_h
 }
 
 /// Whether no router forwards what comes from there.
-pub(super) fn is_unroutable(source: IpAddr) -> bool {
+fn is_unroutable(source: IpAddr) -> bool {
     let is_link_local = match source {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The whole decision, one packet at a time.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use lb_common::{
     flow::{protocol, tcp_flags},
@@ -19,7 +19,6 @@ use super::{
     packet::{Body, Packet, Segment, addresses, parse},
     quote::Quote,
     rewrite::{Rewrite, rewrite},
-    route::Way,
     setup::{Setup, Version},
     verdict::{Arrival, Door, End, Verdict},
 };
@@ -91,26 +90,10 @@ impl Model {
             Err(end) => self.conclude(&mut run, None, end),
         };
         let Run { frame, mut record, .. } = run;
-        let is_let_go = verdict == Verdict::Pass && arrival.door == Door::Net && !arrival.is_trace;
-        let verdict = if is_let_go { self.pass_on(arrival) } else { verdict };
         if !arrival.is_trace {
             record = TraceRecord::default();
         }
         Outcome { verdict, frame, moved: self.counters.since(&before), record }
-    }
-
-    /// What leaves by the net's device for an address where frontends are, but no ClusterIP, and is for none of them goes on as if there
-    /// were no net.
-    fn pass_on(&self, arrival: &Arrival) -> Verdict {
-        let is_at_device = self.setup.net.as_ref().is_some_and(|net| net.ifindex == arrival.ifindex);
-        let has_way = |dst: IpAddr| {
-            let may_be_others =
-                self.setup.filters_in(dst) && !self.setup.is_guarded(dst) && !self.setup.is_taken_for_own(dst);
-            may_be_others && self.setup.way_to(dst) != Way::Nowhere
-        };
-        let goes_on = is_at_device
-            && addresses(&arrival.frame).is_some_and(|(src, dst)| !decide::is_unroutable(src) && has_way(dst));
-        if goes_on { Verdict::Redirect } else { Verdict::Pass }
     }
 
     /// What the net has made arrive by its device is forwarded by the stack, or received where it is a reply of a Service; but what

@@ -21,7 +21,7 @@ use shunt_tests::{
         },
         with_rig, with_rig_for,
     },
-    reference::{Arrival, Door, Place, Policy, Verdict, Version},
+    reference::{Arrival, Door, Policy, Verdict, Version},
 };
 
 use crate::step::{ALL_PROTOCOLS, Step, answer, begun, continued, end, first, next, replied, send, source_port, take};
@@ -57,6 +57,10 @@ struct Way {
     service: Service,
 }
 
+fn redirected(what: &'static str, at: (Door, u32), frame: Vec<u8>, output: Vec<u8>, moved: String) -> Step {
+    Step { what, at, frame, verdict: Verdict::Redirect, output, moved }
+}
+
 impl Way {
     fn of(client: node::Both, service: Service, version: Version) -> Self {
         Self { at: AT_NET, client: end(client, version, 40_000), frontend: service.at_cluster_ip(version), service }
@@ -71,8 +75,6 @@ impl Way {
         let reply = answer(protocol, backend, own);
         let back = reply.clone().between(self.frontend, self.client).ethernet(nets).build();
         let len = packet.build().len();
-        let redirected =
-            |what, at, frame, output, moved| Step { what, at, frame, verdict: Verdict::Redirect, output, moved };
         let moved = replied(index, reply.build().len());
         take(
             rig,
@@ -97,8 +99,6 @@ impl Way {
         let reply = answer(protocol, backend, own);
         let back = reply.clone().between(self.frontend, self.client).ethernet(nets).build();
         let len = packet.build().len();
-        let redirected =
-            |what, at, frame, output, moved| Step { what, at, frame, verdict: Verdict::Redirect, output, moved };
         let moved = replied(index, reply.build().len());
         take(
             rig,
@@ -359,24 +359,6 @@ fn a_stranger_at_the_net_is_let_alone() -> Result<()> {
             let steps =
                 packets.each_ref().map(|packet| Step::untouched("stranger", (Door::Net, device), packet.build(), ""));
             take(rig, steps)?;
-        }
-        Ok(())
-    })
-}
-
-/// The address is somebody's, who serves other ports there: `ssh` to a machine whose address is an external IP.
-#[test]
-fn what_is_no_services_at_an_address_with_frontends_goes_on() -> Result<()> {
-    for_all(|rig, version, protocol| {
-        let at = |port| end(OUTSIDE, version, port);
-        rig.change(|setup| {
-            let frontend = setup.frontends[&(Place::Address(pick(CLUSTER_IP, version)), 80, protocol)].clone();
-            setup.frontends.insert((Place::Address(at(80).ip()), 80, protocol), frontend);
-        })?;
-        let packet = first(protocol, end(NODE, version, 40_000), at(22)).build();
-        for (device, verdict) in [(NET, Verdict::Redirect), (LOOPBACK, Verdict::Pass)] {
-            let step = Step { verdict, ..Step::untouched("other port", (Door::Net, device), packet.clone(), "") };
-            take(rig, [step])?;
         }
         Ok(())
     })

@@ -16,7 +16,7 @@ const ALLOWED_MORE: [(&str, u32); 4] = [
     ("shunt_xdp_rare", 80_000),
     ("shunt_tc_ingress_rare", 80_000),
     ("shunt_tc_egress_rare", 80_000),
-    ("shunt_net_rare", 90_000),
+    ("shunt_net_rare", 80_000),
 ];
 const DEVELOPMENT: KernelVersion = KernelVersion::new(6, 18, 0);
 

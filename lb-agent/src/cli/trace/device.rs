@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use futures::TryStreamExt as _;
 use lb_common::{
     address::Address,
-    config::{Interface, role},
+    config::{Interface, LOOPBACK, role},
     frontend::{backend_flags, backend_state},
 };
 use nix::net::if_::if_nametoindex;
@@ -67,9 +67,6 @@ pub fn choose((client, to): (IpAddr, IpAddr), net: Option<u32>, dump: &Dump, pin
         None => bail!("no device has a role yet: is the agent running? Name a device in --in-interface"),
     }
 }
-
-/// Index of the loopback device.
-const LOOPBACK: u32 = 1;
 
 fn choose_from(client: IpAddr, back: Option<u32>, dump: &Dump) -> Option<u32> {
     let with_role = |bit: u16| {
